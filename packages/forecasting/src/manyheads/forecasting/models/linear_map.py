@@ -1,0 +1,52 @@
+"""A forecast that is linear in the look-back, as one matrix a channel.
+
+Repeat, seasonal naive, drift, window mean, Linear, NLinear, DLinear and their closed forms all end as this (2205.13504;
+the equivalences: 2403.14587); RLinear has one more term, the standard deviation of the window times a bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """``y[n, h, c] = sum_l x[n, l, c] weight[c, l, h] + bias[c, h] + sd(x[n, :, c]) scale_bias[c, h]``
+
+    The leading axis of each array is ``C``, or 1 where all channels share it.
+    """
+
+    weight: np.ndarray  # (C or 1, L, H)
+    bias: np.ndarray  # (C or 1, H)
+    scale_bias: np.ndarray | None = None  # (C or 1, H); sd is the population standard deviation of the look-back
+
+    @property
+    def look_back(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def horizon(self) -> int:
+        return self.weight.shape[2]
+
+    @property
+    def shared(self) -> bool:
+        return self.weight.shape[0] == 1
+
+    def head(self, horizon: int) -> LinearMap:
+        """The first ``horizon`` steps of the forecast."""
+        scale_bias = None if self.scale_bias is None else self.scale_bias[:, :horizon]
+        return LinearMap(self.weight[:, :, :horizon], self.bias[:, :horizon], scale_bias)
+
+    def astype(self, dtype: type) -> LinearMap:
+        scale_bias = None if self.scale_bias is None else self.scale_bias.astype(dtype)
+        return LinearMap(self.weight.astype(dtype), self.bias.astype(dtype), scale_bias)
+
+    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
+        """``(N, L', C)`` with ``L' >= L`` -> ``(N, H, C)``; a longer window is cut to its last ``L`` steps."""
+        windows_CNL = np.ascontiguousarray(windows_NLC[:, -self.look_back :, :].transpose(2, 0, 1))
+        forecast_CNH = windows_CNL @ self.weight + self.bias[:, None, :]
+        if self.scale_bias is not None:
+            forecast_CNH = forecast_CNH + windows_CNL.std(axis=2, keepdims=True) * self.scale_bias[:, None, :]
+        return forecast_CNH.transpose(1, 2, 0)

@@ -1,0 +1,1 @@
+"""How every experiment is described, run, saved, resumed and reported."""
