@@ -1,0 +1,284 @@
+"""``closed-form-auto``: one linear forecaster for any panel, in closed form, with nothing left to tune.
+
+With ``x`` the look-back of one channel, ``p_h`` a naive forecast of step ``h`` (the *prior*) and ``z = x - x_last``:
+
+    y_h = p_h + w_h' z,        W = mean over look-backs L and penalties lambda of  (G + lambda tr(G) / L)^-1 B,
+
+``G = sum z z'`` and ``B = sum z (y - p)'`` over all windows of the fitting rows. Each channel takes a weighted mean of two
+such ensembles: its own (``G``, ``B`` of the channel) and the shared one (sums over all channels). The rule, the same for
+every panel:
+
+1. *Horizon groups.* The steps between two asked horizons form a group with weights of their own, so that one fit serves
+   all horizons: the forecast for a shorter horizon is the head of the longest.
+2. *Prior.* The last value; the seasonal naive where fewer than 30 seasons were seen, too few to learn a season from.
+3. *Look-backs and penalties* are not chosen: equal weights over three look-backs (the longest is an eleventh of the rows,
+   at least three seasons and at most 2016 steps; its half; its third) and three penalties.
+4. *Pooling* is the one choice: own and shared get weights ``exp(-(e / e_min - 1) / 0.03)`` by their error ``e`` in
+   purged, blocked cross-validation over the fitting rows (a training window's targets never meet a held-out target).
+5. *Guard.* Where the gain over Repeat in that cross-validation, with the pooling weights taken from the other folds, is
+   below two standard errors over folds, the forecast is Repeat: what looks like a random walk is treated as one.
+6. *Refit* of everything on all fitting rows.
+
+Source: our own, on the lines of SearchCast (2606.27282) and of 2403.14587; no figure of a test part enters the rule.
+
+Cost: ``O(C K (T log T + L^2 + |lambda| L^3 / 3))`` for ``C`` channels and ``K`` folds; memory ``O(K L^2)``, whatever the
+number of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.forecasting.closed_form.hankel import Moments, window_moments
+from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.series import History
+
+
+@dataclass(frozen=True)
+class AutoRule:
+    """The constants of the rule, the same for every panel."""
+
+    longest: int = 2016  # steps
+    rows_per_step: int = 11  # the longest look-back is at most this share of the rows ...
+    seasons: int = 3  # ... unless that is less than three seasons
+    divisors: tuple[int, ...] = (1, 2, 3)  # of the longest look-back
+    penalties: tuple[float, ...] = (0.01, 0.1, 1.0)  # of the mean eigenvalue of the Gram matrix
+    temperature: float = 0.03  # of the pooling weights, in relative error
+    folds: int = 4
+    few_seasons: int = 30
+    guard: float = 2.0  # standard errors
+    steps_per_group: int = 12  # steps of each group that cross-validation looks at
+
+
+RULE = AutoRule()
+HORIZON_BORDERS = (96, 192, 336, 720)  # groups end here and at every asked horizon
+
+
+@dataclass(frozen=True)
+class AutoFit:
+    """The fitted map (its look-back is the longest) and what the rule found on the way."""
+
+    map: LinearMap
+    look_backs: tuple[int, ...]
+    borders: tuple[int, ...]  # ends of the horizon groups
+    prior: str  # "last value" or "seasonal naive"
+    own_weights: np.ndarray  # (C, groups): weight of the channel's own ensemble; the shared one has the rest
+    gain: float | None  # relative gain over Repeat in cross-validation, mean over folds; None without folds
+    gain_error: float | None  # its standard error
+    guarded: bool  # the forecast is Repeat
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """``sum z z'``, ``sum z r'``, ``sum r^2`` with ``r = y - prior``."""
+
+    gram: np.ndarray  # (L, L)
+    cross: np.ndarray  # (L, H)
+    energy: np.ndarray  # (H,)
+
+    def __add__(self, other: _Problem) -> _Problem:
+        return _Problem(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+
+    def __sub__(self, other: _Problem) -> _Problem:
+        return _Problem(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the rule makes of one panel before it sees a value."""
+
+    look_backs: tuple[int, ...]
+    borders: tuple[int, ...]
+    prior: str
+    prior_index: np.ndarray  # (H,): the prior of step h is x[prior_index[h]]
+    windows: int
+
+    @property
+    def look_back(self) -> int:
+        return self.look_backs[0]
+
+    @property
+    def horizon(self) -> int:
+        return self.borders[-1]
+
+    def probed_steps(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Steps that cross-validation looks at, and the group of each."""
+        starts = (0, *self.borders[:-1])
+        steps = [
+            np.unique(np.linspace(a, b - 1, count).round().astype(int))
+            for a, b in zip(starts, self.borders, strict=True)
+        ]
+        return np.concatenate(steps), np.repeat(np.arange(len(steps)), [len(s) for s in steps])
+
+
+def fit_auto(history: History, horizons: Sequence[int], *, rule: AutoRule = RULE) -> AutoFit:
+    """Fits the rule on all rows of ``history`` for all ``horizons`` at once.
+
+    To keep the validation part out of the fit, cut the history at ``train_end``: the rule needs no validation part.
+    Raises :class:`DataError` where the rows are too few for one window, :class:`ArgumentError` for a horizon below 1.
+    """
+    plan = _plan(history.rows, history.season, horizons, rule)
+    warnings: tuple[str, ...] = ()
+    if _foldable(plan, rule):
+        errors, repeat = _cross_validate(history, plan, rule)
+        own = _own_weights(errors.mean(axis=1), rule)
+        gains = _fold_gains(errors, repeat, rule)
+        gain, gain_error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+        guarded = not gain >= rule.guard * gain_error
+    else:
+        own, gain, gain_error, guarded = np.full((history.channels, len(plan.borders)), 0.5), None, None, False
+        warnings = (f"{plan.windows} windows are too few for cross-validation: own and shared weights are averaged",)
+    if history.channels == 1:
+        own = np.ones_like(own)  # both ensembles are the same
+    linear_map = _repeat_map(plan) if guarded else _refit(history, plan, own, rule)
+    return AutoFit(linear_map, plan.look_backs, plan.borders, plan.prior, own, gain, gain_error, guarded, warnings)
+
+
+def _plan(rows: int, season: int, horizons: Sequence[int], rule: AutoRule) -> _Plan:
+    if not horizons or min(horizons) < 1:
+        raise ArgumentError(f"horizons: found {list(horizons)}, expected at least one, all 1 or more")
+    horizon = max(horizons)
+    borders = tuple(sorted({*horizons, *(b for b in HORIZON_BORDERS if b < horizon)}))
+    longest = min(rule.longest, max(rows // rule.rows_per_step, rule.seasons * season), (rows - horizon) // 2)
+    if longest < max(rule.divisors):
+        raise DataError(
+            f"{rows} rows are too few for a horizon of {horizon}: at least {horizon + 2 * max(rule.divisors)} are needed"
+        )
+    look_backs = tuple(dict.fromkeys(longest // divisor for divisor in rule.divisors))
+    seasonal = season > 1 and rows < rule.few_seasons * season and season <= look_backs[-1]
+    steps = np.arange(horizon)
+    index = longest - season + steps % season if seasonal else np.full(horizon, longest - 1)
+    prior = "seasonal naive" if seasonal else "last value"
+    return _Plan(look_backs, borders, prior, index, rows - longest - horizon + 1)
+
+
+def _foldable(plan: _Plan, rule: AutoRule) -> bool:
+    """Whether each fold leaves as many training windows as the shortest look-back has steps."""
+    fold = plan.windows // rule.folds
+    return fold >= 1 and plan.windows - fold - 2 * plan.horizon >= plan.look_backs[-1]
+
+
+def _problem(moments: Moments, plan: _Plan, steps: np.ndarray) -> _Problem:
+    look_back, last = plan.look_back, plan.look_back - 1
+    products, index = moments.products, plan.prior_index[steps]
+    past, future = products[:, :look_back], look_back + steps
+    gram = past - past[last] - past[:, [last]] + past[last, last]
+    residual = products[:, future] - products[:, index]
+    energy = moments.squares[future] - 2.0 * products[index, future] + products[index, index]
+    return _Problem(gram, residual - residual[last], energy)
+
+
+def _ensemble(problem: _Problem, look_backs: Sequence[int], rule: AutoRule, dtype: type) -> np.ndarray:
+    """Equal mean of the ridge solutions over look-backs and penalties, ``(L, H)``; short look-backs weigh only the end."""
+    mean = np.zeros(problem.cross.shape)
+    for look_back in look_backs:
+        gram, cross = problem.gram[-look_back:, -look_back:], problem.cross[-look_back:].astype(dtype)
+        scale = max(np.trace(gram) / look_back, np.finfo(np.float32).tiny)
+        for penalty in rule.penalties:
+            ridge = gram.astype(dtype)
+            ridge.flat[:: look_back + 1] += penalty * scale
+            factor = cho_factor(ridge, lower=True, overwrite_a=True, check_finite=False)
+            mean[-look_back:] += cho_solve(factor, cross, check_finite=False)
+    return mean / (len(look_backs) * len(rule.penalties))
+
+
+def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.ndarray, np.ndarray]:
+    """Errors ``(C, K, groups, 2, 2)`` of own and shared ensembles as a quadratic form in their weights, and the errors
+    ``(C, K, groups)`` of Repeat. Single precision: the sums are exact, only the solutions are rounded."""
+    steps, group = plan.probed_steps(rule.steps_per_group)
+    edges = np.linspace(0, plan.windows, rule.folds + 1).astype(int)
+    folds = list(zip(edges[:-1], edges[1:], strict=True))
+    width = plan.horizon - 1
+
+    def problem(channel: int, start: int, stop: int) -> _Problem:
+        series = history.values[:, channel]
+        return _problem(window_moments(series, plan.look_back, plan.horizon, start, stop), plan, steps)
+
+    own: list[list[np.ndarray]] = []
+    pooled: list[_Problem | None] = [None] * rule.folds
+    for channel in range(history.channels):
+        everything = problem(channel, 0, plan.windows)
+        own.append([])
+        for k, (start, stop) in enumerate(folds):
+            kept = everything - problem(channel, max(0, start - width), min(plan.windows, stop + width))
+            so_far = pooled[k]
+            pooled[k] = kept if so_far is None else so_far + kept
+            own[-1].append(_ensemble(kept, plan.look_backs, rule, np.float32).astype(np.float32))
+    shared = [_ensemble(total, plan.look_backs, rule, np.float32).astype(np.float32) for total in pooled if total]
+    pooled.clear()
+
+    groups = len(plan.borders)
+    errors = np.empty((history.channels, rule.folds, groups, 2, 2))
+    repeat = np.empty((history.channels, rule.folds, groups))
+    members = np.eye(groups)[group] / np.bincount(group)[group][:, None]  # (steps, groups): mean over the group's steps
+    last_value = np.full(plan.horizon, plan.look_back - 1)
+    for channel in range(history.channels):
+        for k, (start, stop) in enumerate(folds):
+            moments = window_moments(history.values[:, channel], plan.look_back, plan.horizon, start, stop)
+            held = _problem(moments, plan, steps)
+            future, last = plan.look_back + steps, last_value[steps]
+            moved = moments.squares[future] - 2.0 * moments.products[last, future] + moments.products[last, last]
+            repeat[channel, k] = moved @ members / (stop - start)
+            pair = (own[channel][k], shared[k])
+            gram = held.gram.astype(np.float32)
+            images = [gram @ weights for weights in pair]
+            agreement = [np.einsum("lh,lh->h", weights, held.cross) for weights in pair]
+            for a in range(2):
+                for b in range(2):
+                    overlap = np.einsum("lh,lh->h", pair[a], images[b], dtype=np.float64)
+                    squared = held.energy - agreement[a] - agreement[b] + overlap
+                    errors[channel, k, :, a, b] = squared @ members / (stop - start)
+    return errors, repeat
+
+
+def _own_weights(errors: np.ndarray, rule: AutoRule) -> np.ndarray:
+    """``(C, groups, 2, 2)`` errors -> ``(C, groups)`` weights of the own ensemble."""
+    alone = np.stack([errors[..., 0, 0], errors[..., 1, 1]], axis=-1)
+    alone = np.maximum(alone, np.finfo(float).tiny)
+    weights = np.exp(-(alone / alone.min(axis=-1, keepdims=True) - 1.0) / rule.temperature)
+    return weights[..., 0] / weights.sum(axis=-1)
+
+
+def _fold_gains(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.ndarray:
+    """``(K,)``: relative gain over Repeat in each fold, mean over channels and groups, weights from the other folds."""
+    gains = []
+    for k in range(errors.shape[1]):
+        own = _own_weights(np.delete(errors, k, axis=1).mean(axis=1), rule)
+        mix = np.stack([own, 1.0 - own], axis=-1)
+        mixed = np.einsum("cga,cgab,cgb->cg", mix, errors[:, k], mix)
+        moving = repeat[:, k] > 0  # a constant channel has nothing to gain
+        gains.append(np.mean(1.0 - mixed[moving] / repeat[:, k][moving]) if moving.any() else 0.0)
+    return np.array(gains)
+
+
+def _refit(history: History, plan: _Plan, own: np.ndarray, rule: AutoRule) -> LinearMap:
+    steps = np.arange(plan.horizon)
+    group = np.searchsorted(plan.borders, steps, side="right")
+    weights = np.zeros((history.channels, plan.look_back, plan.horizon))
+    pooled: _Problem | None = None
+    for channel, series in enumerate(history.values.T):
+        problem = _problem(window_moments(series, plan.look_back, plan.horizon, 0, plan.windows), plan, steps)
+        pooled = problem if pooled is None else pooled + problem
+        weights[channel] = own[channel, group] * _ensemble(problem, plan.look_backs, rule, np.float64)
+    if pooled is not None and history.channels > 1:
+        weights += (1.0 - own[:, None, group]) * _ensemble(pooled, plan.look_backs, rule, np.float64)
+    return _prior_map(plan, weights)
+
+
+def _prior_map(plan: _Plan, weights: np.ndarray) -> LinearMap:
+    """``p + W' (x - x_last)`` as one matrix on the raw look-back."""
+    weights[:, -1] -= weights.sum(axis=1)
+    weights[:, plan.prior_index, np.arange(plan.horizon)] += 1.0
+    return LinearMap(weights, np.zeros(weights.shape[::2]))
+
+
+def _repeat_map(plan: _Plan) -> LinearMap:
+    weights = np.zeros((1, plan.look_back, plan.horizon))
+    weights[:, -1] = 1.0
+    return LinearMap(weights, np.zeros((1, plan.horizon)))

@@ -1,0 +1,120 @@
+"""Second moments of all windows of a series, without making the windows.
+
+A window of ``L`` past and ``H`` future values that starts at row ``n`` is ``x[n : n + L + H]``. Least squares on all
+windows needs only the sums
+
+    S[i, j] = sum_{n in [start, stop)} x[n + i] x[n + j],      0 <= i < L,  0 <= j < L + H,
+
+and these shift along their diagonals (the window matrix is a Hankel matrix):
+
+    S[i + 1, j + 1] = S[i, j] - x[start + i] x[start + j] + x[stop + i] x[stop + j].
+
+The first row is one correlation; each further row costs ``O(L + H)``. Time ``O(N log N + L (L + H))`` and memory
+``O(L (L + H))`` for ``N`` windows, where the window matrix would take ``O(N L (L + H))`` and ``O(N (L + H))``.
+
+Shapes: ``C`` channels, ``L`` look-back, ``H`` horizon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.signal import correlate
+
+from manyheads.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the windows of one channel, or the mean of them over channels; moments add and subtract like the sets
+    of windows that they stand for."""
+
+    products: np.ndarray  # (L, L + H): S above
+    squares: np.ndarray  # (L + H,): sum of x[n + j]^2
+    side: np.ndarray  # (L + H,): sum of f[n] x[n + j], f the side feature: 1, or the deviation of the look-back
+    side_energy: float  # sum of f[n]^2
+    windows: int
+
+    @property
+    def look_back(self) -> int:
+        return self.products.shape[0]
+
+    @property
+    def horizon(self) -> int:
+        return self.products.shape[1] - self.products.shape[0]
+
+    def __add__(self, other: Moments) -> Moments:
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return self._combine(other, -1.0)
+
+    def _combine(self, other: Moments, sign: float) -> Moments:
+        return Moments(
+            self.products + sign * other.products,
+            self.squares + sign * other.squares,
+            self.side + sign * other.side,
+            self.side_energy + sign * other.side_energy,
+            self.windows + int(sign) * other.windows,
+        )
+
+
+def window_moments(
+    series: np.ndarray,
+    look_back: int,
+    horizon: int,
+    start: int,
+    stop: int,
+    *,
+    side: Literal["ones", "deviation"] = "ones",
+) -> Moments:
+    """Moments of the windows that start at rows ``start .. stop - 1`` of ``series`` ``(T,)``.
+
+    ``side="deviation"`` takes the population standard deviation of each look-back as the side feature.
+    Raises :class:`DataError` where a window would leave the series.
+    """
+    width, windows = look_back + horizon, stop - start
+    if windows < 1 or start < 0 or stop - 1 + width > len(series):
+        raise DataError(
+            f"windows [{start}, {stop}) of {look_back} + {horizon} steps do not fit into a series of {len(series)} rows"
+        )
+    reach = np.ascontiguousarray(series[start : stop - 1 + width], dtype=np.float64)
+    if side == "ones":
+        side_sums, side_energy = _running_sum(reach, windows), float(windows)
+    else:
+        feature = look_back_deviation(reach, look_back)[:windows]
+        side_sums, side_energy = correlate(reach, feature, mode="valid"), float(feature @ feature)
+    return Moments(
+        _products(reach, look_back, windows), _running_sum(reach * reach, windows), side_sums, side_energy, windows
+    )
+
+
+def look_back_deviation(series: np.ndarray, look_back: int) -> np.ndarray:
+    """Population standard deviation of ``series[n : n + L]`` for every ``n``, by running sums."""
+    centred = series - series.mean()
+    mean = _running_sum(centred, look_back) / look_back
+    return np.sqrt(np.maximum(_running_sum(centred * centred, look_back) / look_back - mean * mean, 0.0))
+
+
+def _products(reach: np.ndarray, look_back: int, windows: int) -> np.ndarray:
+    width = len(reach) - windows + 1
+    products = np.empty((look_back, width))
+    products[0] = correlate(reach, reach[:windows], mode="valid")
+    leaving, entering = reach[:width], np.append(reach[windows:], 0.0)  # the last entry is never used
+    scratch = np.empty(width - 1)
+    for i in range(look_back - 1):
+        row, above = products[i + 1], products[i]
+        np.multiply(entering[: width - 1], entering[i], out=row[1:])
+        np.multiply(leaving[: width - 1], leaving[i], out=scratch)
+        row[1:] -= scratch
+        row[1:] += above[:-1]
+        row[0] = products[0, i + 1]
+    return products
+
+
+def _running_sum(values: np.ndarray, span: int) -> np.ndarray:
+    """``sum_{k < span} values[n + k]`` for every ``n``."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return total[span:] - total[:-span]
