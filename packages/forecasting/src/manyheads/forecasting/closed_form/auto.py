@@ -4,29 +4,31 @@ With ``x`` the look-back of one channel, ``p_h`` a naive forecast of step ``h`` 
 
     y_h = p_h + w_h' z,        W = mean over look-backs L and penalties lambda of  (G + lambda tr(G) / L)^-1 B,
 
-``G = sum z z'`` and ``B = sum z (y - p)'`` over all windows of the fitting rows. Each channel takes a weighted mean of two
-such ensembles: its own (``G``, ``B`` of the channel) and the shared one (sums over all channels). The rule, the same for
-every panel:
+``G = sum z z'`` and ``B = sum z (y - p)'`` over all windows of the fitting rows. Each channel takes a weighted mean of
+two such ensembles: its own (``G``, ``B`` of the channel) and the shared one (sums over all channels). The rule, the
+same for every panel:
 
 1. *Horizon groups.* The steps between two asked horizons form a group with weights of their own, so that one fit serves
    all horizons: the forecast for a shorter horizon is the head of the longest.
 2. *Prior.* The last value; the seasonal naive where fewer than 30 seasons were seen, too few to learn a season from.
-3. *Look-backs and penalties* are not chosen: equal weights over three look-backs (the longest is an eleventh of the rows,
-   at least three seasons and at most 2016 steps; its half; its third) and three penalties.
+3. *Look-backs and penalties* are not chosen: equal weights over three look-backs (the longest is an eleventh of the
+   rows, at least three seasons and at most 2016 steps; its half; its third) and three penalties.
 4. *Pooling* is the one choice: own and shared get weights ``exp(-(e / e_min - 1) / 0.03)`` by their error ``e`` in
    purged, blocked cross-validation over the fitting rows (a training window's targets never meet a held-out target).
 5. *Guard.* Where the gain over Repeat in that cross-validation, with the pooling weights taken from the other folds, is
-   below two standard errors over folds, the forecast is Repeat: what looks like a random walk is treated as one.
+   below two standard errors over folds, the forecast is Repeat, or the prior where that did better: what looks like a
+   random walk is treated as one.
 6. *Refit* of everything on all fitting rows.
 
 Source: our own, on the lines of SearchCast (2606.27282) and of 2403.14587; no figure of a test part enters the rule.
 
-Cost: ``O(C K (T log T + L^2 + |lambda| L^3 / 3))`` for ``C`` channels and ``K`` folds; memory ``O(K L^2)``, whatever the
-number of windows.
+Cost: ``O(C K (T log T + L^2 + |lambda| L^3 / 3))`` for ``C`` channels and ``K`` folds; memory ``O(K L^2)``, whatever
+the number of windows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +72,7 @@ class AutoFit:
     own_weights: np.ndarray  # (C, groups): weight of the channel's own ensemble; the shared one has the rest
     gain: float | None  # relative gain over Repeat in cross-validation, mean over folds; None without folds
     gain_error: float | None  # its standard error
-    guarded: bool  # the forecast is Repeat
+    guarded: bool  # the forecast is naive
     warnings: tuple[str, ...] = ()
 
 
@@ -126,17 +128,19 @@ def fit_auto(history: History, horizons: Sequence[int], *, rule: AutoRule = RULE
     plan = _plan(history.rows, history.season, horizons, rule)
     warnings: tuple[str, ...] = ()
     if _foldable(plan, rule):
-        errors, repeat = _cross_validate(history, plan, rule)
+        errors, naive = _cross_validate(history, plan, rule)
         own = _own_weights(errors.mean(axis=1), rule)
-        gains = _fold_gains(errors, repeat, rule)
+        gains = _fold_gains(errors, naive[..., 0], rule)
         gain, gain_error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
         guarded = not gain >= rule.guard * gain_error
+        prior_wins = naive[..., 1].sum() < naive[..., 0].sum()
     else:
-        own, gain, gain_error, guarded = np.full((history.channels, len(plan.borders)), 0.5), None, None, False
+        own, gain, gain_error = np.full((history.channels, len(plan.borders)), 0.5), None, None
+        guarded = prior_wins = False
         warnings = (f"{plan.windows} windows are too few for cross-validation: own and shared weights are averaged",)
     if history.channels == 1:
         own = np.ones_like(own)  # both ensembles are the same
-    linear_map = _repeat_map(plan) if guarded else _refit(history, plan, own, rule)
+    linear_map = _naive_map(plan, prior=prior_wins) if guarded else _refit(history, plan, own, rule)
     return AutoFit(linear_map, plan.look_backs, plan.borders, plan.prior, own, gain, gain_error, guarded, warnings)
 
 
@@ -148,7 +152,8 @@ def _plan(rows: int, season: int, horizons: Sequence[int], rule: AutoRule) -> _P
     longest = min(rule.longest, max(rows // rule.rows_per_step, rule.seasons * season), (rows - horizon) // 2)
     if longest < max(rule.divisors):
         raise DataError(
-            f"{rows} rows are too few for a horizon of {horizon}: at least {horizon + 2 * max(rule.divisors)} are needed"
+            f"{rows} rows are too few for a horizon of {horizon}: give at least "
+            f"{horizon + 2 * max(rule.divisors)} rows or ask for a shorter horizon"
         )
     look_backs = tuple(dict.fromkeys(longest // divisor for divisor in rule.divisors))
     seasonal = season > 1 and rows < rule.few_seasons * season and season <= look_backs[-1]
@@ -175,7 +180,7 @@ def _problem(moments: Moments, plan: _Plan, steps: np.ndarray) -> _Problem:
 
 
 def _ensemble(problem: _Problem, look_backs: Sequence[int], rule: AutoRule, dtype: type) -> np.ndarray:
-    """Equal mean of the ridge solutions over look-backs and penalties, ``(L, H)``; short look-backs weigh only the end."""
+    """Equal mean of the ridge solutions over look-backs and penalties, ``(L, H)``; short ones weigh only the end."""
     mean = np.zeros(problem.cross.shape)
     for look_back in look_backs:
         gram, cross = problem.gram[-look_back:, -look_back:], problem.cross[-look_back:].astype(dtype)
@@ -190,10 +195,10 @@ def _ensemble(problem: _Problem, look_backs: Sequence[int], rule: AutoRule, dtyp
 
 def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.ndarray, np.ndarray]:
     """Errors ``(C, K, groups, 2, 2)`` of own and shared ensembles as a quadratic form in their weights, and the errors
-    ``(C, K, groups)`` of Repeat. Single precision: the sums are exact, only the solutions are rounded."""
+    ``(C, K, groups, 2)`` of Repeat and of the prior. The solutions are in single precision, the sums in double."""
     steps, group = plan.probed_steps(rule.steps_per_group)
     edges = np.linspace(0, plan.windows, rule.folds + 1).astype(int)
-    folds = list(zip(edges[:-1], edges[1:], strict=True))
+    folds = list(itertools.pairwise(edges))
     width = plan.horizon - 1
 
     def problem(channel: int, start: int, stop: int) -> _Problem:
@@ -215,16 +220,16 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
 
     groups = len(plan.borders)
     errors = np.empty((history.channels, rule.folds, groups, 2, 2))
-    repeat = np.empty((history.channels, rule.folds, groups))
+    naive = np.empty((history.channels, rule.folds, groups, 2))
     members = np.eye(groups)[group] / np.bincount(group)[group][:, None]  # (steps, groups): mean over the group's steps
-    last_value = np.full(plan.horizon, plan.look_back - 1)
+    last = plan.look_back - 1
     for channel in range(history.channels):
         for k, (start, stop) in enumerate(folds):
             moments = window_moments(history.values[:, channel], plan.look_back, plan.horizon, start, stop)
             held = _problem(moments, plan, steps)
-            future, last = plan.look_back + steps, last_value[steps]
+            future = plan.look_back + steps
             moved = moments.squares[future] - 2.0 * moments.products[last, future] + moments.products[last, last]
-            repeat[channel, k] = moved @ members / (stop - start)
+            naive[channel, k] = np.stack([moved @ members, held.energy @ members], axis=-1) / (stop - start)
             pair = (own[channel][k], shared[k])
             gram = held.gram.astype(np.float32)
             images = [gram @ weights for weights in pair]
@@ -234,7 +239,7 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
                     overlap = np.einsum("lh,lh->h", pair[a], images[b], dtype=np.float64)
                     squared = held.energy - agreement[a] - agreement[b] + overlap
                     errors[channel, k, :, a, b] = squared @ members / (stop - start)
-    return errors, repeat
+    return errors, naive
 
 
 def _own_weights(errors: np.ndarray, rule: AutoRule) -> np.ndarray:
@@ -278,7 +283,8 @@ def _prior_map(plan: _Plan, weights: np.ndarray) -> LinearMap:
     return LinearMap(weights, np.zeros(weights.shape[::2]))
 
 
-def _repeat_map(plan: _Plan) -> LinearMap:
+def _naive_map(plan: _Plan, *, prior: bool) -> LinearMap:
+    """The prior, or Repeat, as a map."""
     weights = np.zeros((1, plan.look_back, plan.horizon))
-    weights[:, -1] = 1.0
+    weights[0, plan.prior_index if prior else plan.look_back - 1, np.arange(plan.horizon)] = 1.0
     return LinearMap(weights, np.zeros((1, plan.horizon)))

@@ -32,7 +32,7 @@ KERNEL_SIZE = 25  # DLinear's moving average, fixed in the authors' code
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Sums over windows of what least squares needs: ``z`` past, ``r`` future (both relative to the level), ``f`` side."""
+    """Sums over windows: ``z`` past and ``r`` future, both relative to the level; ``f`` side feature."""
 
     gram: np.ndarray  # (L, L): sum z z'
     cross: np.ndarray  # (L, H): sum z r'
