@@ -94,8 +94,11 @@ class History:
 class FittedModel(Protocol):
     """What fitting gives: windows in, forecasts out, both in the units of the :class:`History`."""
 
-    look_back: int
-    horizon: int
+    @property
+    def look_back(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
 
     def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
         """``(N, L, C)`` look-backs -> ``(N, H, C)`` forecasts."""

@@ -1,0 +1,33 @@
+"""Closed forms of the linear family: exact solutions, and exact errors, from the second moments of all windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from manyheads.forecasting.closed_form.auto import fit_auto
+from manyheads.forecasting.closed_form.normal_equations import Form
+from manyheads.forecasting.closed_form.ridge import fit_ridge
+from manyheads.forecasting.series import FittedModel, History
+
+
+def fit_family(
+    history: History,
+    horizons: Sequence[int],
+    *,
+    look_back: int,
+    seed: int = 0,
+    form: Form,
+    individual: bool,
+) -> dict[int, FittedModel]:
+    """One ridge regression a horizon; ``seed`` is not used, nothing here is random."""
+    return {h: fit_ridge(history, h, form=form, look_back=look_back, individual=individual).map for h in horizons}
+
+
+def fit_auto_maps(
+    history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0, train_only: bool = False
+) -> dict[int, FittedModel]:
+    """``closed-form-auto`` for all horizons at once; it takes its own look-backs, so that ``look_back`` is not used."""
+    if train_only:
+        history = History(history.values[: history.train_end], history.train_end, history.season)
+    fit = fit_auto(history, horizons)
+    return {h: fit.map.head(h) for h in horizons}

@@ -115,12 +115,11 @@ def _fit_kind(
     penalties: tuple[float, ...],
     warnings: tuple[str, ...],
 ) -> RidgeFit:
-    parts = (
-        [([t], [v]) for t, v in zip(train, validation or [None] * len(train), strict=True)]
-        if individual
-        else [(train, validation)]
-    )
-    solutions = [_solve(total(t), total(v) if v and v[0] is not None else None, form, penalties) for t, v in parts]
+    if individual:
+        held = validation or [None] * len(train)
+        solutions = [_solve(t, v, form, penalties) for t, v in zip(train, held, strict=True)]
+    else:
+        solutions = [_solve(total(train), total(validation) if validation else None, form, penalties)]
     weights, biases, chosen, errors = (list(column) for column in zip(*solutions, strict=True))
     look_back = train[0].gram.shape[0]
     validation_mse = None if errors[0] is None else float(np.mean(errors))

@@ -39,6 +39,12 @@ class LinearMap:
         scale_bias = None if self.scale_bias is None else self.scale_bias[:, :horizon]
         return LinearMap(self.weight[:, :, :horizon], self.bias[:, :horizon], scale_bias)
 
+    def channel(self, index: int) -> LinearMap:
+        """The map of one channel."""
+        pick = [0 if self.shared else index]
+        scale_bias = None if self.scale_bias is None else self.scale_bias[pick]
+        return LinearMap(self.weight[pick], self.bias[pick], scale_bias)
+
     def astype(self, dtype: type) -> LinearMap:
         scale_bias = None if self.scale_bias is None else self.scale_bias.astype(dtype)
         return LinearMap(self.weight.astype(dtype), self.bias.astype(dtype), scale_bias)

@@ -1,0 +1,7 @@
+"""``python -m manyheads.forecasting …`` is ``manyheads forecasting …``."""
+
+import sys
+
+from manyheads.lab.cli import main
+
+sys.exit(main(["forecasting", *sys.argv[1:]]))

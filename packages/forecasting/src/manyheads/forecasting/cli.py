@@ -1,0 +1,91 @@
+"""The commands of ``manyheads forecasting``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from manyheads.lab.command import Outcome
+
+
+def bench(
+    *,
+    sets: tuple[str, ...] = (),
+    horizons: tuple[int, ...] = (),
+    models: tuple[str, ...] = (),
+    protocol: Literal["honest", "paper", "both"] = "honest",
+    batch: int = 32,
+    look_back: int | None = None,
+    seed: int = 0,
+    report: Path | None = None,
+    csv: Path | None = None,
+) -> Outcome:
+    """The paper's benchmark: every model on every set and horizon, on all test windows.
+
+    Args:
+        sets: data sets; all that are found here by default (manyheads data list).
+        horizons: steps to forecast; the paper's four by default.
+        models: models; the naive and the simple closed-form ones by default. 'all-closed-form' adds the per-channel
+            ones and closed-form-auto; names as in 'manyheads forecasting models'.
+        protocol: honest (all windows), paper (last incomplete batch dropped) or both side by side.
+        batch: batch size of the protocol 'paper'.
+        look_back: past steps; by default the paper's 336, and 104 for illness.
+        seed: seed of the models trained by gradient descent.
+        report: write a page with plots there.
+        csv: write the rows there.
+    """
+    from manyheads.forecasting.bench import DEFAULT_MODELS, choose_sets, run_bench, write_csv
+    from manyheads.forecasting.bench_report import table_rows, write_report
+    from manyheads.forecasting.models import MODELS
+    from manyheads.lab.terminal import progress, table
+
+    if models == ("all-closed-form",):
+        models = tuple(name for name, spec in MODELS.items() if spec.kind != "gradient")
+    models = models or DEFAULT_MODELS
+    protocols = ("honest", "paper") if protocol == "both" else (protocol,)
+    total = len(choose_sets(sets)[0]) * len(models)
+    with progress("bench", total) as advance:
+        result = run_bench(
+            sets,
+            horizons,
+            models,
+            protocols=protocols,
+            batch=batch,
+            look_back=look_back,
+            seed=seed,
+            keep=report is not None,
+            advance=advance,
+        )
+    words = ["manyheads", "forecasting", "bench"]
+    for flag, value in (("--sets", sets), ("--horizons", horizons), ("--models", models)):
+        words += [flag, *map(str, value)] if value else []
+    words += ["--protocol", protocol] + (["--batch", str(batch)] if batch != 32 else [])
+    words += ["--look-back", str(look_back)] if look_back else []
+    command = shlex.join(words)
+    document = {"rows": [asdict(row) for row in result.rows], "left_out": result.left_out, "command": command}
+    if csv is not None:
+        write_csv(csv, result.rows, command)
+    closing = [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+    if report is not None:
+        written = write_report(result, report, command)
+        document["report"] = str(written.resolve())
+        closing.append(f"report: {written.resolve()}")
+    from rich.console import Group
+
+    return Outcome(document, Group(table(*table_rows(result.rows)), *closing))
+
+
+def models() -> Outcome:
+    """The forecasting models by name."""
+    from manyheads.forecasting.models import MODELS
+    from manyheads.lab.terminal import table
+
+    rows = [(spec.name, spec.kind, spec.title) for spec in MODELS.values()]
+    document = [{"name": name, "kind": kind, "title": title} for name, kind, title in rows]
+    return Outcome(document, table(("name", "kind", "what"), rows))
+
+
+commands: dict[str, Callable[..., Outcome]] = {"bench": bench, "models": models}

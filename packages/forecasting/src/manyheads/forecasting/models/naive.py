@@ -1,0 +1,74 @@
+"""Forecasts without parameters, the yardsticks of every table.
+
+====================  ==============================================================
+repeat                the last value
+seasonal naive        the value one season (or as many as are needed) before
+drift                 the line through the first and the last value of the look-back
+window mean           the mean of the look-back
+====================  ==============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from manyheads.core.errors import DataError, UnknownNameError
+from manyheads.forecasting.series import FittedModel, History
+
+
+@dataclass(frozen=True)
+class Naive:
+    """A parameter-free forecast; ``rule`` takes ``(N, L, C)`` look-backs and gives ``(N, H, C)`` forecasts."""
+
+    name: str
+    look_back: int
+    horizon: int
+    season: int
+
+    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
+        return RULES[self.name](windows_NLC[:, -self.look_back :], self.horizon, self.season)
+
+
+def repeat(windows_NLC: np.ndarray, horizon: int, season: int) -> np.ndarray:
+    return np.broadcast_to(windows_NLC[:, -1:], (len(windows_NLC), horizon, windows_NLC.shape[2]))
+
+
+def seasonal_naive(windows_NLC: np.ndarray, horizon: int, season: int) -> np.ndarray:
+    return windows_NLC[:, -season + np.arange(horizon) % season]
+
+
+def drift(windows_NLC: np.ndarray, horizon: int, season: int) -> np.ndarray:
+    last = windows_NLC[:, -1:]
+    slope = (last - windows_NLC[:, :1]) / (windows_NLC.shape[1] - 1)
+    return last + slope * np.arange(1, horizon + 1, dtype=windows_NLC.dtype)[None, :, None]
+
+
+def window_mean(windows_NLC: np.ndarray, horizon: int, season: int) -> np.ndarray:
+    mean = windows_NLC.mean(axis=1, keepdims=True)
+    return np.broadcast_to(mean, (len(windows_NLC), horizon, windows_NLC.shape[2]))
+
+
+RULES: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
+    "repeat": repeat,
+    "seasonal-naive": seasonal_naive,
+    "drift": drift,
+    "window-mean": window_mean,
+}
+
+
+def fit_naive(
+    history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0, name: str
+) -> dict[int, FittedModel]:
+    """Nothing is fitted: the rule is bound to the season and to the look-back that it reads.
+
+    Raises :class:`UnknownNameError`, and :class:`DataError` where the history is shorter than what the rule reads.
+    """
+    if name not in RULES:
+        raise UnknownNameError("naive forecast", name, RULES)
+    reads = {"repeat": 1, "seasonal-naive": history.season}.get(name, look_back)
+    if reads > history.rows or (name == "drift" and reads < 2):
+        raise DataError(f"{name} reads {reads} rows, the history has {history.rows}: give more rows or another model")
+    return {horizon: Naive(name, reads, horizon, history.season) for horizon in horizons}

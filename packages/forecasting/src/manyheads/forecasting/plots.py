@@ -1,0 +1,87 @@
+"""Pictures of forecasts and of what a linear forecaster has learnt. Each function gives a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from manyheads.forecasting.models.linear_map import LinearMap
+
+
+def forecast_fan(
+    past: np.ndarray,
+    forecast: np.ndarray,
+    *,
+    past_stamps: Sequence | None = None,
+    forecast_stamps: Sequence | None = None,
+    intervals: Mapping[float, tuple[np.ndarray, np.ndarray]] | None = None,
+    actual: np.ndarray | None = None,
+    title: str = "",
+    unit: str = "",
+) -> Figure:
+    """The end of the past ``(P,)``, the forecast ``(H,)``, and bands ``{coverage: (low, high)}`` of one channel."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    before = np.arange(-len(past), 0) if past_stamps is None else past_stamps
+    after = np.arange(len(forecast)) if forecast_stamps is None else forecast_stamps
+    axes.plot(before, past, color="0.35", linewidth=1, label="past")
+    if actual is not None:
+        axes.plot(after, actual, color="0.35", linewidth=1, linestyle=":", label="what happened")
+    for coverage, (low, high) in sorted((intervals or {}).items(), reverse=True):
+        axes.fill_between(after, low, high, color="C0", alpha=0.18, linewidth=0, label=f"{coverage:.0%} interval")
+    axes.plot(after, forecast, color="C0", linewidth=1.4, label="forecast")
+    axes.set(title=title, ylabel=unit, xlabel="" if past_stamps is not None else "steps from now")
+    axes.legend(loc="upper left", fontsize="small", frameon=False, ncols=2)
+    axes.margins(x=0)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def error_by_step(curves: Mapping[str, np.ndarray], *, title: str = "") -> Figure:
+    """Mean squared error ``(H,)`` of each model at each step of the horizon."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot(np.arange(1, len(curve) + 1), curve, label=name, linewidth=1.2)
+    axes.set(title=title, xlabel="horizon step", ylabel="MSE (standardised)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0)
+    axes.legend(fontsize="small", frameon=False, ncols=2)
+    return figure
+
+
+def weight_map(linear_map: LinearMap, *, channel: int = 0, title: str = "") -> Figure:
+    """Heat map ``(H, L)`` of the weights of one channel: what each step of the forecast takes from each lag."""
+    weight_LH = linear_map.weight[0 if linear_map.shared else channel]
+    look_back, horizon = weight_LH.shape
+    bound = float(np.quantile(np.abs(weight_LH), 0.995)) or 1.0
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(
+        weight_LH.T,
+        aspect="auto",
+        origin="lower",
+        cmap="RdBu_r",
+        vmin=-bound,
+        vmax=bound,
+        extent=(-look_back, 0, 0, horizon),
+        interpolation="nearest",
+    )
+    axes.set(title=title, xlabel="steps before now", ylabel="horizon step")
+    figure.colorbar(picture, ax=axes, label="weight", extend="both")
+    return figure
+
+
+def look_back_curve(look_backs: Sequence[int], errors: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
+    """Error of each model against the length of the look-back (the paper's Figure 5 as a picture of ours)."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in errors.items():
+        axes.plot(look_backs, curve, marker="o", markersize=3.5, linewidth=1.2, label=name)
+    axes.set(title=title, xlabel="look-back (steps)", ylabel="test MSE (standardised)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", frameon=False)
+    return figure

@@ -1,0 +1,212 @@
+"""The command ``manyheads``: what belongs to all domains, and the way to each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from manyheads.core.errors import ManyheadsError, MissingPackageError
+from manyheads.lab.command import Commands, Outcome, run_commands
+from manyheads.lab.domain import KNOWN_DOMAINS, find_domain, installed_domains
+
+DESCRIPTION = "Attention and token-mixing layers that can be trusted, and five applications that use them on real data."
+
+
+def list_layers(
+    *, causal: Literal["strict", "weak", "no"] | None = None, streaming: bool = False, grid_rank: int | None = None
+) -> Outcome:
+    """The layers of the core: paper, causality, state, cost.
+
+    Args:
+        causal: only layers that can be this causal.
+        streaming: only layers that carry a state.
+        grid_rank: only layers that take this many grid axes (1 a sequence, 2 an image).
+    """
+    from manyheads.core.registry import list_layers
+
+    from manyheads.lab.terminal import table
+
+    infos = list_layers(causal=causal, streaming=True if streaming else None, grid_rank=grid_rank)
+    document = [
+        {
+            "name": info.name,
+            "title": info.title,
+            "arxiv": info.arxiv,
+            "causal": list(info.causal),
+            "state": list(info.state),
+            "lookahead": info.lookahead,
+            "grid_ranks": list(info.grid_ranks),
+            "cost": info.cost,
+            "deviations": list(info.deviations),
+            "package": "manyheads-core",
+        }
+        for info in infos
+    ]
+    rows = [(i.name, i.arxiv, ", ".join(i.causal), ", ".join(i.state), i.cost, i.title) for i in infos]
+    return Outcome(document, table(("name", "arXiv", "causal", "state", "cost", "paper"), rows))
+
+
+def doctor() -> Outcome:
+    """Versions, packages, devices, data, and what is wrong with the mend."""
+    from manyheads.lab.doctor import examine
+
+    return examine()
+
+
+def report(*, root: str = "runs", html: str | None = None) -> Outcome:
+    """The leaderboard of all runs below a folder, beside the published figures.
+
+    Args:
+        root: folder of the runs.
+        html: write a page there as well.
+    """
+    from manyheads.lab.leaderboard import leaderboard
+
+    return leaderboard(root, html)
+
+
+def data_list() -> Outcome:
+    """The data sets of all installed domains and whether they are here."""
+    from manyheads.lab.data import all_datasets, where
+    from manyheads.lab.terminal import table
+
+    document = [
+        {
+            "name": d.name,
+            "domain": d.domain,
+            "title": d.title,
+            "licence": d.licence,
+            "citation": d.citation,
+            "bytes": d.bytes,
+            "sha256": d.sha256,
+            "available": where(d) is not None,
+            "where": where(d),
+            "sources": [f"$MANYHEADS_DATA/{d.local}", *(f"{o.kind}: {o.location}" for o in d.origins)],
+        }
+        for d in all_datasets()
+    ]
+    rows = [(d["name"], d["domain"], "yes" if d["available"] else "no", d["licence"], d["title"]) for d in document]
+    return Outcome(document, table(("name", "domain", "here", "licence", "what"), rows))
+
+
+def data_fetch(names: tuple[str, ...], /) -> Outcome:
+    """Downloads data sets into the cache and checks their hashes.
+
+    Args:
+        names: data sets by name.
+    """
+    from manyheads.lab.data import find, read, where
+    from manyheads.lab.terminal import progress
+
+    sets = [find(name) for name in names]
+    with progress("fetch", len(sets)) as advance:
+        for dataset in sets:
+            advance(dataset.name)
+            read(dataset)
+    document = [{"name": dataset.name, "where": where(dataset)} for dataset in sets]
+    return Outcome(document, "\n".join(f"{d['name']}: {d['where']}" for d in document))
+
+
+def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
+    """Checks the hash of every data set that is here; exit status 2 where one is wrong.
+
+    Args:
+        names: data sets by name; all by default.
+    """
+    from manyheads.core.errors import DataError
+    from manyheads.lab.data import all_datasets, find, verify
+
+    results = {d.name: verify(d) for d in ([find(name) for name in names] or all_datasets())}
+    wrong = [f"{name}: {result}" for name, result in results.items() if result not in ("ok", "absent")]
+    if wrong:
+        raise DataError("; ".join(wrong))
+    return Outcome(results, "\n".join(f"{name}: {result}" for name, result in results.items()))
+
+
+def bench_layers(*, names: tuple[str, ...] = (), lengths: tuple[int, ...] = (256, 512, 1024, 2048)) -> Outcome:
+    """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows.
+
+    Args:
+        names: layers; all by default.
+        lengths: numbers of tokens.
+    """
+    from manyheads.lab.bench import bench_layers as run
+
+    from manyheads.lab.terminal import progress, table
+
+    with progress("bench", None) as advance:
+        rows = run(names, lengths, advance=advance)
+    header = tuple(rows[0]) if rows else ()
+    cells = [tuple(f"{v:.4g}" if isinstance(v, float) else v for v in row.values()) for row in rows]
+    return Outcome(rows, table(header, cells))
+
+
+COMMANDS: Commands = {"list": list_layers, "doctor": doctor, "report": report}
+GROUPS: Mapping[str, tuple[str, Commands]] = {
+    "data": (
+        "Data sets: where they are, and proof that they are the right ones.",
+        {"list": data_list, "fetch": data_fetch, "verify": data_verify},
+    ),
+    "bench": ("Benchmarks of the core.", {"layers": bench_layers}),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = next((a for a in arguments if not a.startswith("--")), None)
+    if "--version" in arguments and first is None:
+        from importlib.metadata import version
+
+        print(version("manyheads-core"))
+        return 0
+    try:
+        if first in GROUPS:
+            arguments.remove(first)
+            description, commands = GROUPS[first]
+            return run_commands(f"manyheads {first}", description, commands, arguments)
+        if first in KNOWN_DOMAINS or first in installed_domains():
+            arguments.remove(first)
+            return _run_domain(first, arguments)
+        return run_commands("manyheads", DESCRIPTION, _everything(), arguments)
+    except ManyheadsError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("manyheads"):
+            raise
+        mend = MissingPackageError(f"{error.name} is not installed: pip install 'manyheads-core[lab]'")
+        print(f"error: {mend}", file=sys.stderr)
+        return 2
+
+
+def _run_domain(name: str, arguments: list[str]) -> int:
+    domain = find_domain(name)
+    commands = dict(domain.load_commands())
+    if domain.experiments:
+        from manyheads.lab.experiment_commands import experiment_commands
+
+        commands = {**experiment_commands(domain), **commands}
+    return run_commands(f"manyheads {name}", domain.summary, commands, arguments)
+
+
+def _everything() -> Commands:
+    """All that the first word can be, for the help page and the nearest name."""
+
+    def described(text: str):
+        def command() -> Outcome:
+            raise AssertionError("groups and domains are dispatched before")
+
+        command.__doc__ = text
+        return command
+
+    groups = {name: described(f"{text} ({', '.join(commands)})") for name, (text, commands) in GROUPS.items()}
+    domains = {name: described(domain.summary) for name, domain in installed_domains().items()}
+    return {**COMMANDS, **groups, **domains}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

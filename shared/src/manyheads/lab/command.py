@@ -1,0 +1,96 @@
+"""A command line made of plain functions.
+
+A command is a function with typed keyword arguments; its docstring is its help and it returns an :class:`Outcome`.
+``--json`` prints the outcome's document, and nothing else, on standard output; progress and logs go to standard error.
+Exit status: 0 done, 2 bad input (one line says what and how to mend it; ``--debug`` shows the traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manyheads.core.errors import ManyheadsError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has to say."""
+
+    document: Any  # JSON-able, printed with --json
+    text: Any = ""  # str or a rich renderable, printed without
+
+
+Commands = Mapping[str, "Callable[..., Outcome]"]
+
+
+def run_commands(prog: str, description: str, commands: Commands, argv: Sequence[str]) -> int:
+    """Runs ``argv[0]`` of ``commands`` with the rest as its arguments; returns the exit status."""
+    arguments = [a for a in argv if a not in ("--json", "--debug")]
+    as_json, debug = "--json" in argv, "--debug" in argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(prog, description, commands), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise UnknownNameError("command", arguments[0], commands)
+        outcome = _call(commands[arguments[0]], f"{prog} {arguments[0]}", arguments[1:])
+        _print_outcome(outcome, as_json)
+    except ManyheadsError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def usage(prog: str, description: str, commands: Commands) -> str:
+    """The help page: one line a command."""
+    width = max(map(len, commands), default=0)
+    lines = [f"usage: {prog} COMMAND [--json] [--debug] …", "", description, "", "commands:"]
+    for name, command in commands.items():
+        summary = (command.__doc__ or "").strip().split("\n")[0]
+        lines.append(f"  {name:<{width}}  {summary}")
+    lines += ["", f"{prog} COMMAND --help tells more."]
+    return "\n".join(lines)
+
+
+def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) -> Outcome:
+    import tyro
+
+    outcome: Outcome = tyro.cli(command, prog=prog, args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
+    return outcome
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plain(outcome.document), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=isinstance(outcome.text, str), width=None if sys.stdout.isatty() else 200)
+    console.print(outcome.text, markup=False, highlight=False)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON holds it: NaN and infinities become null, tuples lists, numpy scalars numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

