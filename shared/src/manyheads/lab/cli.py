@@ -24,7 +24,6 @@ def list_layers(
         grid_rank: only layers that take this many grid axes (1 a sequence, 2 an image).
     """
     from manyheads.core.registry import list_layers
-
     from manyheads.lab.terminal import table
 
     infos = list_layers(causal=causal, streaming=True if streaming else None, grid_rank=grid_rank)
@@ -132,7 +131,6 @@ def bench_layers(*, names: tuple[str, ...] = (), lengths: tuple[int, ...] = (256
         lengths: numbers of tokens.
     """
     from manyheads.lab.bench import bench_layers as run
-
     from manyheads.lab.terminal import progress, table
 
     with progress("bench", None) as advance:

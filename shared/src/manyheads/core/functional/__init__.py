@@ -1,0 +1,21 @@
+"""Maths without parameters, shared by the layers."""
+
+from manyheads.core.functional.attention import attention, attention_with_lse
+from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
+from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
+from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
+
+__all__ = [
+    "Partial",
+    "attention",
+    "attention_with_lse",
+    "empty_partial",
+    "fast_length",
+    "fft_convolution",
+    "finish",
+    "merge",
+    "partial_attention",
+    "same_segment",
+    "segment_ids",
+    "segment_starts",
+]

@@ -1,0 +1,45 @@
+"""Long causal convolutions through the FFT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError
+
+
+def fft_convolution(x: Tensor, kernel: Tensor) -> Tensor:
+    """``y[t] = sum_{k <= t} kernel[k] x[t - k]`` along the last axis: ``x (…, T)``, ``kernel (…, K)`` -> ``(…, T)``.
+
+    The leading axes broadcast; ``T`` and ``K`` are free. Time ``O((T + K) log(T + K))``. Half precision is computed in
+    float32. Raises :class:`ArgumentError` for complex or integer input and an empty kernel.
+    """
+    if not (x.is_floating_point() and kernel.is_floating_point()) or kernel.shape[-1] < 1:
+        raise ArgumentError(
+            f"fft_convolution: found {x.dtype} and a kernel {tuple(kernel.shape)} of {kernel.dtype}, expected real "
+            "input and at least one tap"
+        )
+    tokens = x.shape[-1]
+    if tokens == 0:
+        return x
+    kernel = kernel[..., :tokens]
+    dtype = torch.promote_types(x.dtype, kernel.dtype)
+    inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    length = fast_length(tokens + kernel.shape[-1] - 1)
+    spectrum = torch.fft.rfft(x.to(inner), n=length) * torch.fft.rfft(kernel.to(inner), n=length)
+    return torch.fft.irfft(spectrum, n=length)[..., :tokens].to(dtype)
+
+
+def fast_length(length: int) -> int:
+    """The smallest number not below ``length`` whose prime factors are 2, 3 and 5: such transforms are fast."""
+    best = 1 << (length - 1).bit_length()
+    fives = 1
+    while fives < best:
+        threes = fives
+        while threes < best:
+            quotient = -(-length // threes)
+            candidate = threes << (quotient - 1).bit_length()
+            best = min(best, candidate) if candidate >= length else best
+            threes *= 3
+        fives *= 5
+    return best

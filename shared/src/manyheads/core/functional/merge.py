@@ -1,0 +1,81 @@
+"""Merging attention over parts of the keys.
+
+Over a set of keys with scores ``s`` the partial softmax is ``m = max s``, ``l = sum exp(s - m)``,
+``o = sum exp(s - m) v``. Two disjoint sets merge to
+
+    m = max(m1, m2),   a_i = exp(m_i - m),   l = a1 l1 + a2 l2,   o = a1 o1 + a2 o2,
+
+which is associative and commutative with the neutral element ``(-inf, 0, 0)``. Attention is ``o / l``, the log-sum-exp
+``m + log l`` (2405.02803 and its kin use it for tiled and distributed attention).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partial(NamedTuple):
+    """Shapes ``(…, T)``, ``(…, T)`` and ``(…, T, F)``."""
+
+    m: Tensor
+    l: Tensor  # noqa: E741 - the field's symbol
+    o: Tensor
+
+
+def partial_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, scale: float | None = None
+) -> Partial:
+    """The partial softmax of ``q (B, H, T, E)`` over ``k (B, H, S, E)``, ``v (B, H, S, F)``."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q @ k.transpose(-1, -2)) * scale
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    m = scores.detach().amax(-1)
+    weights = torch.exp(scores - torch.where(m.isinf(), 0.0, m).unsqueeze(-1))
+    return Partial(m, weights.sum(-1), weights @ v)
+
+
+def empty_partial(like: Partial) -> Partial:
+    """The neutral element."""
+    return Partial(torch.full_like(like.m, float("-inf")), torch.zeros_like(like.l), torch.zeros_like(like.o))
+
+
+def merge(first: Partial, second: Partial) -> Partial:
+    """The partial softmax over both sets of keys; differentiable in all six tensors."""
+    return Partial(*_Merge.apply(*first, *second))
+
+
+def finish(partial: Partial) -> tuple[Tensor, Tensor]:
+    """Attention ``(…, T, F)`` and log-sum-exp ``(…, T)``; 0 and minus infinity where no key was allowed."""
+    some = partial.l > 0
+    total = torch.where(some, partial.l, 1.0)
+    lse = torch.where(some, partial.m + total.log(), float("-inf"))
+    return partial.o / total.unsqueeze(-1), lse
+
+
+class _Merge(torch.autograd.Function):
+    """With ``c_i = a_i (g_l l_i + g_o . o_i)``, the gradient of ``m_i`` is ``c_i`` plus, where ``m_i`` is the maximum
+    (half each at a tie), ``g_m - c_1 - c_2``; of ``l_i`` it is ``a_i g_l``, of ``o_i`` ``a_i g_o``. An empty set has
+    ``a_i = 0`` and gets none."""
+
+    @staticmethod
+    def forward(ctx: Any, m1: Tensor, l1: Tensor, o1: Tensor, m2: Tensor, l2: Tensor, o2: Tensor):
+        m = torch.maximum(m1, m2)
+        base = torch.where(m.isinf(), 0.0, m)
+        a1, a2 = torch.exp(m1 - base), torch.exp(m2 - base)
+        ctx.save_for_backward(m1, l1, o1, m2, l2, o2, a1, a2)
+        return m, a1 * l1 + a2 * l2, a1.unsqueeze(-1) * o1 + a2.unsqueeze(-1) * o2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        g_m, g_l, g_o = gradients
+        m1, l1, o1, m2, l2, o2, a1, a2 = ctx.saved_tensors
+        c1 = a1 * (g_l * l1 + (g_o * o1).sum(-1))
+        c2 = a2 * (g_l * l2 + (g_o * o2).sum(-1))
+        share = torch.where(m1 == m2, 0.5, (m1 > m2).to(g_m.dtype))
+        top = torch.where(torch.maximum(m1, m2).isinf(), 0.0, g_m - c1 - c2)
+        w1, w2 = a1.unsqueeze(-1), a2.unsqueeze(-1)
+        return c1 + share * top, a1 * g_l, w1 * g_o, c2 + (1 - share) * top, a2 * g_l, w2 * g_o

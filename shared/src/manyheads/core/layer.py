@@ -1,0 +1,147 @@
+"""What a layer is: ``(B, *grid, D)`` in, :class:`LayerOutput` out, and a frozen :class:`LayerInfo` of what it can."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.mask import NO_MASK, Mask
+from manyheads.core.state import State, batch_size
+
+Causality = Literal["no", "weak", "strict"]
+StateKind = Literal["none", "recurrent", "window", "growing"]
+
+
+class LayerOutput(NamedTuple):
+    """``y (B, *grid, D)``; ``state`` is ``()`` where none is kept; ``aux`` holds named losses and statistics."""
+
+    y: Tensor
+    state: State = ()
+    aux: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a layer can do and where it comes from. Where a constructor argument decides, all choices are listed."""
+
+    name: str
+    title: str
+    arxiv: str
+    cost: str  # time and memory, N tokens, D width
+    flops: Callable[[dict[str, Any], int], float]  # (config, tokens) -> multiply-adds times two of one forward
+    grid_ranks: tuple[int, ...] = (1,)
+    causal: tuple[Causality, ...] = ("no",)
+    state: tuple[StateKind, ...] = ("none",)
+    lookahead: int = 0  # frames
+    cross: bool = False  # takes a context
+    masks: tuple[str, ...] = ()  # fields of Mask that are honoured
+    positional: bool = False  # False: without a mask, permuting the tokens permutes the output
+    full_context: bool = True  # every output depends on every token that causality allows
+    lengths: str = "any"  # or what is padded or refused
+    compiles: bool = True  # torch.compile(fullgraph=True)
+    deviations: tuple[str, ...] = field(default=())
+
+    @property
+    def streaming(self) -> bool:
+        return any(kind != "none" for kind in self.state)
+
+
+class Layer(nn.Module):
+    """Base of all layers. A subclass has ``info``, keeps its arguments in ``config`` and implements :meth:`mix`.
+
+    ``forward`` checks what it is given in one place: rank, width, masks, context and state; ``mix`` may rely on it.
+    """
+
+    info: ClassVar[LayerInfo]
+
+    def __init__(self, dim: int, **config: Any) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ArgumentError(f"{self.info.name}: dim: found {dim}, expected 1 or more")
+        self.dim = dim
+        self.config = {"dim": dim, **config}
+
+    @property
+    def causal(self) -> Causality:
+        """Causality as configured."""
+        return self.info.causal[0]
+
+    @property
+    def state_kind(self) -> StateKind:
+        """The state that is kept as configured."""
+        return self.info.state[0]
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        """The state before the first token: neutral elements, batch first."""
+        return ()
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        """The layer itself; everything it is given has been checked, and ``state`` is never None."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement mix")
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, context: Tensor | None = None, mask: Mask | None = None
+    ) -> LayerOutput:
+        """``x (B, *grid, D)`` -> :class:`LayerOutput`.
+
+        ``state=None`` starts afresh; any number of steps, zero included. Raises :class:`ArgumentError`,
+        :class:`MaskError` and :class:`StateError` naming the argument, what was found and what was expected.
+        """
+        mask = NO_MASK if mask is None else mask
+        self._check_input(x, context)
+        self._check_mask(x, context, mask)
+        state = self._checked_state(x, state)
+        if math.prod(x.shape[1:-1]) == 0:
+            return LayerOutput(x, state)
+        return self.mix(x, state, context, mask)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step ``(B, D)`` of a stream: ``forward`` on one token."""
+        y, state, _ = self(x_t.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    def _check_input(self, x: Tensor, context: Tensor | None) -> None:
+        name, rank = self.info.name, x.dim() - 2
+        if rank not in self.info.grid_ranks:
+            axes = " or ".join(str(r) for r in self.info.grid_ranks)
+            raise ArgumentError(
+                f"{name}: x: found shape {tuple(x.shape)}, expected (B, *grid, D) with {axes} grid axes"
+            )
+        if x.shape[-1] != self.dim:
+            raise ArgumentError(f"{name}: x: found width {x.shape[-1]}, expected {self.dim}")
+        if context is None:
+            return
+        if not self.info.cross:
+            raise ArgumentError(f"{name}: context: found one, but this layer takes none")
+        if context.dim() != 3 or context.shape[0] != x.shape[0]:
+            raise ArgumentError(
+                f"{name}: context: found shape {tuple(context.shape)}, expected ({x.shape[0]}, S, width)"
+            )
+
+    def _check_mask(self, x: Tensor, context: Tensor | None, mask: Mask) -> None:
+        for field_name in mask.names():
+            if field_name not in self.info.masks:
+                honoured = ", ".join(self.info.masks) or "none"
+                raise MaskError(f"{self.info.name}: mask.{field_name} is not honoured (honoured: {honoured})")
+        mask.check(x.shape[0], math.prod(x.shape[1:-1]), None if context is None else context.shape[1])
+
+    def _checked_state(self, x: Tensor, state: State | None) -> State:
+        fresh = self.init_state(0, device=x.device, dtype=x.dtype)
+        if state is None:
+            return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if fresh != () else ()
+        name = self.info.name
+        if type(state) is not type(fresh) or (isinstance(state, tuple) and len(state) != len(fresh)):
+            what = type(state).__name__ if state != () else "an empty state"
+            if fresh == ():
+                raise StateError(f"{name}: state: found {what}, but as configured this layer keeps none")
+            raise StateError(f"{name}: state: found {what}, expected {type(fresh).__name__} (init_state makes one)")
+        rows = batch_size(state)
+        if rows is not None and rows != x.shape[0]:
+            raise StateError(f"{name}: state: found batch size {rows}, expected {x.shape[0]}")
+        return state

@@ -1,0 +1,225 @@
+"""Attention Is All You Need (1706.03762): multi-head softmax attention.
+
+    head_h = softmax(Q_h K_h' / sqrt(E)) V_h,   Q = X W_q,  K = C W_k,  V = C W_v,   Y = [head_1 … head_H] W_o
+
+with ``C = X`` for self-attention, or a context. Shapes: B batch, T tokens, S context tokens, D width, H heads,
+E = D / H head width, M slots of the state.
+
+Cost: time ``O(T^2 D + T D^2)``, memory ``O(T D)`` (fused kernel; ``O(T^2)`` booleans where a mask is given); a streamed
+token ``O(M D + D^2)``.
+
+Differs from the paper: no biases by default; padding, resets, windows and the streaming state are ours. A window counts
+real tokens only, so that padding between them does not shorten it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.functional.attention import attention
+from manyheads.core.functional.segments import same_segment, segment_ids
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+class KeyValueState(NamedTuple):
+    """The tokens that later ones may still see. A window keeps them at the right end, a growing state at the left."""
+
+    keys: Tensor  # (B, H, M, E)
+    values: Tensor  # (B, H, M, E)
+    used: Tensor  # (B,) int64: slots in use
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim = config["dim"]
+    seen = tokens if config.get("window") is None else min(config["window"], tokens)
+    return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim
+
+
+class SoftmaxAttention(Layer):
+    """Multi-head softmax attention; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        heads: H; divides ``dim``.
+        causal: each token sees itself and what came before.
+        window: causal only: each token sees the latest ``window`` real tokens, itself too; the state is a window.
+        max_len: causal only: slots of the growing state; a stream longer than this raises :class:`StateError`.
+        context_dim: width of the context for cross-attention; not with ``causal``.
+        bias: biases in the four projections.
+
+    Raises:
+        ArgumentError: heads that do not divide, a window or room below 1, both of them, or either without ``causal``.
+    """
+
+    info = LayerInfo(
+        name="softmax",
+        title="Attention Is All You Need",
+        arxiv="1706.03762",
+        cost="time N^2 D, memory N D; a streamed token M D with M slots",
+        flops=_flops,
+        causal=("no", "strict"),
+        state=("none", "window", "growing"),
+        cross=True,
+        masks=("padding", "reset", "window", "blocks", "context_padding"),
+        deviations=("no biases by default", "a window counts real tokens only"),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        causal: bool = False,
+        window: int | None = None,
+        max_len: int | None = None,
+        context_dim: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(
+            dim, heads=heads, causal=causal, window=window, max_len=max_len, context_dim=context_dim, bias=bias
+        )
+        if heads < 1 or dim % heads:
+            raise ArgumentError(f"softmax: heads: found {heads}, expected a divisor of dim = {dim}")
+        for name, value in (("window", window), ("max_len", max_len)):
+            if value is not None and (value < 1 or not causal):
+                raise ArgumentError(
+                    f"softmax: {name}: found {value} with causal={causal}, expected 1 or more and causal"
+                )
+        if window is not None and max_len is not None:
+            raise ArgumentError(f"softmax: found window={window} and max_len={max_len}, expected one of them at most")
+        if causal and context_dim is not None:
+            raise ArgumentError(f"softmax: context_dim: found {context_dim} with causal=True, expected None")
+        self.heads, self.is_causal, self.window, self.max_len = heads, causal, window, max_len
+        self.context_dim = context_dim
+        source = dim if context_dim is None else context_dim
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(source, dim, bias=bias)
+        self.value = nn.Linear(source, dim, bias=bias)
+        self.output = nn.Linear(dim, dim, bias=bias)
+
+    @property
+    def causal(self) -> Causality:
+        return "strict" if self.is_causal else "no"
+
+    @property
+    def state_kind(self) -> StateKind:
+        return "window" if self.window is not None else "growing" if self.max_len is not None else "none"
+
+    @property
+    def slots(self) -> int:
+        """M: a window needs no slot for the token that it ends with."""
+        return self.window - 1 if self.window is not None else self.max_len or 0
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        if self.state_kind == "none":
+            return ()
+        empty = torch.zeros(batch, self.heads, self.slots, self.dim // self.heads, device=device, dtype=dtype)
+        return KeyValueState(empty, empty.clone(), torch.zeros(batch, dtype=torch.int64, device=device))
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        if (context is None) != (self.context_dim is None):
+            raise ArgumentError(
+                f"softmax: context: found {context is not None}, built with context_dim={self.context_dim}"
+            )
+        if context is not None and context.shape[-1] != self.context_dim:
+            raise ArgumentError(f"softmax: context: found width {context.shape[-1]}, expected {self.context_dim}")
+        if context is None and mask.context_padding is not None:
+            raise MaskError("softmax: mask.context_padding: found one without a context")
+        if context is not None and any(n in ("reset", "window", "blocks") for n in mask.names()):
+            raise MaskError("softmax: reset, window and blocks are for self-attention, found a context")
+        if self.state_kind != "none" and (mask.blocks is not None or mask.window is not None):
+            raise MaskError("softmax: mask.blocks and mask.window are not honoured by a streaming configuration")
+        source = x if context is None else context
+        q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
+        if context is not None:
+            allowed = None if mask.context_padding is None else mask.context_padding[:, None, None, :]
+            mixed, state = attention(q, k, v, allowed=allowed), ()
+        elif self.state_kind == "none":
+            mixed, state = self._whole(q, k, v, mask), ()
+        else:
+            mixed, state = self._stream(q, k, v, state, mask)
+        y = self.output(mixed.transpose(1, 2).flatten(2))
+        if mask.padding is not None:
+            y = y * mask.padding.unsqueeze(-1)
+        return LayerOutput(y, state)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        if not mask.names():
+            return attention(q, k, v, causal=self.is_causal)
+        batch, _, tokens, _ = q.shape
+        real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
+        segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
+        allowed = _visible(real, segment, real, segment, 0, causal=self.is_causal, window=mask.window)
+        if mask.blocks is not None:
+            allowed = allowed & same_segment(mask.blocks, mask.blocks)
+        return attention(q, k, v, allowed=allowed.unsqueeze(1))
+
+    def _stream(
+        self, q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, mask: Mask
+    ) -> tuple[Tensor, KeyValueState]:
+        batch, _, tokens, _ = q.shape
+        slots = self.slots
+        slot = torch.arange(slots, device=q.device)
+        held = slot >= slots - state.used[:, None] if self.window is not None else slot < state.used[:, None]
+        real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
+        segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
+        keys, values = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
+        usable = torch.cat([held, real], 1)
+        segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
+        allowed = _visible(real, segment, usable, segments, slots, causal=True, window=self.window)
+        mixed = attention(q, keys, values, allowed=allowed.unsqueeze(1))
+        return mixed, self._keep(keys, values, usable & (segments == segment[:, -1:]))
+
+    def _keep(self, keys: Tensor, values: Tensor, kept: Tensor) -> KeyValueState:
+        """The last (window) or all (growing) kept tokens, packed into the slots."""
+        slots, count = self.slots, kept.sum(1)
+        order = kept.cumsum(1) - 1
+        if self.window is None:
+            if not torch.compiler.is_compiling() and bool((count > slots).any()):
+                raise StateError(
+                    f"softmax: state: {int(count.max())} tokens do not fit into max_len = {slots}; raise it"
+                )
+            used = count
+        else:
+            used = count.clamp(max=slots)
+            order = order + (slots - count).unsqueeze(1)
+        target = torch.where(kept & (order >= 0), order, slots).clamp(max=slots)[:, None, :, None].expand_as(keys)
+        room = (*keys.shape[:2], slots + 1, keys.shape[3])
+        packed = (
+            torch.zeros(room, device=part.device, dtype=part.dtype).scatter(2, target, part) for part in (keys, values)
+        )
+        new_keys, new_values = (part[:, :, :slots] for part in packed)
+        return KeyValueState(new_keys, new_values, used)
+
+
+def _visible(
+    real_queries: Tensor,
+    query_segments: Tensor,
+    usable_keys: Tensor,
+    key_segments: Tensor,
+    offset: int,
+    *,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    """``(B, T, S)``: which key each query may look at; the keys ``offset …`` are the queries' own tokens."""
+    allowed = same_segment(query_segments, key_segments) & usable_keys.unsqueeze(1) & real_queries.unsqueeze(2)
+    tokens, device = real_queries.shape[1], real_queries.device
+    own = torch.arange(tokens, device=device).unsqueeze(1) + offset
+    key = torch.arange(usable_keys.shape[1], device=device)
+    if causal:
+        allowed = allowed & (key <= own)
+    if window is not None:
+        rank = usable_keys.cumsum(1)
+        distance = (rank[:, offset:].unsqueeze(2) - rank.unsqueeze(1)).abs()
+        allowed = allowed & (distance < window)
+    return allowed

@@ -1,0 +1,48 @@
+"""What a layer may not look at, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import MaskError
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Restrictions on one call. Each may be None; a layer that cannot honour one that is set raises.
+
+    Shapes: B batch, T tokens, S context tokens.
+    """
+
+    padding: Tensor | None = None  # (B, T) bool, True for a real token; others are neither read nor kept in the state
+    reset: Tensor | None = None  # (B, T) bool, True where a new episode starts: nothing before it is seen
+    window: int | None = None  # each token sees at most this many of the latest tokens, itself among them
+    blocks: Tensor | None = None  # (B, T) int64: a token sees only tokens of its own block
+    context_padding: Tensor | None = None  # (B, S) bool, True for a real context token
+
+    def names(self) -> tuple[str, ...]:
+        """The restrictions that are set."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    def check(self, batch: int, tokens: int, context_tokens: int | None) -> None:
+        """Raises :class:`MaskError` for a wrong shape or dtype."""
+        expected = {
+            "padding": ((batch, tokens), torch.bool),
+            "reset": ((batch, tokens), torch.bool),
+            "blocks": ((batch, tokens), torch.int64),
+            "context_padding": ((batch, context_tokens), torch.bool),
+        }
+        for name, (shape, dtype) in expected.items():
+            value = getattr(self, name)
+            if value is not None and (tuple(value.shape) != shape or value.dtype != dtype):
+                raise MaskError(
+                    f"mask.{name}: found shape {tuple(value.shape)} of {value.dtype}, expected {shape} of {dtype}"
+                )
+        if self.window is not None and self.window < 1:
+            raise MaskError(f"mask.window: found {self.window}, expected 1 or more")
+
+
+NO_MASK = Mask()

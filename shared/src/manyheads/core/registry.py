@@ -1,0 +1,59 @@
+"""Every layer by name. A new layer is one entry here: its class and the configurations that the tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manyheads.core.errors import UnknownNameError
+from manyheads.core.layer import Causality, Layer, LayerInfo
+from manyheads.core.layers.softmax import SoftmaxAttention
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer's class and the configurations (without ``dim``) that the battery runs; the first is the plain one."""
+
+    layer: type[Layer]
+    examples: Mapping[str, Mapping[str, Any]]
+
+
+LAYERS: Mapping[str, Entry] = {
+    "softmax": Entry(
+        SoftmaxAttention,
+        {
+            "plain": {"heads": 2},
+            "causal": {"heads": 2, "causal": True},
+            "window": {"heads": 2, "causal": True, "window": 4},
+            "growing": {"heads": 2, "causal": True, "max_len": 32, "bias": True},
+            "cross": {"heads": 2, "context_dim": 5},
+        },
+    ),
+}
+
+
+def find_layer(name: str) -> Entry:
+    """The entry of that name; raises :class:`UnknownNameError` with the nearest."""
+    if name not in LAYERS:
+        raise UnknownNameError("layer", name, LAYERS)
+    return LAYERS[name]
+
+
+def create(name: str, dim: int, **config: Any) -> Layer:
+    """A layer by name: ``create("softmax", dim=64, heads=4, causal=True)``."""
+    return find_layer(name).layer(dim, **config)
+
+
+def list_layers(
+    *, causal: Causality | None = None, streaming: bool | None = None, grid_rank: int | None = None
+) -> list[LayerInfo]:
+    """What the layers can do, filtered: those that can be ``causal``, that (do not) stream, that take ``grid_rank``."""
+    infos = [entry.layer.info for entry in LAYERS.values()]
+    return [
+        info
+        for info in infos
+        if (causal is None or causal in info.causal)
+        and (streaming is None or info.streaming is streaming)
+        and (grid_rank is None or grid_rank in info.grid_ranks)
+    ]

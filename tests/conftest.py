@@ -1,0 +1,30 @@
+"""Settings for all tests: one thread, fixed seeds, and fresh memory that is NaN, so that reading it shows."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("manyheads", deadline=None, derandomize=True)
+settings.load_profile("manyheads")
+
+
+@pytest.fixture(autouse=True)
+def _torch_settings(request: pytest.FixtureRequest):
+    """Only for tests that use torch: importing it costs seconds."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield

@@ -1,0 +1,87 @@
+"""Small layers of the kinds that the core will hold, to see that interface and battery fit them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.functional import fft_convolution
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+
+
+class AverageState(NamedTuple):
+    mean: Tensor
+
+
+class MovingAverage(Layer):
+    """Recurrent: ``h[t] = a h[t - 1] + (1 - a) x[t]``, with a learnt decay a width."""
+
+    info = LayerInfo(
+        name="toy-average",
+        title="toy",
+        arxiv="",
+        cost="",
+        flops=lambda config, tokens: 3.0 * tokens * config["dim"],
+        causal=("strict",),
+        state=("recurrent",),
+        masks=("padding", "reset"),
+        positional=True,
+    )
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.decay = nn.Parameter(torch.zeros(dim))
+
+    def init_state(self, batch, *, device=None, dtype=None):
+        return AverageState(torch.zeros(batch, self.dim, device=device, dtype=dtype))
+
+    def mix(self, x, state, context, mask):
+        a, mean, outputs = torch.sigmoid(self.decay), state.mean, []
+        for t in range(x.shape[1]):
+            if mask.reset is not None:
+                mean = torch.where(mask.reset[:, t, None], 0.0, mean)
+            new = a * mean + (1 - a) * x[:, t]
+            real = torch.ones_like(new, dtype=torch.bool) if mask.padding is None else mask.padding[:, t, None]
+            mean = torch.where(real, new, mean)
+            outputs.append(torch.where(real, new, 0.0))
+        return LayerOutput(torch.stack(outputs, 1), AverageState(mean))
+
+
+class AxisMean(Layer):
+    """Two grid axes, stateless: each cell gets the mean of its row."""
+
+    info = LayerInfo(
+        name="toy-axis", title="toy", arxiv="", cost="", flops=lambda c, t: float(t), grid_ranks=(2,), positional=True
+    )
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.mixing = nn.Linear(dim, dim)
+
+    def mix(self, x, state, context, mask):
+        return LayerOutput(x + self.mixing(x).mean(2, keepdim=True))
+
+
+class Convolution(Layer):
+    """Strictly causal by FFT, not streamable, honours no mask."""
+
+    info = LayerInfo(
+        name="toy-conv",
+        title="toy",
+        arxiv="",
+        cost="",
+        flops=lambda c, t: float(t),
+        causal=("strict",),
+        positional=True,
+        full_context=False,
+    )
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.kernel = nn.Parameter(torch.zeros(dim, 3))
+
+    def mix(self, x, state, context, mask):
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        return LayerOutput(fft_convolution(wide.mT, self.kernel.to(wide.dtype)).mT.to(x.dtype))
