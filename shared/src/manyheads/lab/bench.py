@@ -1,8 +1,9 @@
 """What the layers cost against length, beside what the machine allows.
 
 CPU time is process time on one thread (the minimum over repetitions); bytes are those that autograd saves for the
-backward pass, counted, not sampled; FLOPs are torch's own count. The fraction of the bound is the larger of FLOPs over
-the measured float32 GEMM rate and moved bytes over the measured copy bandwidth, divided by the measured forward time.
+backward pass, counted, not sampled; FLOPs come from each layer's cost function. The fraction of the bound is the larger
+of FLOPs over the measured float32 GEMM rate and moved bytes over the measured copy bandwidth, divided by the measured
+forward time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from manyheads.core.registry import LAYERS, create, find_layer
 
@@ -75,9 +75,7 @@ def _measure(name: str, label: str, config: dict[str, Any], length: int, gemm: f
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         layer(x).y.sum()
-    with FlopCounterMode(display=False) as counter:
-        layer(x)
-    flops = float(counter.get_total_flops())
+    flops = layer.info.flops(layer.config, length)
     both = _cpu_seconds(lambda: layer(x).y.sum().backward())
     moved = 2 * x.numel() * 4 + sum(p.numel() * 4 for p in layer.parameters())
     return {

@@ -160,11 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("manyheads-core"))
         return 0
     try:
-        if first in GROUPS:
+        if first is not None and first in GROUPS:
             arguments.remove(first)
             description, commands = GROUPS[first]
             return run_commands(f"manyheads {first}", description, commands, arguments)
-        if first in KNOWN_DOMAINS or first in installed_domains():
+        if first is not None and (first in KNOWN_DOMAINS or first in installed_domains()):
             arguments.remove(first)
             return _run_domain(first, arguments)
         return run_commands("manyheads", DESCRIPTION, _everything(), arguments)

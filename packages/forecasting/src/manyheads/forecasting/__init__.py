@@ -19,7 +19,7 @@ domain = Domain(
     package="manyheads-forecasting",
     commands="manyheads.forecasting.cli:commands",
     datasets="manyheads.forecasting.catalogue:datasets",
-    # experiments="manyheads.forecasting.experiments:experiments",
+    experiments="manyheads.forecasting.experiments:experiments",
 )
 
 _HOMES = {

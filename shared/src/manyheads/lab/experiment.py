@@ -1,0 +1,256 @@
+"""One description of an experiment, for every domain, and how it is run and reported.
+
+A run writes ``runs/<name>/<hash>/``: ``experiment.json``, ``report.json`` and, for each seed, a folder ``seed-<n>``
+with ``metrics.jsonl``, ``model.safetensors`` and ``checkpoints/``. The hash is that of the description, so that a
+changed experiment never resumes an old one; a finished run is read back instead of being computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.lab.command import plain
+from manyheads.lab.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Part(Protocol):
+    """Examples that can be gathered by index."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …)."""
+
+    train: Part
+    validation: Part
+    test: Part
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DataConfig(Protocol):
+    """Knows how to open itself."""
+
+    def open(self) -> Splits: ...
+
+
+class ModelConfig(Protocol):
+    """Knows how to build the model for some data; torch is seeded before."""
+
+    def build(self, splits: Splits) -> nn.Module: ...
+
+
+class Objective(Protocol):
+    """What is minimised, and what is reported."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+    def metrics(self, model: nn.Module, part: Any) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure was published."""
+
+    paper: str  # arXiv id
+    table: str = ""
+    reported: Mapping[str, float] = field(default_factory=dict)  # metric -> value
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The optimiser and its schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "halving", "cosine"] = "constant"
+    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs."""
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long, how wide, how precisely."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    patience: int | None = None
+    """Epochs without a better validation loss before stopping."""
+    max_steps: int | None = None
+    checkpoint_every: int | None = None
+    """Steps between checkpoints inside an epoch; each epoch ends with one in any case."""
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    strategy: str = "auto"
+    """Fabric's strategy under torchrun: auto is DDP."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a result."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    objective: Objective
+    optimiser: Optimiser = Optimiser()
+    budget: Budget = Budget()
+    seeds: tuple[int, ...] = (1, 2, 3)
+    source: Source | None = None
+
+    def smoke(self) -> Experiment:
+        """The same in seconds: one epoch of twenty steps, one seed."""
+        budget = replace(self.budget, epochs=1, max_steps=20)
+        return replace(self, name=f"{self.name}-smoke", budget=budget, seeds=self.seeds[:1])
+
+    def description(self) -> dict[str, Any]:
+        """As JSON holds it, types named; seeds and source do not decide a single run and are left to the report."""
+        return {f.name: _describe(getattr(self, f.name)) for f in fields(self) if f.name not in ("seeds", "source")}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that change with anything that decides the result."""
+        text = json.dumps(self.description(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed gave."""
+
+    metrics: Mapping[str, float]
+    parameters: int
+    cpu_seconds: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All seeds of one experiment."""
+
+    name: str
+    hash: str
+    command: str
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Mapping[str, float]]  # seed -> metric -> value
+    mean: Mapping[str, float]
+    sd: Mapping[str, float | None]  # sample standard deviation; None with one seed
+    parameters: int
+    cpu_seconds: float
+    peak_memory_bytes: int
+    environment: Mapping[str, str]
+    source: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        stored: dict[str, Any] = json.loads(path.read_text())
+        stored["seeds"] = tuple(stored["seeds"])
+        return cls(**stored)
+
+
+Fit = Callable[..., SeedResult]
+
+
+def find_experiment(name: str, experiments: Sequence[Experiment]) -> Experiment:
+    """By name; raises :class:`UnknownNameError` with the nearest."""
+    for experiment in experiments:
+        if experiment.name == name:
+            return experiment
+    raise UnknownNameError("experiment", name, [e.name for e in experiments])
+
+
+def run(
+    experiment: Experiment,
+    *,
+    root: str | Path = "runs",
+    seeds: Sequence[int] | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+    fit: Fit | None = None,
+) -> Report:
+    """Runs every seed, resuming what was begun, and writes the report.
+
+    ``fit(experiment, seed, folder, *, resume, progress, tensorboard) -> SeedResult`` is the supervised loop by default;
+    reinforcement learning and other engines bring their own. ``resume=False`` starts afresh in the same folder.
+    """
+    if fit is None:
+        from manyheads.lab.train import fit_supervised as fit
+    chosen = tuple(experiment.seeds if seeds is None else seeds)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ArgumentError(f"seeds: found {list(chosen)}, expected at least one, each once")
+    folder = Path(root) / experiment.name / experiment.hash
+    write_json(folder / "experiment.json", experiment.description())
+    results = {}
+    for seed in chosen:
+        results[seed] = _run_seed(experiment, seed, folder / f"seed-{seed}", resume, progress, tensorboard, fit)
+    names = list(next(iter(results.values())).metrics)
+    columns = {name: [result.metrics[name] for result in results.values()] for name in names}
+    report = Report(
+        experiment.name,
+        experiment.hash,
+        shlex.join(["manyheads", *sys.argv[1:]]) if sys.argv[0].endswith("manyheads") else "",
+        chosen,
+        {str(seed): dict(result.metrics) for seed, result in results.items()},
+        {name: statistics.fmean(column) for name, column in columns.items()},
+        {name: statistics.stdev(column) if len(column) > 1 else None for name, column in columns.items()},
+        next(iter(results.values())).parameters,
+        sum(result.cpu_seconds for result in results.values()),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        environment(),
+        None if experiment.source is None else asdict(experiment.source),
+    )
+    write_json(folder / "report.json", asdict(report))
+    return report
+
+
+def _run_seed(
+    experiment: Experiment, seed: int, folder: Path, resume: bool, progress: bool, tensorboard: bool, fit: Fit
+) -> SeedResult:
+    done = folder / "result.json"
+    if resume and done.is_file():
+        return SeedResult(**json.loads(done.read_text()))
+    done.unlink(missing_ok=True)
+    result = fit(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
+    write_json(done, asdict(result))
+    return result
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine."""
+    packages = ("manyheads-core", "torch", "numpy", "lightning-fabric")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _describe(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: _describe(getattr(value, f.name)) for f in fields(value)}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **inner}
+    return plain(value)

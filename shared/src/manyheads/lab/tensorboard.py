@@ -1,0 +1,27 @@
+"""TensorBoard events of a run; needs the extra ``tensorboard``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from manyheads.core.errors import MissingPackageError
+
+
+def event_writer(folder: Path) -> Callable[[Mapping[str, float], int], None]:
+    """``write(values, step)`` into ``folder``. Raises :class:`MissingPackageError` with the pip line."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingPackageError(
+            "tensorboard is not installed: pip install 'manyheads-core[lab,tensorboard]'"
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def write(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write

@@ -1,0 +1,265 @@
+"""The supervised training loop, on Lightning Fabric: one process, or many under ``torchrun``, without a change.
+
+Every rank draws the same order and takes its share of each global batch, so that several processes end with the weights
+of one. A run that is killed at any moment goes on from its last checkpoint and gives the same metrics to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab import checkpoint
+from manyheads.lab.experiment import Budget, Experiment, Optimiser, Part, SeedResult
+from manyheads.lab.files import write_atomically
+from manyheads.lab.terminal import progress as show_progress
+
+
+@dataclass
+class Position:
+    """Where the loop is; all of it goes into a checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0  # inside the epoch
+    step: int = 0
+    running_loss: float = 0.0  # sum over the batches of this epoch
+    best_loss: float = math.inf
+    bad_epochs: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit_supervised(
+    experiment: Experiment,
+    seed: int,
+    folder: Path | None,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> SeedResult:
+    """Trains one seed and gives the test metrics of the weights with the best validation loss.
+
+    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch.
+    """
+    model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
+    del model
+    return result
+
+
+def train_model(
+    experiment: Experiment,
+    seed: int,
+    folder: Path | None,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> tuple[nn.Module, SeedResult]:
+    """As :func:`fit_supervised`, with the model itself."""
+    before = time.process_time()
+    budget = experiment.budget
+    fabric = launch(budget)
+    seed_everything(seed)
+    splits = experiment.data.open()
+    raw_model = experiment.model.build(splits)
+    model, optimiser = fabric.setup(raw_model, make_optimiser(raw_model, experiment.optimiser))
+    order, position = torch.Generator().manual_seed(seed), Position()
+    best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
+    identity = {"experiment": experiment.hash if folder else "", "seed": seed}
+    checkpoints = None if folder is None else folder / "checkpoints"
+    if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
+        tensors, metadata = found
+        raw_model.load_state_dict(_under("model.", tensors))
+        best = _under("best.", tensors)
+        checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
+        checkpoint.restore_random_states(order, tensors, metadata["random"])
+        position = Position(**metadata["position"])
+
+    def save(start_of_order: Tensor) -> None:
+        if checkpoints is None or not fabric.is_global_zero:
+            return
+        tensors, groups = checkpoint.optimiser_tensors(optimiser.optimizer)
+        states, others = checkpoint.random_states(order)
+        states["random.order"] = start_of_order
+        tensors |= states | _named("model.", raw_model.state_dict()) | _named("best.", best)
+        stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
+        checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
+
+    batches = _whole_batches(splits.train, budget, fabric)
+    log = _event_writer(folder, tensorboard and fabric.is_global_zero)
+    bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
+    with bar as advance:
+        while not position.finished:
+            set_learning_rate(optimiser.optimizer, experiment.optimiser, position.epoch, budget.epochs)
+            start_of_order = order.get_state()
+            shuffled = torch.randperm(len(splits.train), generator=order)
+            loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
+            model.train()
+            while position.batch < batches and not _spent(position, budget):
+                chosen = shuffled[position.batch * budget.batch_size :][: budget.batch_size]
+                batch = fabric.to_device(splits.train.batch(chosen[fabric.global_rank :: fabric.world_size]))
+                optimiser.zero_grad()
+                loss = experiment.objective.loss(model, batch)
+                fabric.backward(loss)
+                if experiment.optimiser.clip_norm is not None:
+                    fabric.clip_gradients(model, optimiser, max_norm=experiment.optimiser.clip_norm)
+                optimiser.step()
+                loss_sum += loss.detach()
+                position.batch += 1
+                position.step += 1
+                if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
+                    position.running_loss = loss_sum.item()
+                    save(start_of_order)
+            train_loss = loss_sum.item() / max(position.batch, 1)
+            _end_epoch(experiment, position, model, splits.validation, order, fabric, best, raw_model, train_loss)
+            if folder is not None and fabric.is_global_zero:
+                lines = "".join(json.dumps(line) + "\n" for line in position.history)
+                write_atomically(folder / "metrics.jsonl", lines.encode())
+            log(position.history[-1], position.step)
+            save(order.get_state())
+            if advance is not None:
+                advance(f"epoch {position.epoch}, validation {position.history[-1]['validation_loss']:.4g}")
+
+    raw_model.load_state_dict(best)
+    raw_model.eval()
+    with torch.no_grad():
+        metrics = experiment.objective.metrics(raw_model, splits.test)
+    parameters = sum(p.numel() for p in raw_model.parameters())
+    if folder is not None and fabric.is_global_zero:
+        described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
+        checkpoint.save_tensors(folder / "model.safetensors", raw_model.state_dict(), described)
+    fabric.barrier()
+    return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
+
+
+def _end_epoch(
+    experiment: Experiment,
+    position: Position,
+    model: nn.Module,
+    validation: Part,
+    order: torch.Generator,
+    fabric: Fabric,
+    best: dict[str, Tensor],
+    raw_model: nn.Module,
+    train_loss: float,
+) -> None:
+    loss = validation_loss(experiment, model, validation, order, fabric)
+    rate = experiment.optimiser.learning_rate * rate_factor(
+        experiment.optimiser, position.epoch, experiment.budget.epochs
+    )
+    position.epoch += 1
+    position.batch, position.running_loss = 0, 0.0
+    line = {"epoch": position.epoch, "step": position.step, "train_loss": train_loss, "learning_rate": rate}
+    position.history.append({**line, "validation_loss": loss})
+    if loss < position.best_loss:
+        position.best_loss, position.bad_epochs = loss, 0
+        for name, tensor in raw_model.state_dict().items():
+            best[name].copy_(tensor)
+    else:
+        position.bad_epochs += 1
+    patience = experiment.budget.patience
+    position.finished = (
+        position.epoch >= experiment.budget.epochs
+        or _spent(position, experiment.budget)
+        or (patience is not None and position.bad_epochs >= patience)
+    )
+
+
+@torch.no_grad()
+def validation_loss(
+    experiment: Experiment, model: nn.Module, part: Part, order: torch.Generator, fabric: Fabric
+) -> float:
+    """Mean of the batch losses in shuffled order without the last incomplete batch, as the papers' loops compute it;
+    over everything where there is less than one batch."""
+    model.eval()
+    size = min(experiment.budget.batch_size, len(part))
+    shuffled = torch.randperm(len(part), generator=order)
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    count = len(part) // max(size, 1)
+    for index in range(count):
+        batch = fabric.to_device(part.batch(shuffled[index * size : (index + 1) * size]))
+        total += experiment.objective.loss(model, batch)
+    return total.item() / count if count else math.inf
+
+
+def launch(budget: Budget) -> Fabric:
+    """Fabric for this process: its share of ``torchrun``'s, or alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    strategy = "ddp" if budget.strategy == "auto" and world > 1 else budget.strategy
+    fabric = Fabric(
+        accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, precision=budget.precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - code of others may draw from it
+    torch.manual_seed(seed)
+
+
+def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return kinds[config.name](model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def rate_factor(config: Optimiser, epoch: int, epochs: int) -> float:
+    """The share of the learning rate in the epoch that comes after ``epoch`` whole ones."""
+    if config.schedule == "halving":
+        return 0.5 ** max(epoch - 1, 0)
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+    return 1.0
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, epoch: int, epochs: int) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate * rate_factor(config, epoch, epochs)
+
+
+def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
+    if budget.batch_size % fabric.world_size:
+        raise ArgumentError(
+            f"batch_size: found {budget.batch_size}, expected a multiple of the {fabric.world_size} processes"
+        )
+    batches = len(train) // budget.batch_size
+    if batches < 1:
+        raise ArgumentError(f"batch_size: found {budget.batch_size}, the train part has only {len(train)} examples")
+    return batches
+
+
+def _spent(position: Position, budget: Budget) -> bool:
+    return budget.max_steps is not None and position.step >= budget.max_steps
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _event_writer(folder: Path | None, wanted: bool) -> Any:
+    if folder is None or not wanted:
+        return lambda line, step: None
+    from manyheads.lab.tensorboard import event_writer
+
+    return event_writer(folder / "events")

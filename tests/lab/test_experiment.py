@@ -1,0 +1,139 @@
+"""Descriptions, runs and reports."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
+from manyheads.lab.experiment import Budget, Optimiser, Report, find_experiment, run
+from manyheads.lab.experiment_commands import overridden
+from manyheads.lab.leaderboard import leaderboard
+from manyheads.lab.train import fit_supervised, rate_factor, train_model
+
+from .toy import ToyData, ToyModel, toy
+
+
+def quick(**changes):
+    return toy(budget=Budget(epochs=1, batch_size=8), **changes)
+
+
+def test_the_hash_changes_with_what_decides_the_result_only():
+    base = toy()
+    assert base.hash == toy().hash
+    assert replace(base, seeds=(5,), source=None).hash == base.hash
+    for other in (toy(model=ToyModel(hidden=9)), toy(data=ToyData(seed=8)), toy(optimiser=Optimiser("sgd"))):
+        assert other.hash != base.hash
+
+
+def test_a_run_writes_its_files_and_the_report_holds_mean_and_sd(tmp_path):
+    report = run(quick(), root=tmp_path, progress=False)
+    folder = tmp_path / "toy" / quick().hash
+    assert {p.name for p in folder.iterdir()} == {"experiment.json", "report.json", "seed-1", "seed-2"}
+    assert {p.name for p in (folder / "seed-1").iterdir()} == {
+        "checkpoints",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    }
+    a, b = report.metrics["1"]["mse"], report.metrics["2"]["mse"]
+    assert a != b
+    assert report.mean["mse"] == pytest.approx((a + b) / 2)
+    assert report.sd["mse"] == pytest.approx(abs(a - b) / math.sqrt(2))
+    assert report.parameters == 5 * 8 + 8 + 8 + 1
+    assert Report.read(folder / "report.json") == report
+
+
+def test_a_finished_run_is_read_back_and_fresh_runs_again(tmp_path):
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(args[1])
+        return fit_supervised(*args, **kwargs)
+
+    first = run(quick(), root=tmp_path, progress=False, fit=counting)
+    assert run(quick(), root=tmp_path, progress=False, fit=counting).metrics == first.metrics
+    assert calls == [1, 2]
+    run(quick(), root=tmp_path, seeds=[1], progress=False, fit=counting, resume=False)
+    assert calls == [1, 2, 1]
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    assert run(quick(), root=tmp_path, seeds=[3], progress=False).sd == {"mse": None}
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ArgumentError, match="seeds"):
+            run(quick(), root=tmp_path, seeds=seeds, progress=False)
+
+
+def test_smoke_is_short():
+    small = toy().smoke()
+    assert (small.budget.epochs, small.budget.max_steps, small.seeds) == (1, 20, (1,))
+
+
+def test_early_stopping_keeps_the_best_weights():
+    experiment = toy(
+        optimiser=Optimiser("sgd", 0.05),
+        budget=Budget(epochs=40, batch_size=4, patience=2),
+        model=ToyModel(dropout=0.0),
+    )
+    model, result = train_model(experiment, 1, None, progress=False)
+    assert result.epochs < 40
+    again, shorter = train_model(
+        replace(experiment, budget=replace(experiment.budget, epochs=result.epochs - 2, patience=None)), 1, None,
+        progress=False,
+    )  # fmt: skip
+    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert a.equal(b)
+    assert shorter.metrics == result.metrics
+
+
+def test_schedules():
+    halving, cosine = Optimiser(schedule="halving"), Optimiser(schedule="cosine")
+    assert [rate_factor(halving, e, 10) for e in range(4)] == [1, 1, 0.5, 0.25]
+    assert rate_factor(cosine, 0, 10) == 1
+    assert rate_factor(cosine, 10, 10) == pytest.approx(0)
+    assert rate_factor(Optimiser(), 5, 10) == 1
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ArgumentError, match="batch_size: found 64, the train part has only 32"):
+        fit_supervised(toy(budget=Budget(batch_size=64)), 1, None, progress=False)
+
+
+def test_overrides_reach_nested_fields_and_refuse_others():
+    changed = overridden(toy(), ["model.hidden=16", "optimiser.learning_rate=0.5", "budget.epochs=2"])
+    assert (changed.model.hidden, changed.optimiser.learning_rate, changed.budget.epochs) == (16, 0.5, 2)
+    assert changed.model.dropout == 0.2
+    for wrong in ("model.hiden=3", "model.hidden=many", "nothing=1", "model.hidden"):
+        with pytest.raises(ArgumentError, match="override"):
+            overridden(toy(), [wrong])
+
+
+def test_unknown_experiments_get_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'toy'"):
+        find_experiment("toi", [toy()])
+
+
+def test_events_need_their_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-core\[lab,tensorboard\]'"):
+        fit_supervised(quick(), 1, tmp_path, progress=False, tensorboard=True)
+
+
+def test_events_are_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    fit_supervised(quick(), 1, tmp_path, progress=False, tensorboard=True)
+    assert list((tmp_path / "events").glob("events.*"))
+
+
+def test_the_leaderboard_prints_mean_sd_and_the_published_figure(tmp_path):
+    run(quick(), root=tmp_path / "runs", progress=False)
+    outcome = leaderboard(tmp_path / "runs", str(tmp_path / "board.html"))
+    assert outcome.document[0]["source"]["reported"] == {"mse": 1.5}
+    page = (tmp_path / "board.html").read_text()
+    assert "±" in page
+    assert "0000.00000 Table 1" in page
+    json.dumps(outcome.document, allow_nan=False)

@@ -1,0 +1,176 @@
+"""A run that is killed at any moment goes on and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from manyheads.core.errors import CheckpointError
+from manyheads.lab import checkpoint, files
+from manyheads.lab.checkpoint import load_latest, load_tensors, save_checkpoint, save_tensors
+from manyheads.lab.experiment import Budget
+from manyheads.lab.train import fit_supervised
+
+from .toy import ToyData, ToyModel, toy
+
+KILLED = toy(budget=Budget(epochs=6, batch_size=4, checkpoint_every=3))
+
+
+def train(folder):
+    torch.set_num_threads(1)
+    return fit_supervised(KILLED, 1, Path(folder), progress=False)
+
+
+def outcome(folder):
+    weights, metadata = load_tensors(folder / "model.safetensors")
+    return (folder / "metrics.jsonl").read_bytes(), {k: v.tolist() for k, v in weights.items()}, metadata["metrics"]
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    """Forked from this process, which has torch loaded, so that ten starts cost little."""
+    fork = multiprocessing.get_context("fork")
+    before = time.perf_counter()
+    train(tmp_path / "unbroken")
+    took = time.perf_counter() - before
+    expected = outcome(tmp_path / "unbroken")
+    moments = random.Random(5)
+    killed, resumed_from = 0, set()
+    for attempt in range(10):
+        folder = tmp_path / f"killed-{attempt}"
+        process = fork.Process(target=train, args=(folder,))
+        process.start()
+        time.sleep(moments.uniform(0.1, 0.9) * took)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        found = load_latest(folder / "checkpoints", expect={"seed": 1})
+        if found is not None:
+            resumed_from.add(found[1]["position"]["step"])
+        train(folder)
+        assert outcome(folder) == expected
+    assert killed >= 8, "the process was done before it was killed: the test shows nothing"
+    assert len(resumed_from) >= 3, f"killed at the same place again and again: {resumed_from}"
+
+
+@pytest.mark.parametrize("stop", [1, 3, 8, 9, 17, 24])
+def test_resuming_inside_and_between_epochs_is_exact(tmp_path, monkeypatch, stop):
+    train(tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    saved = checkpoint.save_checkpoint
+    calls = []
+
+    def save_and_stop(folder, step, tensors, metadata):
+        saved(folder, step, tensors, metadata)
+        calls.append(step)
+        if step >= stop and len(calls) == len(set(calls)):
+            raise Stopped
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_stop)
+    with pytest.raises(Stopped):
+        train(tmp_path / "broken")
+    monkeypatch.setattr(checkpoint, "save_checkpoint", saved)
+    train(tmp_path / "broken")
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_atomically(path, b"old")
+
+    def crash(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(files.os, "replace", crash)
+    with pytest.raises(OSError, match="power cut"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"a": torch.full((3,), float(step))}, {"step": step})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000002.safetensors", "step-000000003.safetensors"]
+    newest = tmp_path / "step-000000003.safetensors"
+    content = newest.read_bytes()
+    for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        newest.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="step-000000003"):
+            load_tensors(newest)
+        found = load_latest(tmp_path, expect={})
+        assert found is not None
+        assert found[1]["step"] == 2
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    save_checkpoint(tmp_path, 1, {"a": torch.zeros(1)}, {"experiment": "other", "seed": 1})
+    with pytest.raises(CheckpointError, match=r"experiment is 'other', expected 'mine'"):
+        load_latest(tmp_path, expect={"experiment": "mine"})
+
+
+def test_tensors_keep_dtype_and_shape(tmp_path):
+    tensors = {
+        "a": torch.randn(2, 3).bfloat16(),
+        "b": torch.arange(4)[::2],
+        "c": torch.zeros(()),
+        "d": torch.zeros(0, 2),
+    }
+    save_tensors(tmp_path / "t", tensors, {"x": [1, None]})
+    loaded, metadata = load_tensors(tmp_path / "t")
+    assert metadata == {"x": [1, None]}
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+from tests.lab.toy import ToyModel, toy
+from manyheads.lab.experiment import Budget
+from manyheads.lab.train import fit_supervised
+experiment = toy(model=ToyModel(dropout=0.0), budget=Budget(epochs=2, batch_size=4, precision="64-true"))
+fit_supervised(experiment, 1, Path({folder!r}), progress=False)
+"""
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path):
+    root = str(Path(__file__).parents[2])
+    weights = {}
+    for count in (1, 2):
+        script = tmp_path / f"run{count}.py"
+        script.write_text(textwrap.dedent(SCRIPT.format(root=root, folder=str(tmp_path / str(count)))))
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        done = subprocess.run(
+            [*(launcher if count > 1 else [sys.executable]), str(script)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        weights[count], _ = load_tensors(tmp_path / str(count) / "model.safetensors")
+    initial = toy(model=ToyModel(dropout=0.0))
+    torch.manual_seed(1)
+    start = initial.model.build(ToyData().open()).state_dict()
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=1e-12)
+        assert not torch.allclose(start[name].double(), tensor), f"{name} was not trained"
