@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def _numeric(cell: Any) -> bool:
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[[str], None]]:
+def progress(description: str, total: int | None) -> Generator[Callable[[str], None]]:
     """Shows progress on standard error; yields the function that reports the next item."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from manyheads.forecasting.commands import commands as own_table
 from manyheads.lab.command import Outcome
 
 
@@ -88,4 +89,4 @@ def models() -> Outcome:
     return Outcome(document, table(("name", "kind", "what"), rows))
 
 
-commands: dict[str, Callable[..., Outcome]] = {"bench": bench, "models": models}
+commands: dict[str, Callable[..., Outcome]] = {"bench": bench, "models": models, **own_table}

@@ -1,0 +1,350 @@
+"""``manyheads forecasting fit | predict | backtest | look-back``: for the user's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.lab.command import Outcome
+from manyheads.lab.files import write_atomically
+
+if TYPE_CHECKING:
+    from manyheads.forecasting.forecaster import Forecaster
+    from manyheads.forecasting.frames import Reading
+
+
+def fit(
+    file: Path,
+    /,
+    *,
+    horizon: int,
+    out: Path = Path("forecaster.safetensors"),
+    model: str = "closed-form-auto",
+    look_back: int | None = None,
+    levels: tuple[float, ...] = (0.8, 0.95),
+    time: str | None = None,
+    id: str = "unique_id",
+    target: str = "y",
+    freq: str | None = None,
+    season: int | None = None,
+    missing: float | None = None,
+    fill: Literal["none", "interpolate"] = "none",
+    drop: tuple[str, ...] = (),
+    report: Path | None = None,
+) -> Outcome:
+    """Fits a forecaster on a CSV (long: unique_id, ds, y; or wide: time and one column a channel) and saves it.
+
+    Args:
+        file: the table; .csv, .csv.xz, .csv.gz or .parquet.
+        horizon: steps to forecast.
+        out: where the fitted forecaster goes.
+        model: see 'manyheads forecasting models'.
+        look_back: past steps that the model reads.
+        levels: coverages of the prediction intervals.
+        time: name of the time column; ds, date, time, timestamp or datetime are found.
+        id: name of the series column of a long table.
+        target: name of the value column of a long table.
+        freq: pandas' alias of the frequency; inferred by default.
+        season: rows in a season; from the frequency by default.
+        missing: a number that stands for a missing value, such as -9999.
+        fill: what to do with missing values and stamps.
+        drop: columns to leave out.
+        report: write a page with forecast, intervals and weights there.
+    """
+    from manyheads.forecasting.forecaster import Forecaster
+
+    reading = _reading(time, id, target, freq, season, missing, fill, drop)
+    forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
+    forecaster.save(out)
+    document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
+    lines = [f"{p['name']}: {p['rows']} rows, {len(p['channels'])} channels, season {p['season']}, look-back "
+             f"{p['look_back']}; measured coverage {p['coverage'] or 'not known'}" for p in document["panels"]]  # fmt: skip
+    if report is not None:
+        document["report"] = str(_fit_report(forecaster, report))
+        lines.append(f"report: {document['report']}")
+    lines += [f"warning: {warning}" for warning in forecaster.warnings]
+    return Outcome(document, "\n".join([*lines, f"saved: {out}", f"next: manyheads forecasting predict {out}"]))
+
+
+def predict(
+    model: Path,
+    /,
+    *,
+    data: Path | None = None,
+    horizon: int | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
+    channel: str | None = None,
+) -> Outcome:
+    """Forecasts the rows after the table that a saved forecaster was fitted on, or after a newer one.
+
+    Args:
+        model: what 'fit' saved.
+        data: a newer table of the same series; the forecaster is not fitted again.
+        horizon: fewer steps than it was fitted for.
+        out: write the forecast there; .csv or .parquet.
+        plot: draw one channel with its intervals there; .png, .svg or .pdf.
+        channel: the channel to draw; the last by default.
+    """
+    from manyheads.forecasting.forecaster import Forecaster
+    from manyheads.lab.terminal import table
+
+    _check_suffix("out", out, (".csv", ".parquet"))
+    _check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    forecaster = Forecaster.load(model)
+    forecast = forecaster.predict(data, horizon=horizon)
+    closing = []
+    if out is not None:
+        _write_table(forecast, out)
+        closing.append(f"written: {out}")
+    if plot is not None:
+        _write_figure(_fan(forecaster, forecast, channel), plot)
+        closing.append(f"drawn: {plot}")
+    shown = forecast.assign(ds=forecast["ds"].astype(str))
+    records = shown.to_dict("records")
+    rows = [tuple(f"{v:.6g}" if isinstance(v, float) else v for v in r.values()) for r in records[:40]]
+    if len(records) > len(rows):
+        closing.append(f"{len(records) - len(rows)} more rows: --out forecast.csv writes all")
+    from rich.console import Group
+
+    return Outcome({"forecast": records}, Group(table(tuple(shown.columns), rows), *closing))
+
+
+def backtest(
+    file: Path,
+    /,
+    *,
+    horizon: int,
+    windows: int = 10,
+    step: int | None = None,
+    models: tuple[str, ...] = ("closed-form-auto", "seasonal-naive", "repeat"),
+    look_back: int | None = None,
+    levels: tuple[float, ...] = (0.8, 0.95),
+    time: str | None = None,
+    id: str = "unique_id",
+    target: str = "y",
+    freq: str | None = None,
+    season: int | None = None,
+    missing: float | None = None,
+    fill: Literal["none", "interpolate"] = "none",
+    drop: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> Outcome:
+    """Would it have worked? Forecasts from past origins against what happened, beside the naive forecasts.
+
+    Args:
+        file: the table, as for 'fit'.
+        horizon: steps to forecast.
+        windows: past origins.
+        step: rows between them; the horizon by default.
+        models: models to compare, each fitted once on the rows before the first origin.
+        look_back: past steps that the models read.
+        levels: coverages of the prediction intervals.
+        time: name of the time column.
+        id: name of the series column of a long table.
+        target: name of the value column of a long table.
+        freq: pandas' alias of the frequency.
+        season: rows in a season.
+        missing: a number that stands for a missing value.
+        fill: what to do with missing values and stamps.
+        drop: columns to leave out.
+        out: write every forecast there; .csv or .parquet.
+    """
+    from rich.console import Group
+
+    from manyheads.forecasting.forecaster import Forecaster
+    from manyheads.forecasting.frames import read_panels
+    from manyheads.forecasting.models import find_model
+    from manyheads.lab.terminal import progress, table
+
+    _check_suffix("out", out, (".csv", ".parquet"))
+    for name in models:
+        find_model(name)
+    panels = read_panels(file, _reading(time, id, target, freq, season, missing, fill, drop))
+    frames, rows = [], []
+    with progress("backtest", len(models)) as advance:
+        for name in models:
+            advance(name)
+            forecaster = Forecaster(horizon, model=name, look_back=look_back, levels=levels)
+            frame = forecaster.cross_validation(panels, windows=windows, step=step)
+            frames.append(frame.assign(model=name))
+            rows.append({"model": name, **_errors(frame)})
+    if out is not None:
+        _write_table(pd.concat(frames, ignore_index=True), out)
+    header = tuple(dict.fromkeys(key for row in rows for key in row))
+    cells = [tuple(f"{row[k]:.4g}" if isinstance(row.get(k), float) else row.get(k) for k in header) for row in rows]
+    note = f"{windows} origins; errors in original units; covered: share of what happened inside the interval"
+    return Outcome({"rows": rows}, Group(table(header, cells), note))
+
+
+def look_back(
+    *,
+    set: str = "ETTh1",
+    horizon: int = 96,
+    models: tuple[str, ...] = ("linear-cf", "nlinear-cf", "rlinear-cf"),
+    look_backs: tuple[int, ...] = (24, 48, 72, 96, 120, 144, 168, 192, 336, 504, 672, 720),
+    plot: Path | None = None,
+) -> Outcome:
+    """The paper's look-back study: test error against the length of the past that a model reads.
+
+    Args:
+        set: a benchmark set.
+        horizon: steps to forecast.
+        models: models to compare.
+        look_backs: lengths to try.
+        plot: draw the curve there; .png, .svg or .pdf.
+    """
+    from manyheads.forecasting import plots
+    from manyheads.forecasting.bench import run_bench
+    from manyheads.lab.terminal import progress, table
+
+    _check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    rows = []
+    with progress("look-back", len(look_backs) * len(models)) as advance:
+        for length in look_backs:
+            rows += run_bench([set], [horizon], models, look_back=length, advance=advance).rows
+    curves = {name: [row.mse for row in rows if row.model == name] for name in models}
+    if plot is not None:
+        _write_figure(plots.look_back_curve(look_backs, curves, title=f"{set}, horizon {horizon}"), plot)
+    document = [
+        {"set": r.set, "horizon": r.horizon, "model": r.model, "look_back": r.look_back, "mse": r.mse} for r in rows
+    ]
+    cells = [(length, *(f"{curves[name][i]:.4f}" for name in models)) for i, length in enumerate(look_backs)]
+    return Outcome({"rows": document}, table(("look-back", *models), cells))
+
+
+def _reading(
+    time: str | None,
+    id: str,
+    target: str,
+    freq: str | None,
+    season: int | None,
+    missing: float | None,
+    fill: str,
+    drop: tuple[str, ...],
+) -> Reading:
+    from manyheads.forecasting.frames import Columns, Reading
+
+    filling: Literal["interpolate"] | None = "interpolate" if fill == "interpolate" else None
+    return Reading(Columns(id, time, target), freq, season, missing, filling, drop)
+
+
+def _errors(frame: pd.DataFrame) -> dict[str, float]:
+    error = (frame["y_hat"] - frame["y"]).to_numpy()
+    found = {"mse": float(np.mean(error**2)), "mae": float(np.mean(np.abs(error)))}
+    for column in frame.columns:
+        if column.startswith("lo-"):
+            inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
+            found[f"covered {column[3:]}%"] = float(inside.mean())
+    return found
+
+
+def _described(forecaster: Forecaster) -> list[dict]:
+    described = []
+    for part in forecaster.panels:
+        coverage = {}
+        if part.intervals is not None and not np.isnan(part.intervals.coverage).all():
+            coverage = {
+                f"{level:.0%}": round(float(part.intervals.coverage[i].mean()), 3)
+                for i, level in enumerate(part.intervals.levels)
+            }
+        described.append(
+            {
+                "name": part.panel.name,
+                "rows": part.panel.rows,
+                "channels": list(part.panel.channels),
+                "season": part.panel.season,
+                "look_back": part.map.look_back,
+                "coverage": coverage,
+            }
+        )
+    return described
+
+
+def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
+    from manyheads.forecasting import plots
+
+    names = [name for part in forecaster.panels for name in part.panel.channels]
+    chosen = names[-1] if channel is None else channel
+    if chosen not in names:
+        raise ArgumentError(f"channel: found {chosen!r}, expected one of {', '.join(names[:20])}")
+    part = next(part for part in forecaster.panels if chosen in part.panel.channels)
+    rows = forecast[forecast["unique_id"] == chosen]
+    past = part.panel.values[-max(2 * len(rows), 2 * part.panel.season) :, part.panel.channels.index(chosen)]
+    intervals = {
+        float(column[3:]) / 100: (rows[column].to_numpy(), rows[f"hi-{column[3:]}"].to_numpy())
+        for column in rows.columns
+        if column.startswith("lo-")
+    }
+    stamps = part.panel.stamps[-len(past) :]
+    return plots.forecast_fan(
+        past,
+        rows["y_hat"].to_numpy(),
+        past_stamps=stamps if rows["ds"].iloc[0] > stamps[-1] else None,
+        forecast_stamps=rows["ds"].to_numpy() if rows["ds"].iloc[0] > stamps[-1] else None,
+        intervals=intervals,
+        title=chosen,
+    )
+
+
+def _fit_report(forecaster: Forecaster, path: Path) -> Path:
+    from manyheads.forecasting import plots
+    from manyheads.lab.html import HtmlReport
+
+    forecast = forecaster.predict()
+    page = HtmlReport(f"Forecast, {forecaster.horizon} steps", f"Model: {forecaster.model}. Original units.")
+    for warning in forecaster.warnings:
+        page.text(warning)
+    for part in forecaster.panels:
+        page.section(part.panel.name)
+        for name in part.panel.channels[:12]:
+            page.figure(_fan(forecaster, forecast, name), f"{name}: the past, the forecast and its intervals.")
+        page.figure(
+            plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
+            "What each step of the forecast takes from each step of the past.",
+        )
+    measured = forecaster.coverage()
+    if len(measured):
+        page.section("Measured coverage of the intervals")
+        mean = measured.groupby(["panel", "level"])["coverage"].mean().reset_index()
+        page.table(("panel", "level", "covered"), [(p, f"{lv:.2f}", f"{c:.3f}") for p, lv, c in mean.to_numpy()])
+    page.section("Forecast")
+    page.table(tuple(forecast.columns), forecast.astype({"ds": str}).round(4).head(200).to_numpy().tolist())
+    return page.write(path).resolve()
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        try:
+            content = frame.to_parquet(index=False)
+        except ImportError as error:
+            raise DataError(f"{path}: pip install 'manyheads-forecasting[parquet]' writes parquet") from error
+        write_atomically(path, content if isinstance(content, bytes) else b"")
+        return
+    write_atomically(path, frame.to_csv(index=False).encode())
+
+
+def _write_figure(figure, path: Path) -> None:
+    import io
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=140)
+    write_atomically(path, picture.getvalue())
+
+
+def _check_suffix(name: str, path: Path | None, allowed: tuple[str, ...]) -> None:
+    if path is not None and path.suffix not in allowed:
+        raise ArgumentError(f"{name}: found {path}, expected a name that ends in {' or '.join(allowed)}")
+
+
+commands: dict[str, Callable[..., Outcome]] = {
+    "fit": fit,
+    "predict": predict,
+    "backtest": backtest,
+    "look-back": look_back,
+}

@@ -1,0 +1,287 @@
+"""``Forecaster(horizon=24).fit(frame).predict()``: forecasts with intervals for any table, in its own units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError
+from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, windows_needed
+from manyheads.forecasting.frames import Reading, future_stamps, read_panels
+from manyheads.forecasting.models import find_model, fit_model
+from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
+from manyheads.forecasting.series import History, Panel, Scaler
+from manyheads.lab.files import write_atomically
+
+FORMAT = 1
+_CALIBRATION = 0.2  # of the rows
+
+
+@dataclass
+class FittedPanel:
+    """One panel's model, what it continues from, and its intervals."""
+
+    panel: Panel
+    scaler: Scaler
+    map: LinearMap
+    intervals: Intervals | None
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Forecaster:
+    """Fits one model a panel and forecasts the rows that come next.
+
+    Args:
+        horizon: steps to forecast.
+        model: a name of ``manyheads forecasting models``; the default needs no tuning.
+        look_back: past steps that the model reads; ``closed-form-auto`` takes its own, the others 336 or what there is.
+        levels: coverages of the prediction intervals.
+        reading: how tables are read: column names, frequency, season, missing values.
+        seed: of the models trained by gradient descent.
+
+    Raises:
+        ArgumentError: a horizon below 1, a level outside (0, 1). UnknownNameError: an unknown model.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        *,
+        model: str = "closed-form-auto",
+        look_back: int | None = None,
+        levels: Sequence[float] = (0.8, 0.95),
+        reading: Reading | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("horizon", horizon), ("look_back", 1 if look_back is None else look_back)):
+            if value < 1:
+                raise ArgumentError(f"{name}: found {value}, expected 1 or more")
+        find_model(model)
+        self.horizon, self.model, self.look_back, self.seed = horizon, model, look_back, seed
+        self.levels = check_levels(levels)
+        self.reading = reading or Reading()
+        self.panels: list[FittedPanel] = []
+
+    def fit(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> Forecaster:
+        """Fits on all rows. Raises :class:`DataError` for bad tables and for fewer rows than look-back + horizon."""
+        self.panels = [self._fit_panel(panel) for panel in self._as_panels(data)]
+        return self
+
+    def predict(self, data: str | Path | pd.DataFrame | None = None, *, horizon: int | None = None) -> pd.DataFrame:
+        """The next rows as ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
+
+        ``data`` continues from newer rows of the same series without fitting again. ``horizon`` may be shorter than the
+        fitted one. Raises :class:`DataError` where ``data`` holds other series or too few rows.
+        """
+        fitted = self._fitted()
+        steps = self.horizon if horizon is None else horizon
+        if not 1 <= steps <= self.horizon:
+            raise ArgumentError(f"horizon: found {steps}, expected 1 to the fitted {self.horizon}")
+        newest = {p.panel.channels: p.panel for p in fitted} if data is None else self._matching(data)
+        frames = []
+        for part in fitted:
+            panel = newest[part.panel.channels]
+            if panel.rows < part.map.look_back:
+                raise DataError(f"{panel.name} has {panel.rows} rows, the model reads {part.map.look_back}: give more")
+            window = part.scaler.transform(panel.values[-part.map.look_back :])
+            forecast = part.map.forecast(window[None])[0]
+            frames.append(self._frame(part, panel, forecast, steps))
+        return pd.concat(frames, ignore_index=True)
+
+    def cross_validation(
+        self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel], *, windows: int = 10, step: int | None = None
+    ) -> pd.DataFrame:
+        """Forecasts from ``windows`` past origins, ``step`` rows apart (the horizon by default), by a model fitted once
+        on the rows before the first: ``unique_id, ds, cutoff, y, y_hat, lo-80, hi-80, …``.
+
+        Raises :class:`DataError` where too few rows are left to fit on.
+        """
+        step = self.horizon if step is None else step
+        if windows < 1 or step < 1:
+            raise ArgumentError(f"windows and step: found {windows} and {step}, expected 1 or more")
+        frames = []
+        for panel in self._as_panels(data):
+            first = panel.rows - self.horizon - (windows - 1) * step
+            if first < self.horizon + 2:
+                raise DataError(
+                    f"{panel.name} has {panel.rows} rows, too few for {windows} windows of {self.horizon} steps, "
+                    f"{step} rows apart: ask for fewer windows or a shorter horizon"
+                )
+            part = self._fit_panel(_head(panel, first))
+            for index in range(windows):
+                origin = first + index * step
+                past = _head(panel, origin)
+                window = part.scaler.transform(past.values[-part.map.look_back :])
+                frame = self._frame(part, past, part.map.forecast(window[None])[0], self.horizon)
+                actual = panel.values[origin : origin + self.horizon]
+                frame.insert(2, "cutoff", past.stamps[-1])
+                frame.insert(3, "y", actual.T.reshape(-1))
+                frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def coverage(self) -> pd.DataFrame:
+        """Measured coverage of the intervals by level and step: ``panel, level, step, coverage``."""
+        rows = [
+            (part.panel.name, level, step + 1, part.intervals.coverage[index, step])
+            for part in self._fitted()
+            if part.intervals is not None
+            for index, level in enumerate(part.intervals.levels)
+            for step in range(part.intervals.coverage.shape[1])
+        ]
+        return pd.DataFrame(rows, columns=["panel", "level", "step", "coverage"])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(warning for part in self.panels for warning in part.warnings)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with JSON in its header, written atomically; nothing is pickled."""
+        from safetensors.numpy import save
+
+        arrays: dict[str, np.ndarray] = {}
+        described = []
+        for index, part in enumerate(self._fitted()):
+            tail = part.panel.values[-max(part.map.look_back, 2 * part.panel.season) :]
+            named = {
+                "weight": part.map.weight,
+                "bias": part.map.bias,
+                "scale_bias": part.map.scale_bias,
+                "mean": part.scaler.mean,
+                "scale": part.scaler.scale,
+                "tail": tail,
+                "half_widths": None if part.intervals is None else part.intervals.half_widths,
+                "coverage": None if part.intervals is None else part.intervals.coverage,
+            }
+            kept = {key: np.ascontiguousarray(value) for key, value in named.items() if value is not None}
+            arrays |= {f"{index}.{key}": value for key, value in kept.items()}
+            stamps = part.panel.stamps
+            described.append(
+                {
+                    "name": part.panel.name,
+                    "channels": part.panel.channels,
+                    "season": part.panel.season,
+                    "last": str(stamps[-1]),
+                    "freq": stamps.freqstr or pd.infer_freq(stamps),
+                    "levels": part.intervals.levels if part.intervals else (),
+                    "windows": part.intervals.windows if part.intervals else 0,
+                    "warnings": part.warnings,
+                }
+            )
+        settings = {"horizon": self.horizon, "model": self.model, "look_back": self.look_back, "levels": self.levels}
+        header = {"format": FORMAT, **settings, "seed": self.seed, "panels": described}
+        write_atomically(path, save(arrays, {"forecaster": json.dumps(header)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Forecaster:
+        """What :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
+        header, arrays = _read(path)
+        made = cls(header["horizon"], model=header["model"], look_back=header["look_back"], levels=header["levels"])
+        for index, described in enumerate(header["panels"]):
+            part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
+            tail = part["tail"]
+            stamps = pd.date_range(end=described["last"], periods=len(tail), freq=described["freq"])
+            panel = Panel(tail, tuple(described["channels"]), stamps, described["season"], name=described["name"])
+            levels = tuple(described["levels"])
+            intervals = (
+                Intervals(levels, part["half_widths"], part["coverage"], described["windows"]) if levels else None
+            )
+            linear_map = LinearMap(part["weight"], part["bias"], part.get("scale_bias"))
+            scaler = Scaler(part["mean"], part["scale"])
+            made.panels.append(FittedPanel(panel, scaler, linear_map, intervals, tuple(described["warnings"])))
+        return made
+
+    def _as_panels(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> list[Panel]:
+        if isinstance(data, Panel):
+            return [data]
+        if isinstance(data, str | Path | pd.DataFrame):
+            return read_panels(data, self.reading)
+        return list(data)
+
+    def _matching(self, data: str | Path | pd.DataFrame) -> dict[tuple[str, ...], Panel]:
+        newest = {panel.channels: panel for panel in self._as_panels(data)}
+        for part in self.panels:
+            if part.panel.channels not in newest:
+                wanted, found = ", ".join(part.panel.channels[:5]), "; ".join(", ".join(c[:5]) for c in newest)
+                raise DataError(
+                    f"the model was fitted on the series {wanted}; the new data hold {found}: give the same"
+                )
+        return newest
+
+    def _fit_panel(self, panel: Panel) -> FittedPanel:
+        calibration = round(panel.rows * (1.0 - _CALIBRATION))
+        scaler = Scaler.fit(panel.values)
+        values = scaler.transform(panel.values)
+        final = self._fit_rows(values, panel)
+        warnings: tuple[str, ...] = ()
+        intervals = None
+        if self.levels:
+            try:
+                early = self._fit_rows(values[:calibration], panel)
+                intervals = calibrate(early, values, calibration, self.levels)
+            except DataError:
+                intervals = None
+            if intervals is None:
+                warnings = (
+                    f"{panel.name}: {panel.rows} rows are too few for intervals ({windows_needed(self.levels)} or more "
+                    f"windows of {self.horizon} steps in the last fifth): none are given",
+                )
+        return FittedPanel(panel, scaler, final, intervals, warnings)
+
+    def _fit_rows(self, values: np.ndarray, panel: Panel) -> LinearMap:
+        rows = len(values)
+        look_back = self.look_back or max(1, min(336, (rows - self.horizon) // 3))
+        auto = find_model(self.model).joint
+        needed = self.horizon + (6 if auto else look_back)
+        if rows < needed:
+            raise DataError(
+                f"{panel.name} has {rows} rows, fewer than look-back + horizon = {needed - self.horizon} + "
+                f"{self.horizon}: give more rows, a shorter look-back or a shorter horizon"
+            )
+        train_end = rows if auto else max(round(rows * 0.8), look_back + self.horizon)
+        history = History(values, train_end, panel.season)
+        fitted = fit_model(self.model, history, [self.horizon], look_back=look_back, seed=self.seed)
+        return linear_map_of(fitted[self.horizon])
+
+    def _fitted(self) -> list[FittedPanel]:
+        if not self.panels:
+            raise ArgumentError("this Forecaster is not fitted: call fit first")
+        return self.panels
+
+    def _frame(self, part: FittedPanel, panel: Panel, forecast_HC: np.ndarray, steps: int) -> pd.DataFrame:
+        point = part.scaler.inverse(forecast_HC)[:steps]
+        channels = panel.channels
+        columns: dict[str, Any] = {
+            "unique_id": np.repeat(channels, steps),
+            "ds": np.tile(future_stamps(panel.stamps, steps), len(channels)),
+            "y_hat": point.T.reshape(-1),
+        }
+        if part.intervals is not None:
+            for level, half in zip(part.intervals.levels, part.intervals.half_widths, strict=True):
+                width = half[:steps] * part.scaler.scale
+                columns[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
+                columns[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
+        return pd.DataFrame(columns)
+
+
+def _head(panel: Panel, rows: int) -> Panel:
+    return Panel(panel.values[:rows], panel.channels, panel.stamps[:rows], panel.season, name=panel.name)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as stored:
+            header = json.loads((stored.metadata() or {})["forecaster"])
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a saved forecaster ({type(error).__name__}): fit one first") from error
+    if header["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {header['format']}, this version reads {FORMAT}: fit again")
+    return header, arrays
