@@ -26,7 +26,7 @@ class UnknownNameError(ManyheadsError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         by_case = {k.lower(): k for k in known}
         nearest = by_case.get(name.lower()) or (near[0] if near else None)
         mend = f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(known) or 'none'}"

@@ -119,7 +119,7 @@ class Experiment:
     def smoke(self) -> Experiment:
         """The same in seconds: one epoch of twenty steps, one seed."""
         budget = replace(self.budget, epochs=1, max_steps=20)
-        return replace(self, name=f"{self.name}-smoke", budget=budget, seeds=self.seeds[:1])
+        return replace(self, name=f"{self.name}-smoke", budget=budget, seeds=self.seeds[:1], source=None)
 
     def description(self) -> dict[str, Any]:
         """As JSON holds it, types named; seeds and source do not decide a single run and are left to the report."""

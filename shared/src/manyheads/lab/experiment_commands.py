@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tyro.conf import Positional
+
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Commands, Outcome
 from manyheads.lab.domain import Domain
@@ -33,7 +35,8 @@ def experiment_commands(domain: Domain) -> Commands:
     def train(
         experiment: str,
         /,
-        *overrides: str,
+        overrides: Positional[tuple[str, ...]] = (),
+        *,
         seeds: tuple[int, ...] = (),
         root: Path = Path("runs"),
         smoke: bool = False,
@@ -61,7 +64,10 @@ def experiment_commands(domain: Domain) -> Commands:
 
 
 def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """``part.field=value`` applied; the value is parsed as the field's type. Raises :class:`ArgumentError`."""
+    """``part.field=value`` applied; the value is parsed as the field's type. What was published is not of the changed one.
+
+    Raises :class:`ArgumentError`.
+    """
     import tyro
 
     for override in overrides:
@@ -78,7 +84,7 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         except SystemExit as stop:
             raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it") from stop
         changes: dict[str, Any] = {part: parsed}
-        experiment = replace(experiment, **changes)
+        experiment = replace(experiment, source=None, **changes)
     return experiment
 
 

@@ -62,8 +62,7 @@ def fit(
     forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
     forecaster.save(out)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
-    lines = [f"{p['name']}: {p['rows']} rows, {len(p['channels'])} channels, season {p['season']}, look-back "
-             f"{p['look_back']}; measured coverage {p['coverage'] or 'not known'}" for p in document["panels"]]  # fmt: skip
+    lines = [_panel_line(panel) for panel in document["panels"]]
     if report is not None:
         document["report"] = str(_fit_report(forecaster, report))
         lines.append(f"report: {document['report']}")
@@ -264,6 +263,14 @@ def _described(forecaster: Forecaster) -> list[dict]:
             }
         )
     return described
+
+
+def _panel_line(panel: dict) -> str:
+    coverage = ", ".join(f"{share:.1%} of {level}" for level, share in panel["coverage"].items()) or "not known"
+    return (
+        f"{panel['name']}: {panel['rows']} rows, {len(panel['channels'])} channels, season {panel['season']}, "
+        f"look-back {panel['look_back']}; measured coverage: {coverage}"
+    )
 
 
 def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):

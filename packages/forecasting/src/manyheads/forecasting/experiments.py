@@ -6,8 +6,6 @@ channel.
 
 from __future__ import annotations
 
-from typing import cast
-
 from manyheads.forecasting.closed_form.normal_equations import Form
 from manyheads.forecasting.data import SEASONS
 from manyheads.forecasting.published import horizons_of, look_back_of, published_mse
@@ -55,7 +53,7 @@ def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bo
 def experiments() -> list[Experiment]:
     """All sets, horizons and models, shared and per channel."""
     return [
-        linear_experiment(set_name, horizon, cast(Form, form), individual=individual)
+        linear_experiment(set_name, horizon, form, individual=individual)
         for set_name in SEASONS
         for horizon in horizons_of(set_name)
         for form in ("linear", "nlinear", "dlinear", "rlinear")

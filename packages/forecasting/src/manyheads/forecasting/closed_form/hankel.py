@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.signal import correlate
+from scipy.linalg import matmul_toeplitz
 
 from manyheads.core.errors import DataError
 
@@ -85,7 +85,7 @@ def window_moments(
         side_sums, side_energy = _running_sum(reach, windows), float(windows)
     else:
         feature = look_back_deviation(reach, look_back)[:windows]
-        side_sums, side_energy = correlate(reach, feature, mode="valid"), float(feature @ feature)
+        side_sums, side_energy = _correlate(reach, feature), float(feature @ feature)
     return Moments(
         _products(reach, look_back, windows), _running_sum(reach * reach, windows), side_sums, side_energy, windows
     )
@@ -101,7 +101,7 @@ def look_back_deviation(series: np.ndarray, look_back: int) -> np.ndarray:
 def _products(reach: np.ndarray, look_back: int, windows: int) -> np.ndarray:
     width = len(reach) - windows + 1
     products = np.empty((look_back, width))
-    products[0] = correlate(reach, reach[:windows], mode="valid")
+    products[0] = _correlate(reach, reach[:windows])
     leaving, entering = reach[:width], np.append(reach[windows:], 0.0)  # the last entry is never used
     scratch = np.empty(width - 1)
     for i in range(look_back - 1):
@@ -112,6 +112,12 @@ def _products(reach: np.ndarray, look_back: int, windows: int) -> np.ndarray:
         row[1:] += above[:-1]
         row[0] = products[0, i + 1]
     return products
+
+
+def _correlate(values: np.ndarray, feature: np.ndarray) -> np.ndarray:
+    """``sum_n feature[n] values[n + j]`` for every ``j`` that fits, by FFT: Hankel products are Toeplitz, reversed."""
+    last = len(feature) - 1
+    return matmul_toeplitz((values[last:], values[last::-1]), feature[::-1], check_finite=False)
 
 
 def _running_sum(values: np.ndarray, span: int) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""Data for the tests of forecasting: what is shipped, and what MANYHEADS_DATA holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from manyheads.forecasting.catalogue import datasets
+from manyheads.lab.data import find, where
+
+
+@pytest.fixture
+def needs():
+    """Skips where a set that may not be shipped is not here."""
+
+    def check(name):
+        if where(find(name, datasets)) is None:
+            pytest.skip(f"{name} may not be shipped and MANYHEADS_DATA does not hold it")
+
+    return check
+
+
+@pytest.fixture
+def hourly():
+    """Two channels with a daily season, a drift and noise; 400 hours."""
+    rng = np.random.default_rng(0)
+    t = np.arange(400)
+    daily = np.sin(2 * np.pi * t / 24)
+    values = {"a": 10 + 3 * daily + 0.01 * t + 0.3 * rng.normal(size=400), "b": -daily + 0.2 * rng.normal(size=400)}
+    return pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=400, freq="h"), **values})
