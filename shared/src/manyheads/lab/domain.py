@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from manyheads.core.errors import MissingPackageError, UnknownNameError
 
 if TYPE_CHECKING:
-    from manyheads.lab.experiment import Experiment
-
     from manyheads.lab.command import Outcome
     from manyheads.lab.data import Dataset
+    from manyheads.lab.experiment import Experiment
 
 GROUP = "manyheads.domains"
 KNOWN_DOMAINS = ("forecasting", "kws", "recsys", "rl", "studies", "vision")

@@ -64,9 +64,9 @@ def experiment_commands(domain: Domain) -> Commands:
 
 
 def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """``part.field=value`` applied; the value is parsed as the field's type. What was published is not of the changed one.
+    """``part.field=value`` applied; the value is parsed as the type of the field.
 
-    Raises :class:`ArgumentError`.
+    The source is dropped, as its figures are of another model. Raises :class:`ArgumentError`.
     """
     import tyro
 

@@ -10,7 +10,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from manyheads.forecasting.data import history, load_set, standardise
 from manyheads.forecasting.models import MODELS, find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.published import horizons_of, look_back_of, published_mse
-from manyheads.forecasting.series import FittedModel, Panel
+from manyheads.forecasting.series import FittedModel, Panel, collected_warnings
 from manyheads.forecasting.windows import count_windows, score
 from manyheads.lab.data import find, where
 from manyheads.lab.files import write_atomically
@@ -68,6 +68,7 @@ class BenchResult:
     panels: dict[str, Panel]
     fitted: dict[tuple[str, int, str], FittedModel]
     left_out: dict[str, str]
+    notes: dict[str, list[str]] = field(default_factory=dict)  # by set: oddities of the data, warnings of the models
 
 
 def choose_sets(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -91,12 +92,14 @@ def run_bench(
     batch: int = 32,
     look_back: int | None = None,
     seed: int = 0,
+    clean: bool = False,
     keep: bool = False,
     advance: Callable[[str], None] = lambda message: None,
 ) -> BenchResult:
     """Fits and scores every model on every set and horizon.
 
-    ``horizons`` and ``look_back`` default to the paper's, per set. ``keep`` keeps panels and fitted models for drawing.
+    ``horizons`` and ``look_back`` default to the paper's, per set. ``clean`` mends what is odd in the data
+    (the published figures include it); ``keep`` keeps panels and fitted models for drawing.
     Raises :class:`UnknownNameError`, :class:`ArgumentError` and :class:`DataError`.
     """
     for name in models:
@@ -109,13 +112,19 @@ def run_bench(
         raise DataError("no data set is found: set $MANYHEADS_DATA (manyheads data list)")
     result = BenchResult([], {}, {}, {}, left_out)
     for name in chosen:
-        panel = load_set(name)
+        panel = load_set(name, clean=clean)
+        notes = [*panel.notes] if clean else [f"{note} (left as it is)" for note in panel.notes]
         if keep:
             result.panels[name] = panel
         steps = list(horizons) or list(horizons_of(name))
         for model in models:
             advance(f"{name} {model}")
-            _bench_model(result, panel, model, steps, protocols, batch, look_back or look_back_of(name), seed, keep)
+            warned: list[str] = []
+            with collected_warnings(warned):
+                _bench_model(result, panel, model, steps, protocols, batch, look_back or look_back_of(name), seed, keep)
+            notes += [f"{model}: {message}" for message in warned]
+        if notes:
+            result.notes[name] = notes
     return result
 
 

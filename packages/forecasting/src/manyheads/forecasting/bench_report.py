@@ -74,10 +74,10 @@ def write_report(result: BenchResult, path: Path, command: str) -> Path:
     report.table(header, cells, best=best_cells(cells))
     for name, why in result.left_out.items():
         report.text(f"{name} is left out: {why}.", quiet=True)
-    for name, panel in result.panels.items():
+    for name in result.panels:
         report.section(name)
-        for note in panel.notes:
-            report.text(f"Left as it is: {note}.", quiet=True)
+        for note in result.notes.get(name, []):
+            report.text(f"{note[0].upper()}{note[1:]}.", quiet=True)
         _draw_set(report, result, name)
     return report.write(path)
 

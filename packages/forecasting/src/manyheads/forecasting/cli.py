@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from manyheads.forecasting.commands import commands as own_table
 from manyheads.lab.command import Outcome
@@ -21,6 +21,7 @@ def bench(
     batch: int = 32,
     look_back: int | None = None,
     seed: int = 0,
+    clean: bool = False,
     report: Path | None = None,
     csv: Path | None = None,
 ) -> Outcome:
@@ -35,6 +36,7 @@ def bench(
         batch: batch size of the protocol 'paper'.
         look_back: past steps; by default the paper's 336, and 104 for illness.
         seed: seed of the models trained by gradient descent.
+        clean: interpolate the sentinels and gaps of a set instead of leaving them as published.
         report: write a page with plots there.
         csv: write the rows there.
     """
@@ -57,6 +59,7 @@ def bench(
             batch=batch,
             look_back=look_back,
             seed=seed,
+            clean=clean,
             keep=report is not None,
             advance=advance,
         )
@@ -65,11 +68,18 @@ def bench(
         words += [flag, *map(str, value)] if value else []
     words += ["--protocol", protocol] + (["--batch", str(batch)] if batch != 32 else [])
     words += ["--look-back", str(look_back)] if look_back else []
+    words += (["--seed", str(seed)] if seed else []) + (["--clean"] if clean else [])
     command = shlex.join(words)
-    document = {"rows": [asdict(row) for row in result.rows], "left_out": result.left_out, "command": command}
+    document: dict[str, Any] = {
+        "rows": [asdict(row) for row in result.rows],
+        "left_out": result.left_out,
+        "notes": result.notes,
+    }
+    document["command"] = command
     if csv is not None:
         write_csv(csv, result.rows, command)
-    closing = [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+    closing = [f"note: {name}: {note}" for name, notes in result.notes.items() for note in notes]
+    closing += [f"left out: {name}: {why}" for name, why in result.left_out.items()]
     if report is not None:
         written = write_report(result, report, command)
         document["report"] = str(written.resolve())

@@ -16,10 +16,9 @@ import pandas as pd
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting.catalogue import datasets
-from manyheads.forecasting.series import History, Panel, Scaler, Split
+from manyheads.forecasting.series import SENTINEL, History, Panel, Scaler, Split
 from manyheads.lab.data import find, read
 
-SENTINEL = -9999.0
 SEASONS = {
     "ETTh1": 24,
     "ETTh2": 24,

@@ -16,7 +16,7 @@ from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, 
 from manyheads.forecasting.frames import Reading, future_stamps, read_panels
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
-from manyheads.forecasting.series import History, Panel, Scaler
+from manyheads.forecasting.series import History, Panel, Scaler, collected_warnings
 from manyheads.lab.files import write_atomically
 
 FORMAT = 1
@@ -217,17 +217,21 @@ class Forecaster:
         calibration = round(panel.rows * (1.0 - _CALIBRATION))
         scaler = Scaler.fit(panel.values)
         values = scaler.transform(panel.values)
-        final = self._fit_rows(values, panel)
-        warnings: tuple[str, ...] = ()
+        found: list[str] = []
+        with collected_warnings(found):
+            final = self._fit_rows(values, panel)
+        warnings = (*panel.notes, *(f"{panel.name}: {message}" for message in found))
         intervals = None
         if self.levels:
             try:
-                early = self._fit_rows(values[:calibration], panel)
+                with collected_warnings([]):
+                    early = self._fit_rows(values[:calibration], panel)
                 intervals = calibrate(early, values, calibration, self.levels)
             except DataError:
                 intervals = None
             if intervals is None:
                 warnings = (
+                    *warnings,
                     f"{panel.name}: {panel.rows} rows are too few for intervals ({windows_needed(self.levels)} or more "
                     f"windows of {self.horizon} steps in the last fifth): none are given",
                 )

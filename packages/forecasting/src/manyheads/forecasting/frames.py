@@ -18,7 +18,7 @@ import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting.series import Panel
+from manyheads.forecasting.series import SENTINEL, Panel
 
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime")
 
@@ -190,7 +190,13 @@ def _panel(
         raise DataError(f"season: found {season}, expected 1 or more rows")
     name = Path(place).name.split(".")[0] if place != "the table" else "series"
     index = pd.DatetimeIndex(frame.index, freq=freq)
-    return Panel(frame.to_numpy(np.float64), tuple(map(str, frame.columns)), index, season, name=name)
+    hits = (frame == SENTINEL).sum()
+    notes = tuple(
+        f"{place}, column {column!r} holds {SENTINEL:g} in {count} rows, often a sign for 'missing': if it is one, "
+        f"--missing {SENTINEL:g} --fill interpolate"
+        for column, count in hits[hits > 0].items()
+    )
+    return Panel(frame.to_numpy(np.float64), tuple(map(str, frame.columns)), index, season, name=name, notes=notes)
 
 
 def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, reading: Reading) -> np.ndarray:

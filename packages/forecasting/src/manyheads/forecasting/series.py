@@ -5,6 +5,9 @@ Shapes: ``T`` rows (time), ``C`` channels, ``L`` look-back, ``H`` horizon, ``N``
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import DataError
+
+SENTINEL = -9999.0  # how weather stations, and the weather set, write a missing value
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,24 @@ class History:
     @property
     def channels(self) -> int:
         return self.values.shape[1]
+
+
+class FitWarning(UserWarning):
+    """Something about the data or the fit that the user should know; the benchmark and the commands show it."""
+
+
+@contextmanager
+def collected_warnings(kept: list[str]) -> Generator[None]:
+    """Inside, every :class:`FitWarning` is appended to ``kept`` (once); other warnings are shown as ever."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FitWarning)
+        yield
+    for warning in caught:
+        text = str(warning.message)
+        if not issubclass(warning.category, FitWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif text not in kept:
+            kept.append(text)
 
 
 class FittedModel(Protocol):

@@ -140,6 +140,9 @@ def fit_auto(history: History, horizons: Sequence[int], *, rule: AutoRule = RULE
         warnings = (f"{plan.windows} windows are too few for cross-validation: own and shared weights are averaged",)
     if history.channels == 1:
         own = np.ones_like(own)  # both ensembles are the same
+    if guarded:
+        name = plan.prior if prior_wins else "last value"
+        warnings = (f"no gain over naive forecasts was seen in cross-validation: the {name} is repeated",)
     linear_map = _naive_map(plan, prior=prior_wins) if guarded else _refit(history, plan, own, rule)
     return AutoFit(linear_map, plan.look_backs, plan.borders, plan.prior, own, gain, gain_error, guarded, warnings)
 
