@@ -13,7 +13,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, windows_needed
-from manyheads.forecasting.frames import Reading, future_stamps, read_panels
+from manyheads.forecasting.frames import Reading, frequency, future_stamps, read_panels
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
 from manyheads.forecasting.series import History, Panel, Scaler, collected_warnings
@@ -167,7 +167,7 @@ class Forecaster:
                     "channels": part.panel.channels,
                     "season": part.panel.season,
                     "last": str(stamps[-1]),
-                    "freq": stamps.freqstr or pd.infer_freq(stamps),
+                    "freq": frequency(stamps),
                     "levels": part.intervals.levels if part.intervals else (),
                     "windows": part.intervals.windows if part.intervals else 0,
                     "warnings": part.warnings,

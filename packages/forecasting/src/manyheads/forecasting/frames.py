@@ -20,6 +20,7 @@ from pandas.tseries.frequencies import to_offset
 from manyheads.core.errors import DataError
 from manyheads.forecasting.series import SENTINEL, Panel
 
+_IN_MEMORY = "the table"
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime")
 
 
@@ -93,7 +94,7 @@ def _table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
         frame = source
         if isinstance(frame.index, pd.DatetimeIndex):
             frame = frame.reset_index(names=frame.index.name or "ds")
-        return frame.reset_index(drop=True), "the table", 0
+        return frame.reset_index(drop=True), _IN_MEMORY, 0
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{path} is not there: give the path of a CSV file")
@@ -155,7 +156,7 @@ def _stamps(column: pd.Series, name: str, place: str, lines: np.ndarray) -> pd.D
         found = column.iloc[bad[0]]
         what = "an empty cell" if pd.isna(found) else repr(found)
         raise DataError(
-            f"{place}, {_line(lines[bad[0]])}, column {name!r}: found {what}, expected a time stamp like the first one "
+            f"{_at(place, lines[bad[0]])}, column {name!r}: found {what}, expected a time stamp like the first one "
             f"({column.iloc[0]}): correct it"
         )
     return pd.DatetimeIndex(parsed)
@@ -188,7 +189,7 @@ def _panel(
     season = reading.season if reading.season is not None else season_of(freq)
     if season < 1:
         raise DataError(f"season: found {season}, expected 1 or more rows")
-    name = Path(place).name.split(".")[0] if place != "the table" else "series"
+    name = Path(place).name.split(".")[0] if place != _IN_MEMORY else "series"
     index = pd.DatetimeIndex(frame.index, freq=freq)
     hits = (frame == SENTINEL).sum()
     notes = tuple(
@@ -205,7 +206,7 @@ def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, readi
     if len(text):
         found = column.iloc[text[0]]
         raise DataError(
-            f"{place}, {_line(lines[text[0]])}, {where}: found {found!r}, expected a number: correct it or drop it"
+            f"{_at(place, lines[text[0]])}, {where}: found {found!r}, expected a number: correct it or drop it"
         )
     if reading.missing is not None:
         numbers = np.where(numbers == reading.missing, np.nan, numbers)
@@ -213,7 +214,7 @@ def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, readi
     if len(wrong):
         what = "no value" if np.isnan(numbers[wrong[0]]) else "an infinite value"
         raise DataError(
-            f"{place}, {_line(lines[wrong[0]])}, {where}: found {what} ({len(wrong)} in all), expected a number: fill "
+            f"{_at(place, lines[wrong[0]])}, {where}: found {what} ({len(wrong)} in all), expected a number: fill "
             "it in, or interpolate (--fill interpolate)"
         )
     if np.isnan(numbers).all():
@@ -228,14 +229,14 @@ def _ordered(stamps: pd.DatetimeIndex, place: str, lines: np.ndarray) -> None:
         at = late[0] + 1
         found = "the stamp of the row before again" if stamps[at] == stamps[at - 1] else "a stamp before the last one"
         mend = "keep one of the two rows" if stamps[at] == stamps[at - 1] else "sort the table by time"
-        raise DataError(f"{place}, {_line(lines[at])}: found {found} ({stamps[at]}), expected rising stamps: {mend}")
+        raise DataError(f"{_at(place, lines[at])}: found {found} ({stamps[at]}), expected rising stamps: {mend}")
 
 
 def _regular(frame: pd.DataFrame, place: str, lines: np.ndarray, reading: Reading) -> tuple[str, pd.DataFrame]:
     stamps = cast(pd.DatetimeIndex, frame.index)
     if len(stamps) < 3:
         raise DataError(f"{place} has {len(stamps)} rows: at least 3 are needed to know the frequency")
-    freq = reading.freq or str(pd.infer_freq(stamps) or _usual_step(stamps))
+    freq = reading.freq or (frequency(stamps) or _usual_step(stamps))
     try:
         expected = pd.date_range(stamps[0], periods=len(stamps), freq=freq)
         grid = pd.date_range(stamps[0], stamps[-1], freq=freq)
@@ -248,7 +249,7 @@ def _regular(frame: pd.DataFrame, place: str, lines: np.ndarray, reading: Readin
     if reading.fill and stamps.isin(grid).all():
         return freq, frame.reindex(grid)
     raise DataError(
-        f"{place}, {_line(lines[at])}: found {stamps[at]}, expected {expected[at]} at frequency {freq}: add the "
+        f"{_at(place, lines[at])}: found {stamps[at]}, expected {expected[at]} at frequency {freq}: add the "
         "missing rows (--fill interpolate), correct the stamp, or name the frequency (--freq)"
     )
 
@@ -263,7 +264,7 @@ def season_of(freq: str) -> int:
     Raises nothing: 1, no season, where the frequency is unknown.
     """
     offset = to_offset(freq)
-    base = offset.name.split("-")[0]
+    base = offset.rule_code.split("-")[0]
     calendar = {"B": 5, "W": 52, "ME": 12, "MS": 12, "BME": 12, "BMS": 12, "QE": 4, "QS": 4, "BQE": 4, "BQS": 4, "D": 7}
     if base in calendar and base != "D":
         return max(1, round(calendar[base] / offset.n))
@@ -279,12 +280,17 @@ def season_of(freq: str) -> int:
 
 def future_stamps(stamps: pd.DatetimeIndex, horizon: int) -> pd.DatetimeIndex:
     """The next ``horizon`` stamps."""
-    freq = stamps.freq or pd.infer_freq(stamps)
-    return pd.date_range(stamps[-1], periods=horizon + 1, freq=freq)[1:]
+    return pd.date_range(stamps[-1], periods=horizon + 1, freq=frequency(stamps))[1:]
 
 
-def _line(number: int) -> str:
-    return f"line {number}" if number >= 2 else f"row {number}"
+def frequency(stamps: pd.DatetimeIndex) -> str | None:
+    """pandas' alias; None where the stamps have no regular one."""
+    return stamps.freqstr or pd.DatetimeIndex(stamps, freq="infer").freqstr
+
+
+def _at(place: str, number: int) -> str:
+    """Rows of a table in memory count from 0 as its index does, lines of a file as an editor counts them."""
+    return f"{place}, {'row' if place.startswith(_IN_MEMORY) else 'line'} {number}"
 
 
 def _listed(columns: Sequence[object] | pd.Index) -> str:
