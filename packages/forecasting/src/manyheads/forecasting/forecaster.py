@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, windows_needed
-from manyheads.forecasting.frames import Reading, frequency, future_stamps, read_panels
+from manyheads.forecasting.frames import Columns, Reading, frequency, future_stamps, read_panels
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
 from manyheads.forecasting.series import History, Panel, Scaler, collected_warnings
@@ -173,15 +173,18 @@ class Forecaster:
                     "warnings": part.warnings,
                 }
             )
-        settings = {"horizon": self.horizon, "model": self.model, "look_back": self.look_back, "levels": self.levels}
-        header = {"format": FORMAT, **settings, "seed": self.seed, "panels": described}
+        settings = {name: getattr(self, name) for name in ("horizon", "model", "look_back", "levels", "seed")}
+        header = {"format": FORMAT, **settings, "reading": asdict(self.reading), "panels": described}
         write_atomically(path, save(arrays, {"forecaster": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Forecaster:
         """What :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
         header, arrays = _read(path)
-        made = cls(header["horizon"], model=header["model"], look_back=header["look_back"], levels=header["levels"])
+        reading = header["reading"]
+        reading = Reading(**{**reading, "columns": Columns(**reading["columns"]), "drop": tuple(reading["drop"])})
+        settings = {name: header[name] for name in ("model", "look_back", "levels", "seed")}
+        made = cls(header["horizon"], reading=reading, **settings)
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
             tail = part["tail"]

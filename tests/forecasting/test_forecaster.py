@@ -1,0 +1,175 @@
+"""The forecaster of any table: units, intervals and their coverage, saving, continuing, past origins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
+from manyheads.forecasting import Forecaster, Panel, fit_ridge
+from manyheads.forecasting.conformal import calibrate, quantiles, windows_needed
+from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.series import History, Scaler
+
+
+def repeat_map(horizon):
+    return LinearMap(np.ones((1, 1, horizon)), np.zeros((1, horizon)))
+
+
+def noise(rows, seed=0, channels=1):
+    """A persistent series with Gaussian innovations, whose one-step residuals under Repeat are exchangeable."""
+    return np.random.default_rng(seed).normal(size=(rows, channels)).cumsum(0)
+
+
+@pytest.mark.parametrize("model", ["closed-form-auto", "nlinear-cf", "rlinear-cf", "seasonal-naive", "nlinear"])
+def test_forecasts_come_in_original_units_with_intervals_around_them(hourly, model):
+    forecast = Forecaster(12, model=model, look_back=48).fit(hourly).predict()
+    assert list(forecast) == ["unique_id", "ds", "y_hat", "lo-80", "hi-80", "lo-95", "hi-95"]
+    assert list(forecast["ds"][:12]) == list(pd.date_range("2024-01-17 16:00", periods=12, freq="h"))
+    first = forecast[forecast["unique_id"] == "a"]
+    t = np.arange(400, 412)
+    assert np.abs(first["y_hat"] - (10 + 3 * np.sin(2 * np.pi * t / 24) + 0.01 * t)).max() < 1.5
+    for low, high in (("lo-95", "lo-80"), ("lo-80", "y_hat"), ("y_hat", "hi-80"), ("hi-80", "hi-95")):
+        assert (forecast[low] <= forecast[high]).all()
+
+
+def test_a_fit_is_the_ridge_of_the_standardised_rows(hourly):
+    forecaster = Forecaster(6, model="nlinear-cf", look_back=24, levels=()).fit(hourly)
+    values = hourly[["a", "b"]].to_numpy()
+    scaler = Scaler.fit(values)
+    expected = fit_ridge(History(scaler.transform(values), 320, 24), 6, form="nlinear", look_back=24).map
+    window = scaler.transform(values[-24:])[None]
+    forecast = forecaster.predict()["y_hat"].to_numpy().reshape(2, 6).T
+    np.testing.assert_allclose(forecast, scaler.inverse(expected.forecast(window)[0]), atol=1e-9)
+
+
+def test_quantiles_are_order_statistics_of_n_plus_one():
+    residuals = np.arange(1.0, 20.0)[:, None, None]  # 19 of them: 1 … 19
+    found = quantiles(residuals, (0.5, 0.9, 0.95, 0.99))[:, 0, 0]
+    np.testing.assert_array_equal(found, [10.0, 18.0, 19.0, np.inf])
+    assert windows_needed((0.8, 0.95)) == 19
+
+
+def test_intervals_cover_what_they_promise_where_residuals_are_exchangeable():
+    covered = []
+    for seed in range(40):
+        values = noise(600, seed)
+        intervals = calibrate(repeat_map(1), values[:400], 1, (0.8, 0.95))
+        fresh = np.abs(np.diff(values[400:, 0]))
+        covered.append([(fresh <= half).mean() for half in intervals.half_widths[:, 0, 0]])
+    np.testing.assert_allclose(np.mean(covered, axis=0), [0.8, 0.95], atol=0.015)
+
+
+def test_measured_coverage_comes_from_windows_that_made_no_interval():
+    values = noise(600)
+    values[300:] *= 4.0  # the second half is four times as wild: the first half's widths cannot cover it
+    intervals = calibrate(repeat_map(1), values, 1, (0.95,))
+    assert intervals.coverage[0, 0] < 0.6
+    assert intervals.windows == 599
+
+
+def test_the_coverage_of_every_step_and_level_is_told(hourly):
+    forecaster = Forecaster(3).fit(hourly)
+    measured = forecaster.coverage()
+    assert list(measured["step"]) == [1, 2, 3, 1, 2, 3]
+    assert measured["coverage"].between(0.4, 1.0).all()
+    assert measured.groupby("level")["coverage"].mean().is_monotonic_increasing
+
+
+def test_too_few_rows_for_intervals_are_told_and_none_are_given(hourly):
+    forecaster = Forecaster(12).fit(hourly.head(60))
+    assert list(forecaster.predict()) == ["unique_id", "ds", "y_hat"]
+    assert any("too few for intervals" in warning for warning in forecaster.warnings)
+
+
+def test_warnings_of_the_model_reach_the_user(hourly):
+    forecaster = Forecaster(4, model="nlinear-cf", look_back=60).fit(hourly.head(200))
+    assert any("too few to choose a penalty" in warning for warning in forecaster.warnings)
+
+
+def test_a_saved_forecaster_says_the_same(hourly, tmp_path):
+    long = hourly.melt("ds", var_name="unique_id", value_name="y").drop(index=range(50))
+    for model in ("closed-form-auto", "rlinear-cf"):
+        forecaster = Forecaster(8, model=model).fit(long)
+        forecaster.save(tmp_path / "f.safetensors")
+        loaded = Forecaster.load(tmp_path / "f.safetensors")
+        pd.testing.assert_frame_equal(loaded.predict(), forecaster.predict())
+        pd.testing.assert_frame_equal(loaded.coverage(), forecaster.coverage())
+        assert loaded.warnings == forecaster.warnings
+
+
+def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
+    from manyheads.forecasting.frames import Columns, Reading
+
+    renamed = hourly.rename(columns={"ds": "when"})
+    reading = Reading(Columns(time="when"), season=12, missing=-1.0, fill="interpolate", drop=("b",))
+    forecaster = Forecaster(4, reading=reading, seed=3).fit(renamed)
+    forecaster.save(tmp_path / "f.safetensors")
+    loaded = Forecaster.load(tmp_path / "f.safetensors")
+    assert (loaded.reading, loaded.seed) == (reading, 3)
+    pd.testing.assert_frame_equal(loaded.predict(renamed), forecaster.predict())
+
+
+@pytest.mark.parametrize("content", [b"", b"no such thing", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_any_other_file_is_refused(tmp_path, content):
+    (tmp_path / "f.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a saved forecaster"):
+        Forecaster.load(tmp_path / "f.safetensors")
+
+
+def test_newer_rows_continue_without_another_fit(hourly):
+    forecaster = Forecaster(6, model="nlinear-cf", look_back=24).fit(hourly.head(300))
+    newer = forecaster.predict(hourly)
+    assert newer["ds"].iloc[0] == pd.Timestamp("2024-01-17 16:00")
+    shifted = forecaster.predict(hourly.head(300))
+    pd.testing.assert_frame_equal(shifted, forecaster.predict())
+    assert not np.allclose(newer["y_hat"], shifted["y_hat"])
+    with pytest.raises(DataError, match="fitted on the series a, b; the new data hold a, c"):
+        forecaster.predict(hourly.rename(columns={"b": "c"}))
+    with pytest.raises(DataError, match="has 20 rows, the model reads 24"):
+        forecaster.predict(hourly.head(20))
+
+
+def test_a_shorter_horizon_is_the_beginning_of_the_longer(hourly):
+    forecaster = Forecaster(6).fit(hourly)
+    short, whole = forecaster.predict(horizon=2), forecaster.predict()
+    pd.testing.assert_frame_equal(short[:2], whole[:2])
+    pd.testing.assert_frame_equal(short[2:].reset_index(drop=True), whole[6:8].reset_index(drop=True))
+    with pytest.raises(ArgumentError, match="found 7, expected 1 to the fitted 6"):
+        forecaster.predict(horizon=7)
+
+
+def test_past_origins_see_nothing_of_their_future(hourly):
+    forecaster = Forecaster(6, model="nlinear-cf", look_back=24)
+    found = forecaster.cross_validation(hourly, windows=4, step=10)
+    assert sorted(found["cutoff"].unique()) == list(pd.date_range("2024-01-16 03:00", periods=4, freq="10h"))
+    assert (found["ds"] > found["cutoff"]).all()
+    truth = hourly.melt("ds", var_name="unique_id", value_name="truth")
+    merged = found.merge(truth, on=["unique_id", "ds"])
+    np.testing.assert_array_equal(merged["y"], merged["truth"])
+    changed = hourly.copy()
+    changed.loc[394:, ["a", "b"]] += 100.0  # after the last cutoff
+    again = forecaster.cross_validation(changed, windows=4, step=10)
+    np.testing.assert_array_equal(again["y_hat"], found["y_hat"])
+    expected = Forecaster(6, model="nlinear-cf", look_back=24).fit(hourly.head(364)).predict()
+    first = found[found["cutoff"] == found["cutoff"].min()]
+    np.testing.assert_array_equal(first["y_hat"], expected["y_hat"])
+
+
+def test_bad_arguments_are_named(hourly):
+    with pytest.raises(ArgumentError, match="horizon: found 0"):
+        Forecaster(0)
+    with pytest.raises(UnknownNameError, match="did you mean 'nlinear'"):
+        Forecaster(1, model="nlinea")
+    with pytest.raises(ArgumentError, match="call fit first"):
+        Forecaster(1).predict()
+    with pytest.raises(ArgumentError, match="windows and step: found 0 and 1"):
+        Forecaster(1).cross_validation(hourly, windows=0)
+    with pytest.raises(DataError, match="too few for 40 windows of 10 steps, 10 rows apart"):
+        Forecaster(10).cross_validation(hourly, windows=40)
+
+
+def test_a_panel_is_as_good_as_a_table(hourly):
+    panel = Panel(hourly[["a", "b"]].to_numpy(), ("a", "b"), pd.DatetimeIndex(hourly["ds"]), 24)
+    pd.testing.assert_frame_equal(Forecaster(5).fit(panel).predict(), Forecaster(5).fit(hourly).predict())
