@@ -104,7 +104,11 @@ def run_bench(
     """
     for name in models:
         find_model(name)
-    for label, value in (("batch", batch), ("look-back", look_back or 1), *(("horizon", h) for h in horizons)):
+    for label, value in (
+        ("batch", batch),
+        ("look-back", 1 if look_back is None else look_back),
+        *(("horizon", h) for h in horizons),
+    ):
         if value < 1:
             raise ArgumentError(f"{label}: found {value}, expected 1 or more")
     chosen, left_out = choose_sets(sets)
@@ -117,11 +121,12 @@ def run_bench(
         if keep:
             result.panels[name] = panel
         steps = list(horizons) or list(horizons_of(name))
+        length = look_back_of(name) if look_back is None else look_back
         for model in models:
             advance(f"{name} {model}")
             warned: list[str] = []
             with collected_warnings(warned):
-                _bench_model(result, panel, model, steps, protocols, batch, look_back or look_back_of(name), seed, keep)
+                _bench_model(result, panel, model, steps, protocols, batch, length, seed, keep)
             notes += [f"{model}: {message}" for message in warned]
         if notes:
             result.notes[name] = notes

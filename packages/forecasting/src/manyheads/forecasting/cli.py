@@ -67,7 +67,7 @@ def bench(
     for flag, value in (("--sets", sets), ("--horizons", horizons), ("--models", models)):
         words += [flag, *map(str, value)] if value else []
     words += ["--protocol", protocol] + (["--batch", str(batch)] if batch != 32 else [])
-    words += ["--look-back", str(look_back)] if look_back else []
+    words += ["--look-back", str(look_back)] if look_back is not None else []
     words += (["--seed", str(seed)] if seed else []) + (["--clean"] if clean else [])
     command = shlex.join(words)
     document: dict[str, Any] = {

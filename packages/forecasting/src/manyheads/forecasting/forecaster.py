@@ -13,7 +13,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, windows_needed
-from manyheads.forecasting.frames import Columns, Reading, frequency, future_stamps, read_panels
+from manyheads.forecasting.frames import Reading, frequency, future_stamps, read_panels
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
 from manyheads.forecasting.series import History, Panel, Scaler, collected_warnings
@@ -181,10 +181,8 @@ class Forecaster:
     def load(cls, path: str | Path) -> Forecaster:
         """What :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
         header, arrays = _read(path)
-        reading = header["reading"]
-        reading = Reading(**{**reading, "columns": Columns(**reading["columns"]), "drop": tuple(reading["drop"])})
         settings = {name: header[name] for name in ("model", "look_back", "levels", "seed")}
-        made = cls(header["horizon"], reading=reading, **settings)
+        made = cls(header["horizon"], reading=Reading.from_dict(header["reading"]), **settings)
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
             tail = part["tail"]

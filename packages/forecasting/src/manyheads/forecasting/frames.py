@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,13 @@ class Reading:
     missing: float | None = None  # a sentinel that stands for a missing value
     fill: Literal["interpolate"] | None = None  # what to do with missing values and missing stamps
     drop: tuple[str, ...] = ()  # columns to leave out
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Reading:
+        """What :func:`dataclasses.asdict` made, by way of JSON."""
+        fields = dict(stored)
+        fields["columns"], fields["drop"] = Columns(**stored["columns"]), tuple(stored["drop"])
+        return cls(**fields)
 
 
 def read_panels(source: str | Path | pd.DataFrame, reading: Reading | None = None) -> list[Panel]:
