@@ -108,7 +108,7 @@ def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
     forecaster.save(tmp_path / "f.safetensors")
     loaded = Forecaster.load(tmp_path / "f.safetensors")
     assert (loaded.reading, loaded.seed) == (reading, 3)
-    pd.testing.assert_frame_equal(loaded.predict(renamed), forecaster.predict())
+    pd.testing.assert_frame_equal(loaded.predict(data=renamed), forecaster.predict())
 
 
 @pytest.mark.parametrize("content", [b"", b"no such thing", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
@@ -120,24 +120,24 @@ def test_any_other_file_is_refused(tmp_path, content):
 
 def test_newer_rows_continue_without_another_fit(hourly):
     forecaster = Forecaster(6, model="nlinear-cf", look_back=24).fit(hourly.head(300))
-    newer = forecaster.predict(hourly)
+    newer = forecaster.predict(data=hourly)
     assert newer["ds"].iloc[0] == pd.Timestamp("2024-01-17 16:00")
-    shifted = forecaster.predict(hourly.head(300))
+    shifted = forecaster.predict(data=hourly.head(300))
     pd.testing.assert_frame_equal(shifted, forecaster.predict())
     assert not np.allclose(newer["y_hat"], shifted["y_hat"])
     with pytest.raises(DataError, match="fitted on the series a, b; the new data hold a, c"):
-        forecaster.predict(hourly.rename(columns={"b": "c"}))
+        forecaster.predict(data=hourly.rename(columns={"b": "c"}))
     with pytest.raises(DataError, match="has 20 rows, the model reads 24"):
-        forecaster.predict(hourly.head(20))
+        forecaster.predict(data=hourly.head(20))
 
 
 def test_a_shorter_horizon_is_the_beginning_of_the_longer(hourly):
     forecaster = Forecaster(6).fit(hourly)
-    short, whole = forecaster.predict(horizon=2), forecaster.predict()
+    short, whole = forecaster.predict(2), forecaster.predict()
     pd.testing.assert_frame_equal(short[:2], whole[:2])
     pd.testing.assert_frame_equal(short[2:].reset_index(drop=True), whole[6:8].reset_index(drop=True))
     with pytest.raises(ArgumentError, match="found 7, expected 1 to the fitted 6"):
-        forecaster.predict(horizon=7)
+        forecaster.predict(7)
 
 
 def test_past_origins_see_nothing_of_their_future(hourly):

@@ -185,8 +185,9 @@ def _run_domain(name: str, arguments: list[str]) -> int:
     domain = find_domain(name)
     commands = dict(domain.load_commands())
     if domain.experiments:
-        from manyheads.lab.experiment_commands import experiment_commands
+        from manyheads.lab.experiment_commands import experiment_commands, overrides_first
 
+        arguments = overrides_first(arguments)
         commands = {**experiment_commands(domain), **commands}
     return run_commands(f"manyheads {name}", domain.summary, commands, arguments)
 

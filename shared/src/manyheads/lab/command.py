@@ -45,11 +45,19 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
     return 0
 
 

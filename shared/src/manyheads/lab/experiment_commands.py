@@ -63,6 +63,21 @@ def experiment_commands(domain: Domain) -> Commands:
     return {"list": list_experiments, "train": train}
 
 
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """``--model.kernel-size 25``, ``--model.kernel-size=25`` and ``model.kernel_size=25`` all as the last of these, set
+    before the first option, so that no option with many values swallows them."""
+    overrides, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if name.partition(".")[0] not in _PARTS or "." not in name or not (equals or argument.startswith("--")):
+            others.append(argument)
+            continue
+        overrides.append(f"{name.replace('-', '_')}={value if equals else next(rest, '')}")
+    at = next((i for i, argument in enumerate(others) if argument.startswith("-")), len(others))
+    return [*others[:at], *overrides, *others[at:]]
+
+
 def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """``part.field=value`` applied; the value is parsed as the type of the field.
 

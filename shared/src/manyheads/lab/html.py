@@ -96,9 +96,9 @@ class HtmlReport:
 def _is_figure(value: Any) -> bool:
     if isinstance(value, int | float):
         return True
-    text = str(value).replace("±", "").replace(" ", "").replace(",", "").rstrip("*%x")
     try:
-        float(text)
+        for part in str(value).split("±"):
+            float(part.strip().replace(",", "").rstrip("*%x"))
     except ValueError:
         return False
     return True

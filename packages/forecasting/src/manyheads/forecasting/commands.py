@@ -96,7 +96,7 @@ def predict(
     _check_suffix("out", out, (".csv", ".parquet"))
     _check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     forecaster = Forecaster.load(model)
-    forecast = forecaster.predict(data, horizon=horizon)
+    forecast = forecaster.predict(horizon, data=data)
     closing = []
     if out is not None:
         _write_table(forecast, out)

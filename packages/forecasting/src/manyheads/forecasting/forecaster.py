@@ -73,11 +73,11 @@ class Forecaster:
         self.panels = [self._fit_panel(panel) for panel in self._as_panels(data)]
         return self
 
-    def predict(self, data: str | Path | pd.DataFrame | None = None, *, horizon: int | None = None) -> pd.DataFrame:
+    def predict(self, horizon: int | None = None, *, data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
         """The next rows as ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
 
-        ``data`` continues from newer rows of the same series without fitting again. ``horizon`` may be shorter than the
-        fitted one. Raises :class:`DataError` where ``data`` holds other series or too few rows.
+        ``horizon`` may be shorter than the fitted one. ``data`` continues from newer rows of the same series without
+        fitting again. Raises :class:`DataError` where ``data`` holds other series or too few rows.
         """
         fitted = self._fitted()
         steps = self.horizon if horizon is None else horizon

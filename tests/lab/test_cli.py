@@ -1,0 +1,247 @@
+"""The command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab.cli import main
+from manyheads.lab.command import Outcome, plain, run_commands
+from manyheads.lab.experiment_commands import overrides_first
+from manyheads.lab.files import write_atomically
+from manyheads.lab.html import HtmlReport
+from manyheads.lab.terminal import progress, table
+
+
+def run(capsys, *words):
+    code = main(list(words))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_without_words_the_help_page_is_an_error_and_with_help_it_is_not(capsys):
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    assert "commands:" in err
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for word in ("list", "doctor", "report", "data", "bench", "forecasting"):
+        assert f"\n  {word}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lst"], "unknown command 'lst': did you mean 'list'"),
+        (["forcasting"], "did you mean 'forecasting'"),
+        (["data", "verfy"], "did you mean 'verify'"),
+        (["data", "fetch", "ETTh9"], "unknown data set 'ETTh9': did you mean 'ETTh"),
+        (["forecasting", "bnch"], "did you mean 'bench'"),
+        (["forecasting", "train", "etth1-96-dlinea"], "did you mean 'etth1-96-dlinear'"),
+        (["bench", "layers", "--names", "sofmax"], "did you mean 'softmax'"),
+        (["kws", "spot"], "the domain 'kws' is not installed: pip install manyheads-kws"),
+    ],
+)
+def test_unknown_words_get_the_nearest_in_one_line(capsys, words, message):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_json_is_one_document_on_standard_output(capsys):
+    for words in (["list"], ["data", "list"], ["forecasting", "list"], ["forecasting", "models"], ["doctor"]):
+        code, out, _ = run(capsys, *words, "--json")
+        assert code == 0
+        json.loads(out)
+
+
+def test_the_list_has_the_keys_that_scripts_rely_on(capsys):
+    _, out, _ = run(capsys, "list", "--causal", "strict", "--streaming", "--grid-rank", "1", "--json")
+    rows = json.loads(out)
+    assert "softmax" in [row["name"] for row in rows]
+    keys = ["name", "title", "arxiv", "causal", "state", "lookahead", "grid_ranks", "cost", "deviations", "package"]
+    assert all(list(row) == keys for row in rows)
+    _, out, _ = run(capsys, "data", "list", "--json")
+    assert {"name", "domain", "licence", "bytes", "sha256", "available", "sources"} <= set(json.loads(out)[0])
+
+
+def test_the_bench_of_layers_gives_cost_against_length(capsys):
+    code, out, err = run(capsys, "bench", "layers", "--names", "softmax", "--lengths", "32", "64", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["length"] for row in rows[:2]] == [32, 64]
+    assert rows[0]["slope"] is None
+    for row in rows:
+        assert row["forward_cpu_s"] > 0
+        assert row["peak_bytes"] > 0
+    assert rows[1]["flops"] > 2 * rows[0]["flops"]
+    assert "softmax" in err
+
+
+def test_verify_is_exit_2_where_a_set_is_damaged(capsys, tmp_path, monkeypatch):
+    (tmp_path / "ltsf").mkdir()
+    (tmp_path / "ltsf/ETTh1.csv").write_text("date,OT\n")
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    code, out, err = run(capsys, "data", "verify", "ETTh1")
+    assert (code, out) == (2, "")
+    assert "ETTh1.csv is not the published ETTh1" in err
+    assert run(capsys, "data", "verify", "ETTh2")[:2] == (0, "ETTh2: ok\n")
+    _, out, _ = run(capsys, "doctor", "--json")
+    document = json.loads(out)
+    assert document["data"]["ETTh1"] == "damaged"
+    assert any("ETTh1.csv" in problem for problem in document["problems"])
+
+
+def test_the_doctor_names_a_data_folder_that_is_none(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path / "none"))
+    assert "which is no folder: point it at your data" in run(capsys, "doctor")[1]
+
+
+def test_the_version_is_that_of_the_core(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert code == 0
+    assert out.strip().count(".") == 2
+
+
+def test_training_is_overridden_resumed_and_reported(capsys, tmp_path):
+    words = [
+        "forecasting",
+        "train",
+        "national_illness-24-nlinear",
+        "--root",
+        str(tmp_path),
+        "--smoke",
+        "--seeds",
+        "1",
+        "2",
+    ]
+    code, out, err = run(capsys, *words, "--model.form", "linear", "budget.batch_size=16", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["seeds"] == [1, 2]
+    assert report["source"] is None
+    assert report["sd"]["mse"] > 0
+    folder = tmp_path / "national_illness-24-nlinear-smoke" / report["hash"]
+    assert json.loads((folder / "report.json").read_text()) == report
+    stored = json.loads((folder / "experiment.json").read_text())
+    assert (stored["model"]["form"], stored["budget"]["batch_size"]) == ("linear", 16)
+    assert "epoch 1" in err
+    code, out, _ = run(capsys, "report", "--root", str(tmp_path), "--html", str(tmp_path / "board.html"))
+    assert code == 0
+    assert "national_illness-24-nlinear-smoke" in out
+    assert "national_illness-24-nlinear-smoke" in (tmp_path / "board.html").read_text()
+
+
+def test_overrides_in_any_form_are_the_same_and_come_first():
+    words = [
+        "train",
+        "x",
+        "--seeds",
+        "1",
+        "2",
+        "--model.kernel-size",
+        "25",
+        "--budget.batch-size=8",
+        "model.form=linear",
+    ]
+    expected = ["train", "x", "model.kernel_size=25", "budget.batch_size=8", "model.form=linear", "--seeds", "1", "2"]
+    assert overrides_first(words) == expected
+    untouched = ["fit", "data.csv", "--time", "model", "--out", "model.safetensors", "--look-back=3"]
+    assert overrides_first(untouched) == untouched
+
+
+def test_the_module_is_the_command_and_loads_neither_torch_nor_pandas():
+    code = (
+        "import sys; from manyheads.lab.cli import main; assert main(['--help']) == 0; "
+        "assert main(['forecasting', '--help']) == 0; "
+        "print([m for m in ('torch', 'numpy', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.strip().split("\n")[-1]
+    assert "torch" not in loaded
+    assert "matplotlib" not in loaded
+    for module in ("manyheads.lab", "manyheads.forecasting"):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "COMMAND" in done.stdout
+
+
+def failing(error):
+    def command() -> Outcome:
+        """Fails."""
+        raise error
+
+    return {"fail": command}
+
+
+def test_errors_are_one_line_and_debug_shows_the_traceback(capsys):
+    commands = failing(ArgumentError("one\n   two"))
+    assert run_commands("x", "", commands, ["fail"]) == 2
+    assert capsys.readouterr().err == "error: one two\n"
+    with pytest.raises(ArgumentError):
+        run_commands("x", "", commands, ["fail", "--debug"])
+
+
+def test_files_that_cannot_be_written_and_interrupts_are_no_tracebacks(capsys):
+    denied = PermissionError(13, "Permission denied", "/there")
+    assert run_commands("x", "", failing(denied), ["fail"]) == 2
+    assert capsys.readouterr().err == "error: /there: Permission denied\n"
+    assert run_commands("x", "", failing(KeyboardInterrupt()), ["fail"]) == 130
+
+
+def test_plain_is_what_json_holds():
+    value = {1: (np.float64(math.nan), np.int64(3)), "a": np.array([1.5, math.inf]), "b": {"x"}}
+    assert plain(value) == {"1": [None, 3], "a": [1.5, None], "b": ["x"]}
+
+
+def test_a_page_escapes_what_it_is_given(tmp_path):
+    page = HtmlReport("<b>", "a & b")
+    page.section("<script>")
+    page.table(("x", "y"), [("<i>", "1.5"), ("t", "2.0 ± 0.1")], best={(0, 1)})
+    page.code("a < b")
+    text = page.write(tmp_path / "deep" / "p.html").read_text()
+    for raw in ("<script>", "<i>", "<b>"):
+        assert raw not in text
+    assert '<td class="number best">1.5</td>' in text
+    assert '<td class="number">2.0 ± 0.1</td>' in text
+
+
+def test_tables_set_numbers_right():
+    made = table(("name", "value"), [("a", "1.5"), ("b", 2)])
+    assert [column.justify for column in made.columns] == ["left", "right"]
+
+
+def test_progress_goes_to_standard_error(capsys):
+    with progress("doing", 2) as advance:
+        advance("one")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "doing: one\n")
+
+
+def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "f"
+    write_atomically(path, b"old")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+
+    def broken(source, target):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["f"]
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,181 @@
+"""The registry of data: every origin, in its order, and every way in which a file can be the wrong one."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import lzma
+import threading
+import zipfile
+
+import pytest
+
+from manyheads.core.errors import DataError, UnknownNameError
+from manyheads.lab import data
+from manyheads.lab.data import Dataset, Origin, find, read, verify, where
+
+CONTENT = b"date,a\n2024-01-01,1\n" * 500
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def dataset(*origins, content=CONTENT, **changes):
+    given = {
+        "name": "toy",
+        "domain": "test",
+        "title": "A toy",
+        "licence": "CC0",
+        "citation": "nobody",
+        "bytes": len(content),
+        "sha256": sha256(content),
+        "local": "sets/toy.csv.xz",
+        "origins": origins,
+    }
+    return Dataset(**(given | changes))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_here(tmp_path, monkeypatch):
+    monkeypatch.delenv("MANYHEADS_DATA", raising=False)
+    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+
+
+@pytest.fixture
+def server():
+    """A loopback server; ``files`` maps paths to contents, ``asked`` lists what was asked for."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        files: dict[str, bytes] = {}
+        asked: list[str] = []
+        announced: int | None = None
+
+        def do_GET(self):
+            self.asked.append(self.path)
+            content = self.files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(self.announced or len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *args):
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    made.handler = Handler
+    made.url = lambda name: f"http://127.0.0.1:{made.server_port}{name}"
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_the_user_s_folder_comes_first_compressed_or_not(tmp_path, monkeypatch, server):
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    toy = dataset(Origin("url", server.url("/toy.csv")))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/toy.csv").write_bytes(CONTENT)
+    assert (read(toy), where(toy)) == (CONTENT, str(tmp_path / "sets/toy.csv"))
+    (tmp_path / "sets/toy.csv.xz").write_bytes(lzma.compress(CONTENT))
+    assert (read(toy), where(toy)) == (CONTENT, str(tmp_path / "sets/toy.csv.xz"))
+    assert server.handler.asked == []
+
+
+def test_a_download_is_checked_and_cached(server, tmp_path):
+    server.handler.files = {"/toy.csv": CONTENT}
+    toy = dataset(Origin("url", server.url("/toy.csv"), sha256=sha256(CONTENT)))
+    assert where(toy) is None
+    assert verify(toy) == "absent"
+    assert read(toy) == CONTENT
+    assert read(toy) == CONTENT
+    assert server.handler.asked.count("/toy.csv") == 1
+    assert where(toy).startswith(str(tmp_path / "cache"))
+    assert verify(toy) == "ok"
+
+
+def test_a_member_of_an_archive_is_taken_out(server):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.writestr("inside/toy.csv", CONTENT)
+    server.handler.files = {"/toy.whl": archive.getvalue()}
+    origin = Origin("url", server.url("/toy.whl"), sha256=sha256(archive.getvalue()), member="inside/toy.csv")
+    assert read(dataset(origin)) == CONTENT
+    absent = Origin("url", server.url("/toy.whl"), sha256=sha256(archive.getvalue()), member="inside/other.csv")
+    with pytest.raises(DataError, match="truncated or damaged"):
+        read(dataset(absent))
+
+
+def test_a_download_with_another_hash_is_refused_and_not_kept(server, tmp_path):
+    server.handler.files = {"/toy.csv": b"something else"}
+    toy = dataset(Origin("url", server.url("/toy.csv")))
+    with pytest.raises(
+        DataError, match=r"does not have the expected sha256 .*: put a good copy at \$MANYHEADS_DATA/sets"
+    ):
+        read(toy)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_nothing_is_downloaded_without_a_hash(server):
+    server.handler.files = {"/toy.csv": CONTENT}
+    with pytest.raises(DataError, match="has no declared hash and is not downloaded"):
+        read(dataset(Origin("url", server.url("/toy.csv")), sha256=None))
+    assert server.handler.asked == []
+
+
+def test_the_next_origin_is_tried_and_all_are_named(server):
+    server.handler.files = {"/good.csv": CONTENT}
+    first = Origin("url", server.url("/none.csv"))
+    assert read(dataset(first, Origin("url", server.url("/good.csv")))) == CONTENT
+    gone = Origin("url", "http://127.0.0.1:9/none.csv")
+    with pytest.raises(DataError, match=r"looked at \$MANYHEADS_DATA \(not set\), .*none.csv .*9/none.csv .*: by hand"):
+        read(dataset(first, gone, Origin("manual", "by hand"), content=b"other"))
+
+
+def test_a_broken_off_download_is_not_kept(server, tmp_path):
+    server.handler.files = {"/toy.csv": CONTENT[:100]}
+    server.handler.announced = len(CONTENT)
+    try:
+        with pytest.raises(DataError, match="was not found; looked at"):
+            read(dataset(Origin("url", server.url("/toy.csv"))))
+    finally:
+        server.handler.announced = None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: put a good copy"),
+        (lzma.compress(CONTENT)[:-30], "is truncated or damaged"),
+        (b"\xfd7zXZ\x00garbage", "is truncated or damaged"),
+        (lzma.compress(CONTENT + b"x"), "is not the published toy: its content has sha256"),
+        (CONTENT[:-1], "is not the published toy"),
+    ],
+)
+def test_a_wrong_file_is_named_and_never_read(tmp_path, monkeypatch, content, message):
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/toy.csv.xz").write_bytes(content)
+    with pytest.raises(DataError, match=message) as raised:
+        read(dataset())
+    assert "toy.csv.xz" in str(raised.value)
+    assert message[:12] in verify(dataset())
+
+
+def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/toy.csv.xz").write_bytes(lzma.compress(bytes(50 << 20)))
+    seen = []
+    monkeypatch.setattr(data, "_check", lambda dataset, content, place: seen.append(len(content)))
+    read(dataset())
+    assert seen == [len(CONTENT) + 1]
+
+
+def test_names_and_aliases_are_found_and_others_get_the_nearest():
+    toys = [dataset(aliases=("t",)), dataset(name="other")]
+    assert find("t", toys) is toys[0]
+    with pytest.raises(UnknownNameError, match="did you mean 'other'"):
+        find("othr", toys)
