@@ -1,0 +1,113 @@
+"""The battery that every layer passes: ``check_layer`` for one layer, :data:`POINTS` to run each point as a test.
+
+A point is a function of a :class:`Case`; it raises :class:`AssertionError` that says what was violated. ``applies``
+tells which points a configuration must pass, by its capabilities. Shapes are small and odd on purpose, weights are
+large, so that mistakes show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manyheads.core.layer import Layer
+from manyheads.core.registry import find_layer
+from manyheads.core.testing import streaming, whole
+from manyheads.core.testing.case import Case, Oracle
+
+__all__ = ["POINTS", "Case", "Oracle", "Point", "check_layer", "points_of"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One property and the configurations that owe it."""
+
+    check: Callable[[Case], None]
+    applies: Callable[[Case, Layer], bool]
+
+    @property
+    def name(self) -> str:
+        return getattr(self.check, "__name__", "point")
+
+
+def _always(case: Case, layer: Layer) -> bool:
+    return True
+
+
+def _causal(case: Case, layer: Layer) -> bool:
+    return layer.causal == "strict" and len(case.grid) == 1
+
+
+def _streams(case: Case, layer: Layer) -> bool:
+    return layer.state_kind != "none"
+
+
+def _masked(name: str) -> Callable[[Case, Layer], bool]:
+    return lambda case, layer: name in layer.info.masks and len(case.grid) == 1
+
+
+def _resets(case: Case, layer: Layer) -> bool:
+    return _masked("reset")(case, layer) and case.config.get("context_dim") is None
+
+
+POINTS: Mapping[str, Point] = {
+    point.name: point
+    for point in (
+        Point(whole.shape_and_dtype_are_kept, _always),
+        Point(whole.non_contiguous_input_is_fine, _always),
+        Point(whole.oracle_and_layer_agree, lambda case, layer: case.oracle is not None),
+        Point(whole.bfloat16_is_close, _always),
+        Point(whole.gradcheck_passes, _always),
+        Point(whole.batch_rows_are_independent, _always),
+        Point(whole.permutation_is_respected, lambda case, layer: layer.causal == "no"),
+        Point(whole.evaluation_is_deterministic, _always),
+        Point(whole.weights_and_configuration_round_trip, _always),
+        Point(whole.bad_input_is_refused, _always),
+        Point(whole.future_does_not_change_the_past, _causal),
+        Point(whole.padding_is_as_if_absent, _masked("padding")),
+        Point(whole.fully_masked_rows_are_zero_with_finite_gradients, _masked("padding")),
+        Point(whole.reset_is_as_if_run_apart, _resets),
+        Point(streaming.chunks_give_the_whole, _streams),
+        Point(streaming.step_is_forward_on_one_token, _streams),
+        Point(streaming.nothing_is_changed_in_place, _streams),
+        Point(streaming.rows_of_a_state_are_independent, _streams),
+        Point(
+            streaming.right_padding_leaves_the_state,
+            lambda case, layer: _streams(case, layer) and "padding" in layer.info.masks,
+        ),
+        Point(streaming.gradient_flows_through_the_state, _streams),
+        Point(streaming.state_does_not_grow, _streams),
+        Point(streaming.growing_state_overflows_with_an_error, lambda case, layer: layer.state_kind == "growing"),
+    )
+}
+
+
+def points_of(case: Case) -> list[str]:
+    """The names of the points that this configuration owes."""
+    layer = case.layer()
+    return [name for name, point in POINTS.items() if point.applies(case, layer)]
+
+
+def check_layer(layer: str | type[Layer], config: Mapping[str, Any] | None = None, **case: Any) -> list[str]:
+    """Runs every point that applies; returns their names, raises :class:`AssertionError` at the first that fails.
+
+    ``layer`` is a registered name (then, without ``config``, all its examples are checked) or a class; ``case`` are
+    further fields of :class:`Case`, ``oracle`` among them.
+    """
+    if isinstance(layer, str):
+        entry = find_layer(layer)
+        configs = list(entry.examples.values()) if config is None else [config]
+        layer = entry.layer
+    else:
+        configs = [config or {}]
+    passed: list[str] = []
+    for one in configs:
+        made = Case(layer, one, **case)
+        for name in points_of(made):
+            try:
+                POINTS[name].check(made)
+            except AssertionError as error:
+                raise AssertionError(f"{layer.info.name} {dict(one)}: {name}: {error}") from error
+            passed.append(name)
+    return passed

@@ -1,0 +1,107 @@
+"""One layer in one configuration, the inputs that the points of the battery use, and how they compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manyheads.core import state as trees
+from manyheads.core.layer import Layer
+from manyheads.core.mask import Mask
+
+Oracle = Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor, "Tensor | None", Mask], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer in one configuration, with the inputs that the points use.
+
+    ``oracle(parameters, config, x, context, mask) -> y`` is the slow reference: float64, differentiable, no state.
+    """
+
+    layer_class: type[Layer]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dim: int = 6
+    batch: int = 3
+    grid: tuple[int, ...] = (7,)
+    context_tokens: int = 5
+    seed: int = 0
+    oracle: Oracle | None = None
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + offset)
+
+    def layer(self, dtype: torch.dtype = torch.float64) -> Layer:
+        """Fresh, in eval mode, with large weights."""
+        made = self.layer_class(self.dim, **self.config)
+        generator = self.generator(1)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                fan = parameter.shape[-1] if parameter.dim() > 1 else 1
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.7 / math.sqrt(fan))
+        return made.to(dtype).eval()
+
+    def x(self, *, batch: int | None = None, grid: tuple[int, ...] | None = None, offset: int = 2) -> Tensor:
+        shape = (self.batch if batch is None else batch, *(self.grid if grid is None else grid), self.dim)
+        return torch.randn(shape, generator=self.generator(offset), dtype=torch.float64)
+
+    def context(self, *, batch: int | None = None) -> Tensor | None:
+        width = self.config.get("context_dim")
+        if width is None:
+            return None
+        shape = (self.batch if batch is None else batch, self.context_tokens, width)
+        return torch.randn(shape, generator=self.generator(3), dtype=torch.float64)
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    def masks(self) -> dict[str, Mask]:
+        """One mask for each restriction that the configuration honours, and all of padding and reset together."""
+        layer = self.layer()
+        reset = torch.rand(self.batch, self.tokens, generator=self.generator(4)) < 0.3
+        padding = torch.rand(self.batch, self.tokens, generator=self.generator(5)) < 0.7
+        padding[:, 0] = True
+        padding[-1] = False
+        blocks = torch.randint(0, 2, (self.batch, self.tokens), generator=self.generator(6))
+        context = self.config.get("context_dim") is not None
+        made = {"padding": Mask(padding=padding)}
+        if context:
+            kept = torch.rand(self.batch, self.context_tokens, generator=self.generator(7)) < 0.6
+            kept[0] = False
+            made["context_padding"] = Mask(context_padding=kept)
+        else:
+            made |= {"reset": Mask(reset=reset), "padding and reset": Mask(padding=padding, reset=reset)}
+            if layer.state_kind == "none":
+                made |= {"blocks": Mask(blocks=blocks), "window": Mask(window=3)}
+        return {name: m for name, m in made.items() if set(m.names()) <= set(layer.info.masks)}
+
+
+def close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:
+    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    assert not found.isnan().any(), f"{what}: NaN"
+    if found.numel():
+        error = (found - expected).abs().max().item()
+        scale = max(1.0, expected.abs().max().item())
+        assert error <= tolerance * scale, f"{what}: off by {error:.3g}, allowed {tolerance * scale:.3g}"
+
+
+def close_states(found: Any, expected: Any, what: str, tolerance: float = 1e-10) -> None:
+    for a, b in zip(trees.leaves(found), trees.leaves(expected), strict=True):
+        close(a.to(torch.float64), b.to(torch.float64), f"{what}: state", tolerance)
+
+
+def refuses(kind: type[Exception], call: Callable[[], Any], part: str, what: str) -> None:
+    message = None
+    try:
+        call()
+    except kind as error:
+        message = str(error)
+    assert message is not None, f"{what} is accepted"
+    assert part in message, f"{what} is refused, but the message does not name {part!r}: {message}"
+    assert "\n" not in message, f"{what}: the message has more than one line"

@@ -1,0 +1,199 @@
+"""Points about one call on whole inputs: shapes, agreement with the oracle, gradients, masks, causality."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.layer import Layer
+from manyheads.core.mask import Mask
+from manyheads.core.testing.case import Case, close, refuses
+
+
+def shape_and_dtype_are_kept(case: Case) -> None:
+    for dtype in (torch.float64, torch.float32):
+        layer = case.layer(dtype)
+        for batch, grid in ((case.batch, case.grid), (1, case.grid), (case.batch, (1,) * len(case.grid))):
+            x, context = case.x(batch=batch, grid=grid).to(dtype), case.context(batch=batch)
+            y = layer(x, context=None if context is None else context.to(dtype)).y
+            assert y.shape == x.shape, f"{tuple(x.shape)} became {tuple(y.shape)}"
+            assert y.dtype == dtype, f"{dtype} became {y.dtype}"
+            assert y.device == x.device, f"{x.device} became {y.device}"
+            assert not y.isnan().any(), "NaN"
+
+
+def non_contiguous_input_is_fine(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    strided = x.transpose(0, -1).contiguous().transpose(0, -1)
+    close(layer(strided, context=case.context()).y, layer(x, context=case.context()).y, "strided input", 1e-12)
+
+
+def oracle_and_layer_agree(case: Case) -> None:
+    """Outputs and all gradients: 1e-10 in float64, 1e-5 (outputs) in float32; without a mask and with each."""
+    for name, mask in {"no mask": Mask(), **case.masks()}.items():
+        _compare_with_oracle(case, name, mask)
+
+
+def _compare_with_oracle(case: Case, name: str, mask: Mask) -> None:
+    assert case.oracle is not None
+    layer, x, context = case.layer(), case.x().requires_grad_(), case.context()
+    parameters = dict(layer.named_parameters())
+    wanted = {"x": x, **({} if context is None else {"context": context.requires_grad_()}), **parameters}
+    weights = torch.randn(x.shape, generator=case.generator(8), dtype=torch.float64)
+
+    def with_gradients(y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        tensors = list(wanted.values())
+        return y.detach(), torch.autograd.grad((y * weights).sum(), tensors, allow_unused=True, materialize_grads=True)
+
+    y, grads = with_gradients(layer(x, context=context, mask=mask).y)
+    expected, expected_grads = with_gradients(case.oracle(parameters, layer.config, x, context, mask))
+    close(y, expected, f"output ({name})")
+    for label, found, reference in zip(wanted, grads, expected_grads, strict=True):
+        close(found, reference, f"gradient of {label} ({name})")
+    narrow_context = None if context is None else context.detach().float()
+    narrow = case.layer(torch.float32)(x.detach().float(), context=narrow_context, mask=mask).y
+    close(narrow.double(), expected, f"float32 output ({name})", 1e-5)
+
+
+def bfloat16_is_close(case: Case) -> None:
+    layer, x, context = case.layer(), case.x(), case.context()
+    expected = layer(x, context=context).y
+    half = case.layer(torch.bfloat16)
+    y = half(x.bfloat16(), context=None if context is None else context.bfloat16()).y.double()
+    error = ((y - expected).square().mean() / expected.square().mean()).sqrt().item()
+    assert error < 3e-2, f"bfloat16: relative RMS {error:.3g}"
+
+
+def gradcheck_passes(case: Case) -> None:
+    small = Case(case.layer_class, case.config, case.dim, 2, tuple(min(g, 4) for g in case.grid), 3, case.seed)
+    layer, context = small.layer(), small.context()
+    inputs = (small.x().requires_grad_(),) + (() if context is None else (context.requires_grad_(),))
+    passed = torch.autograd.gradcheck(lambda x, *c: layer(x, context=c[0] if c else None).y, inputs, fast_mode=False)
+    assert passed, "gradcheck"
+
+
+def batch_rows_are_independent(case: Case) -> None:
+    layer, x, context = case.layer(), case.x(), case.context()
+    y = layer(x, context=context).y
+    for row in range(case.batch):
+        alone = layer(x[row : row + 1], context=None if context is None else context[row : row + 1]).y
+        close(alone, y[row : row + 1], f"row {row} alone", 1e-12)
+
+
+def permutation_is_respected(case: Case) -> None:
+    """Content-only layers commute with a permutation of the tokens; positional ones must not."""
+    layer, x, context = case.layer(), case.x(), case.context()
+    order = torch.randperm(case.tokens, generator=case.generator(9))
+    flat = x.flatten(1, -2)
+    permuted = layer(flat[:, order].reshape(x.shape), context=context).y.flatten(1, -2)
+    expected = layer(x, context=context).y.flatten(1, -2)[:, order]
+    if layer.info.positional:
+        assert (permuted - expected).abs().max() > 1e-6, "declared positional, but commutes with permutations"
+    else:
+        close(permuted, expected, "permuted tokens")
+
+
+def evaluation_is_deterministic(case: Case) -> None:
+    layer, x, context = case.layer(), case.x(), case.context()
+    assert torch.equal(layer(x, context=context).y, layer(x, context=context).y), "two runs differ"
+
+
+def weights_and_configuration_round_trip(case: Case) -> None:
+    layer, x, context = case.layer(), case.x(), case.context()
+    expected = layer(x, context=context).y
+    again = type(layer)(**layer.config).double().eval()
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x, context=context).y, expected), "rebuilt from config and state_dict"
+    assert torch.equal(copy.deepcopy(layer)(x, context=context).y, expected), "deepcopy"
+
+
+def bad_input_is_refused(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    refuses(ArgumentError, lambda: layer(x[..., :-1]), str(case.dim - 1), "a wrong width")
+    refuses(ArgumentError, lambda: layer(x[..., 0]), "expected (B, *grid, D)", "a missing axis")
+    every = {
+        "padding": Mask(padding=torch.ones(case.batch, case.tokens, dtype=torch.bool)),
+        "reset": Mask(reset=torch.zeros(case.batch, case.tokens, dtype=torch.bool)),
+        "window": Mask(window=2),
+        "blocks": Mask(blocks=torch.zeros(case.batch, case.tokens, dtype=torch.int64)),
+    }
+    for name, mask in every.items():
+        if name not in layer.info.masks:
+            refuses(MaskError, lambda mask=mask: layer(x, mask=mask), name, f"mask.{name}, which is not honoured")
+    if "padding" in layer.info.masks:
+        short = Mask(padding=torch.ones(case.batch, case.tokens + 1, dtype=torch.bool))
+        refuses(MaskError, lambda: layer(x, context=case.context(), mask=short), "padding", "a mask of another shape")
+    foreign = (torch.zeros(case.batch, 1),) * 9
+    refuses(StateError, lambda: layer(x, foreign, context=case.context()), "state", "the state of another layer")
+    if layer.state_kind != "none":
+        wrong = layer.init_state(case.batch + 1, dtype=x.dtype)
+        refuses(StateError, lambda: layer(x, wrong), str(case.batch + 1), "a state of another batch size")
+
+
+def future_does_not_change_the_past(case: Case) -> None:
+    layer = case.layer()
+    jacobian = _influence(layer, case.x()[:1])
+    reach = layer.info.lookahead
+    for t in range(case.tokens):
+        for s in range(case.tokens):
+            if s > t + reach:
+                assert jacobian[t, s] <= 1e-12, f"token {s} changes output {t}"
+    if layer.info.full_context and not case.config.get("window"):
+        for t in range(case.tokens):
+            for s in range(t + 1):
+                assert jacobian[t, s] > 1e-9, f"token {s} does not reach output {t}, full context is claimed"
+
+
+def _influence(layer: Layer, x: Tensor) -> Tensor:
+    """``(T, T)``: sum of the absolute derivatives of output ``t`` by input ``s``."""
+    x = x.clone().requires_grad_()
+    y = layer(x).y
+    rows = []
+    for t in range(x.shape[1]):
+        total = torch.zeros(x.shape[1], dtype=x.dtype)
+        for d in range(x.shape[2]):
+            (grad,) = torch.autograd.grad(y[0, t, d], x, retain_graph=True)
+            total += grad[0].abs().sum(-1)
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def padding_is_as_if_absent(case: Case) -> None:
+    layer, x, context = case.layer(), case.x(), case.context()
+    for row in range(case.batch):
+        padding = case.masks()["padding"].padding
+        assert padding is not None
+        kept = padding[row]
+        part = slice(row, row + 1)
+        cut = None if context is None else context[part]
+        y = layer(x[part], context=cut, mask=Mask(padding=padding[part])).y
+        if kept.any():
+            shortened = layer(x[part][:, kept], context=cut).y
+            close(y[:, kept], shortened, "valid tokens against the shortened sequence")
+        assert torch.equal(y[:, ~kept], torch.zeros_like(y[:, ~kept])), "padded outputs are not 0"
+        noise = x[part].clone()
+        noise[:, ~kept] = 1e3
+        again = layer(noise, context=cut, mask=Mask(padding=padding[part])).y
+        close(again[:, kept], y[:, kept], "content of the padding", 1e-12)
+
+
+def fully_masked_rows_are_zero_with_finite_gradients(case: Case) -> None:
+    layer, x = case.layer(), case.x().requires_grad_()
+    nothing = Mask(padding=torch.zeros(case.batch, case.tokens, dtype=torch.bool))
+    y = layer(x, context=case.context(), mask=nothing).y
+    assert torch.equal(y, torch.zeros_like(y)), "a fully masked input does not give 0"
+    (grad,) = torch.autograd.grad(y.sum(), x, allow_unused=True, materialize_grads=True)
+    assert grad.isfinite().all(), "gradient of a fully masked input is not finite"
+
+
+def reset_is_as_if_run_apart(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    for at in range(case.tokens):
+        reset = torch.zeros(case.batch, case.tokens, dtype=torch.bool)
+        reset[:, at] = True
+        y = layer(x, mask=Mask(reset=reset)).y
+        apart = torch.cat([layer(x[:, :at]).y, layer(x[:, at:]).y], 1)
+        close(y, apart, f"reset at {at}")
