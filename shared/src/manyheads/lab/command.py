@@ -75,7 +75,8 @@ def usage(prog: str, description: str, commands: Commands) -> str:
 def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) -> Outcome:
     import tyro
 
-    outcome: Outcome = tyro.cli(command, prog=prog, args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
+    flat = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
+    outcome: Outcome = tyro.cli(command, prog=prog, args=list(arguments), config=flat)
     return outcome
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
+from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import write_atomically
 
 if TYPE_CHECKING:
     from manyheads.forecasting.forecaster import Forecaster
-    from manyheads.forecasting.frames import Reading
+
+
+PLAIN = Reading()
 
 
 def fit(
@@ -27,14 +30,7 @@ def fit(
     model: str = "closed-form-auto",
     look_back: int | None = None,
     levels: tuple[float, ...] = (0.8, 0.95),
-    time: str | None = None,
-    id: str = "unique_id",
-    target: str = "y",
-    freq: str | None = None,
-    season: int | None = None,
-    missing: float | None = None,
-    fill: Literal["none", "interpolate"] = "none",
-    drop: tuple[str, ...] = (),
+    reading: Reading = PLAIN,
     report: Path | None = None,
 ) -> Outcome:
     """Fits a forecaster on a CSV (long: unique_id, ds, y; or wide: time and one column a channel) and saves it.
@@ -46,19 +42,11 @@ def fit(
         model: see 'manyheads forecasting models'.
         look_back: past steps that the model reads.
         levels: coverages of the prediction intervals.
-        time: name of the time column; ds, date, time, timestamp or datetime are found.
-        id: name of the series column of a long table.
-        target: name of the value column of a long table.
-        freq: pandas' alias of the frequency; inferred by default.
-        season: rows in a season; from the frequency by default.
-        missing: a number that stands for a missing value, such as -9999.
-        fill: what to do with missing values and stamps.
-        drop: columns to leave out.
+        reading: how the table is read.
         report: write a page with forecast, intervals and weights there.
     """
     from manyheads.forecasting.forecaster import Forecaster
 
-    reading = _reading(time, id, target, freq, season, missing, fill, drop)
     forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
     forecaster.save(out)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
@@ -124,14 +112,7 @@ def backtest(
     models: tuple[str, ...] = ("closed-form-auto", "seasonal-naive", "repeat"),
     look_back: int | None = None,
     levels: tuple[float, ...] = (0.8, 0.95),
-    time: str | None = None,
-    id: str = "unique_id",
-    target: str = "y",
-    freq: str | None = None,
-    season: int | None = None,
-    missing: float | None = None,
-    fill: Literal["none", "interpolate"] = "none",
-    drop: tuple[str, ...] = (),
+    reading: Reading = PLAIN,
     out: Path | None = None,
 ) -> Outcome:
     """Would it have worked? Forecasts from past origins against what happened, beside the naive forecasts.
@@ -144,27 +125,19 @@ def backtest(
         models: models to compare, each fitted once on the rows before the first origin.
         look_back: past steps that the models read.
         levels: coverages of the prediction intervals.
-        time: name of the time column.
-        id: name of the series column of a long table.
-        target: name of the value column of a long table.
-        freq: pandas' alias of the frequency.
-        season: rows in a season.
-        missing: a number that stands for a missing value.
-        fill: what to do with missing values and stamps.
-        drop: columns to leave out.
+        reading: how the table is read.
         out: write every forecast there; .csv or .parquet.
     """
     from rich.console import Group
 
     from manyheads.forecasting.forecaster import Forecaster
-    from manyheads.forecasting.frames import read_panels
     from manyheads.forecasting.models import find_model
     from manyheads.lab.terminal import progress, table
 
     _check_suffix("out", out, (".csv", ".parquet"))
     for name in models:
         find_model(name)
-    panels = read_panels(file, _reading(time, id, target, freq, season, missing, fill, drop))
+    panels = read_panels(file, reading)
     frames, rows = [], []
     with progress("backtest", len(models)) as advance:
         for name in models:
@@ -215,22 +188,6 @@ def look_back(
     ]
     cells = [(length, *(f"{curves[name][i]:.4f}" for name in models)) for i, length in enumerate(look_backs)]
     return Outcome({"rows": document}, table(("look-back", *models), cells))
-
-
-def _reading(
-    time: str | None,
-    id: str,
-    target: str,
-    freq: str | None,
-    season: int | None,
-    missing: float | None,
-    fill: str,
-    drop: tuple[str, ...],
-) -> Reading:
-    from manyheads.forecasting.frames import Columns, Reading
-
-    filling: Literal["interpolate"] | None = "interpolate" if fill == "interpolate" else None
-    return Reading(Columns(id, time, target), freq, season, missing, filling, drop)
 
 
 def _errors(frame: pd.DataFrame) -> dict[str, float]:

@@ -29,8 +29,11 @@ class Columns:
     """Names of the columns of a long table; ``time`` also names the time column of a wide one."""
 
     id: str = "unique_id"
-    time: str | None = None  # the first of TIME_NAMES that is there
+    """Name of the series column of a long table."""
+    time: str | None = None
+    """Name of the time column; by default the first of ds, date, time, timestamp, datetime that is there."""
     target: str = "y"
+    """Name of the value column of a long table."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,16 @@ class Reading:
     """How a table is read."""
 
     columns: Columns = Columns()
-    freq: str | None = None  # pandas' alias; inferred by default
-    season: int | None = None  # rows; from the frequency by default
-    missing: float | None = None  # a sentinel that stands for a missing value
-    fill: Literal["interpolate"] | None = None  # what to do with missing values and missing stamps
-    drop: tuple[str, ...] = ()  # columns to leave out
+    freq: str | None = None
+    """pandas' alias of the frequency; inferred by default."""
+    season: int | None = None
+    """Rows in a season; from the frequency by default."""
+    missing: float | None = None
+    """A number that stands for a missing value, such as -9999."""
+    fill: Literal["interpolate"] | None = None
+    """What to do with missing values and missing stamps; they are refused by default."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out."""
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Reading:
