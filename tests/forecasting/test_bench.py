@@ -7,11 +7,12 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.forecasting import plots
-from manyheads.forecasting.bench import choose_sets, rows_as_csv, run_bench
+from manyheads.forecasting.bench import as_table, choose_sets, run_bench
 from manyheads.forecasting.bench_report import best_cells, table_rows
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.lab.cli import main
@@ -107,7 +108,7 @@ def test_sets_that_are_not_here_are_left_out_with_the_reason(monkeypatch, tmp_pa
 
 def test_figures_are_not_rounded_into_the_file():
     rows = run_bench(["national_illness"], [24], ["repeat"]).rows
-    [line] = csv.DictReader(io.StringIO(rows_as_csv(rows, "command")))
+    [line] = as_table(rows, "command")
     assert line["mse"] == f"{rows[0].mse:.6f}"
 
 
@@ -134,6 +135,13 @@ def test_fit_predict_and_backtest_from_a_file(capsys, tmp_path, hourly, monkeypa
     code, out, _ = run(capsys, "backtest", "my.csv", "--horizon", 12, "--windows", 5, "--out", "b.csv", "--json")
     rows = {row["model"]: row for row in json.loads(out)["rows"]}
     assert rows["closed-form-auto"]["mse"] < rows["repeat"]["mse"]
+    found = pd.read_csv("b.csv")
+    past = hourly[hourly["ds"] <= found["cutoff"].min()]
+    mase = []
+    for name, part in found[found["model"] == "repeat"].groupby("unique_id"):
+        seasonal = past[name].to_numpy()
+        mase.append((part["y"] - part["y_hat"]).abs().mean() / np.abs(seasonal[24:] - seasonal[:-24]).mean())
+    assert rows["repeat"]["mase"] == pytest.approx(np.mean(mase))
     assert 0.5 < rows["seasonal-naive"]["covered 80%"] <= 1
     assert len((tmp_path / "b.csv").read_text().splitlines()) == 1 + 3 * 5 * 12 * 2
 

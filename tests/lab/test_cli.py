@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -101,6 +102,12 @@ def test_verify_is_exit_2_where_a_set_is_damaged(capsys, tmp_path, monkeypatch):
     assert any("ETTh1.csv" in problem for problem in document["problems"])
 
 
+def test_fetch_writes_a_copy_on_request(capsys, tmp_path):
+    code, out, _ = run(capsys, "data", "fetch", "national_illness", "--out", str(tmp_path))
+    assert (code, out) == (0, f"national_illness: {tmp_path / 'national_illness.csv'}\n")
+    assert (tmp_path / "national_illness.csv").read_text().startswith("date,")
+
+
 def test_the_doctor_names_a_data_folder_that_is_none(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path / "none"))
     assert "which is no folder: point it at your data" in run(capsys, "doctor")[1]
@@ -139,6 +146,10 @@ def test_training_is_overridden_resumed_and_reported(capsys, tmp_path):
     assert code == 0
     assert "national_illness-24-nlinear-smoke" in out
     assert "national_illness-24-nlinear-smoke" in (tmp_path / "board.html").read_text()
+    run(capsys, "report", "--root", str(tmp_path), "--csv", str(tmp_path / "board.csv"))
+    rows = list(csv.DictReader((tmp_path / "board.csv").open()))
+    assert [row["metric"] for row in rows] == ["mse", "mae", "windows"]
+    assert len(rows[0]["values"].split()) == 2
 
 
 def test_overrides_in_any_form_are_the_same_and_come_first():

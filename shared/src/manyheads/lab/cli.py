@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from manyheads.core.errors import ManyheadsError, MissingPackageError
@@ -53,16 +54,17 @@ def doctor() -> Outcome:
     return examine()
 
 
-def report(*, root: str = "runs", html: str | None = None) -> Outcome:
+def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | None = None) -> Outcome:
     """The leaderboard of all runs below a folder, beside the published figures.
 
     Args:
         root: folder of the runs.
         html: write a page there as well.
+        csv: write the rows there as well.
     """
     from manyheads.lab.leaderboard import leaderboard
 
-    return leaderboard(root, html)
+    return leaderboard(root, html, csv)
 
 
 def data_list() -> Outcome:
@@ -89,21 +91,26 @@ def data_list() -> Outcome:
     return Outcome(document, table(("name", "domain", "here", "licence", "what"), rows))
 
 
-def data_fetch(names: tuple[str, ...], /) -> Outcome:
-    """Downloads data sets into the cache and checks their hashes.
+def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome:
+    """Brings data sets here (into the cache, where they are not shipped) and checks their hashes.
 
     Args:
         names: data sets by name.
+        out: write a copy of each, decompressed, into this folder.
     """
     from manyheads.lab.data import find, read, where
+    from manyheads.lab.files import write_atomically
     from manyheads.lab.terminal import progress
 
     sets = [find(name) for name in names]
     with progress("fetch", len(sets)) as advance:
         for dataset in sets:
             advance(dataset.name)
-            read(dataset)
-    document = [{"name": dataset.name, "where": where(dataset)} for dataset in sets]
+            content = read(dataset)
+            if out is not None:
+                write_atomically(out / dataset.filename, content)
+    places = [where(dataset) if out is None else str(out / dataset.filename) for dataset in sets]
+    document = [{"name": dataset.name, "where": place} for dataset, place in zip(sets, places, strict=True)]
     return Outcome(document, "\n".join(f"{d['name']}: {d['where']}" for d in document))
 
 
@@ -123,18 +130,24 @@ def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
     return Outcome(results, "\n".join(f"{name}: {result}" for name, result in results.items()))
 
 
-def bench_layers(*, names: tuple[str, ...] = (), lengths: tuple[int, ...] = (256, 512, 1024, 2048)) -> Outcome:
+def bench_layers(
+    *, names: tuple[str, ...] = (), lengths: tuple[int, ...] = (256, 512, 1024, 2048), csv: Path | None = None
+) -> Outcome:
     """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows.
 
     Args:
         names: layers; all by default.
         lengths: numbers of tokens.
+        csv: write the rows there as well.
     """
     from manyheads.lab.bench import bench_layers as run
+    from manyheads.lab.files import write_csv
     from manyheads.lab.terminal import progress, table
 
     with progress("bench", None) as advance:
         rows = run(names, lengths, advance=advance)
+    if csv is not None:
+        write_csv(csv, rows)
     header = tuple(rows[0]) if rows else ()
     cells = [tuple(f"{v:.4g}" if isinstance(v, float) else v for v in row.values()) for row in rows]
     return Outcome(rows, table(header, cells))

@@ -6,13 +6,10 @@ the Transformer papers (and of Table 2 of 2205.13504) did; the size of the effec
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +23,6 @@ from manyheads.forecasting.published import horizons_of, look_back_of, published
 from manyheads.forecasting.series import FittedModel, Panel, collected_warnings
 from manyheads.forecasting.windows import count_windows, score
 from manyheads.lab.data import find, where
-from manyheads.lab.files import write_atomically
 
 Protocol = Literal["honest", "paper"]
 DEFAULT_MODELS = (
@@ -195,20 +191,12 @@ def _exact_mse(model: FittedModel, values: np.ndarray, first: int, last: int, dr
     return gram_mse(model, values, first, last, windows=windows)
 
 
-def rows_as_csv(rows: Sequence[Row], command: str) -> str:
-    """The rows as CSV with the command that made them in the last column."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*Row.__dataclass_fields__, "command"], lineterminator="\n")
-    writer.writeheader()
+def as_table(rows: Sequence[Row], command: str) -> list[dict[str, Any]]:
+    """The rows for a CSV file, with the command that made them in the last column."""
+    written = []
     for row in rows:
-        fields = asdict(row)
-        for name in ("mse", "mae"):
-            fields[name] = f"{fields[name]:.6f}"
-        for name in ("fit_cpu_s", "score_cpu_s"):
-            fields[name] = f"{fields[name]:.3f}"
-        writer.writerow({**fields, "command": command})
-    return out.getvalue()
-
-
-def write_csv(path: Path, rows: Sequence[Row], command: str) -> None:
-    write_atomically(path, rows_as_csv(rows, command).encode())
+        fields = asdict(row) | {"command": command}
+        fields |= {name: f"{fields[name]:.6f}" for name in ("mse", "mae")}
+        fields |= {name: f"{fields[name]:.3f}" for name in ("fit_cpu_s", "score_cpu_s")}
+        written.append(fields)
+    return written

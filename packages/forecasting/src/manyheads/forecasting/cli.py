@@ -40,9 +40,10 @@ def bench(
         report: write a page with plots there.
         csv: write the rows there.
     """
-    from manyheads.forecasting.bench import DEFAULT_MODELS, choose_sets, run_bench, write_csv
+    from manyheads.forecasting.bench import DEFAULT_MODELS, as_table, choose_sets, run_bench
     from manyheads.forecasting.bench_report import table_rows, write_report
     from manyheads.forecasting.models import MODELS
+    from manyheads.lab.files import write_csv
     from manyheads.lab.terminal import progress, table
 
     if models == ("all-closed-form",):
@@ -77,7 +78,7 @@ def bench(
     }
     document["command"] = command
     if csv is not None:
-        write_csv(csv, result.rows, command)
+        write_csv(csv, as_table(result.rows, command))
     closing = [f"note: {name}: {note}" for name, notes in result.notes.items() for note in notes]
     closing += [f"left out: {name}: {why}" for name, why in result.left_out.items()]
     if report is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.frames import Reading, read_panels
+from manyheads.forecasting.series import Panel
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import write_atomically
 
@@ -145,12 +146,15 @@ def backtest(
             forecaster = Forecaster(horizon, model=name, look_back=look_back, levels=levels)
             frame = forecaster.cross_validation(panels, windows=windows, step=step)
             frames.append(frame.assign(model=name))
-            rows.append({"model": name, **_errors(frame)})
+            rows.append({"model": name, **_errors(frame, panels)})
     if out is not None:
         _write_table(pd.concat(frames, ignore_index=True), out)
     header = tuple(dict.fromkeys(key for row in rows for key in row))
     cells = [tuple(f"{row[k]:.4g}" if isinstance(row.get(k), float) else row.get(k) for k in header) for row in rows]
-    note = f"{windows} origins; errors in original units; covered: share of what happened inside the interval"
+    note = (
+        f"{windows} origins. mase: mean absolute error over that of 'as one season ago', mean over series; mae, mse: "
+        "in original units; covered: share of what happened inside the interval"
+    )
     return Outcome({"rows": rows}, Group(table(header, cells), note))
 
 
@@ -190,9 +194,16 @@ def look_back(
     return Outcome({"rows": document}, table(("look-back", *models), cells))
 
 
-def _errors(frame: pd.DataFrame) -> dict[str, float]:
-    error = (frame["y_hat"] - frame["y"]).to_numpy()
-    found = {"mse": float(np.mean(error**2)), "mae": float(np.mean(np.abs(error)))}
+def _errors(frame: pd.DataFrame, panels: Sequence[Panel]) -> dict[str, float]:
+    """Errors over all series; MASE divides each series' MAE by that of its one-season-ago values before the origins."""
+    error = (frame["y_hat"] - frame["y"]).abs()
+    scale = {}
+    for panel in panels:
+        past = panel.values[panel.stamps <= frame["cutoff"].min()]
+        steps = np.abs(past[panel.season :] - past[: -panel.season]).mean(axis=0)
+        scale |= dict(zip(panel.channels, steps, strict=True))
+    mase = (error.groupby(frame["unique_id"]).mean() / pd.Series(scale)).mean()
+    found = {"mase": float(mase), "mae": float(error.mean()), "mse": float((error**2).mean())}
     for column in frame.columns:
         if column.startswith("lo-"):
             inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
