@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import nox
@@ -43,7 +45,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
 
 
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard"]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
 
 
 @nox.session
@@ -72,3 +74,64 @@ def forecasting(session: nox.Session) -> None:
     """The tests of the forecasting package."""
     install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/forecasting"])
     session.run("pytest", "-n", "2", "tests/forecasting", *session.posargs)
+
+
+# Each is run where there is no checkout and no data but what the wheels carry.
+SMOKE = [
+    "manyheads --version",
+    "manyheads list",
+    "manyheads doctor",
+    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness",
+    "manyheads data fetch national_illness --out .",
+    "manyheads bench layers --names softmax --lengths 64 128",
+    "manyheads forecasting list",
+    "manyheads forecasting models",
+    "manyheads forecasting bench --sets national_illness --models repeat nlinear-cf --report b.html --csv b.csv",
+    "manyheads forecasting train national_illness-24-nlinear --smoke",
+    "manyheads forecasting fit national_illness.csv --horizon 24 --report fit.html",
+    "manyheads forecasting predict forecaster.safetensors --plot forecast.png --out forecast.csv",
+    "manyheads forecasting backtest national_illness.csv --horizon 24 --windows 3",
+    "manyheads forecasting look-back --set national_illness --horizon 24 --look-backs 52 104 --plot look-back.svg",
+    "manyheads report --html leaderboard.html",
+    "python -m manyheads.forecasting models",
+    "python -m manyheads.lab list",
+]
+TYPED = """
+from importlib.resources import files
+import manyheads
+for name in ("core", "lab", "forecasting"):
+    assert files(f"manyheads.{name}").joinpath("py.typed").is_file(), name
+assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyheads must stay a namespace"
+"""
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Builds every wheel, installs them without the checkout, and runs each command."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("-c", "constraints.txt", "build")
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), package.split("[")[0], silent=True)
+    built = sorted(dist.glob("*.whl"))
+    session.install("-c", "constraints.txt", *(f"{w}[lab]" if "core" in w.name else str(w) for w in built))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        session.chdir(elsewhere)
+        session.run("python", "-c", TYPED)
+        for command in SMOKE:
+            session.run(*command.split(), env={"MANYHEADS_DATA": None}, silent=True)
+        session.log(f"{len(SMOKE)} commands ran from {', '.join(w.name for w in built)}")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in ./site; a broken link is an error."""
+    install(session, "mkdocs-material", "mkdocstrings[python]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Makes the figures of benchmarks/results again: nox -s bench -- JOB …"""
+    install(session)
+    session.run("python", "benchmarks/run.py", *session.posargs)

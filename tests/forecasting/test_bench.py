@@ -191,7 +191,7 @@ def test_a_fan_draws_the_wider_interval_behind():
     figure = plots.forecast_fan(np.zeros(5), forecast, intervals=bands, actual=forecast)
     heights = [np.ptp(band.get_paths()[0].vertices[:, 1]) for band in figure.axes[0].collections]
     assert heights == sorted(heights, reverse=True)
-    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         "past",
         "what happened",
         "forecast",

@@ -32,8 +32,9 @@ def forecast_fan(
     for coverage, (low, high) in sorted((intervals or {}).items(), reverse=True):
         axes.fill_between(after, low, high, color="C0", alpha=0.18, linewidth=0, label=f"{coverage:.0%} interval")
     axes.plot(after, forecast, color="C0", linewidth=1.4, label="forecast")
-    axes.set(title=title, ylabel=unit, xlabel="" if past_stamps is not None else "steps from now")
-    axes.legend(loc="upper left", fontsize="small", frameon=False, ncols=2)
+    axes.set(ylabel=unit, xlabel="" if past_stamps is not None else "steps from now")
+    axes.set_title(title, loc="left")
+    figure.legend(loc="outside upper right", fontsize="small", frameon=False, ncols=5)
     axes.margins(x=0)
     axes.grid(alpha=0.3)
     return figure

@@ -37,7 +37,8 @@ class KeyValueState(NamedTuple):
 
 def _flops(config: dict[str, Any], tokens: int) -> float:
     dim = config["dim"]
-    seen = tokens if config.get("window") is None else min(config["window"], tokens)
+    seen = (tokens + 1) / 2 if config.get("causal") else tokens  # on average
+    seen = seen if config.get("window") is None else min(config["window"], seen)
     return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim
 
 

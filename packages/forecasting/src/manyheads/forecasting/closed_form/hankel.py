@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.linalg import matmul_toeplitz
 
 from manyheads.core.errors import DataError
 
@@ -115,9 +114,10 @@ def _products(reach: np.ndarray, look_back: int, windows: int) -> np.ndarray:
 
 
 def _correlate(values: np.ndarray, feature: np.ndarray) -> np.ndarray:
-    """``sum_n feature[n] values[n + j]`` for every ``j`` that fits, by FFT: Hankel products are Toeplitz, reversed."""
-    last = len(feature) - 1
-    return matmul_toeplitz((values[last:], values[last::-1]), feature[::-1], check_finite=False)
+    """``sum_n feature[n] values[n + j]`` for every ``j`` that fits, by FFT; none of these wraps around."""
+    size = 1 << (len(values) - 1).bit_length()
+    spectrum = np.fft.rfft(values, size) * np.fft.rfft(feature, size).conj()
+    return np.fft.irfft(spectrum, size)[: len(values) - len(feature) + 1]
 
 
 def _running_sum(values: np.ndarray, span: int) -> np.ndarray:

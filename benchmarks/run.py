@@ -1,0 +1,96 @@
+"""Makes every figure that the README and the docs quote: ``python benchmarks/run.py [JOB …]`` from the root.
+
+Each job is one or more commands of manyheads, run one after another on one thread. Their tables go to
+``benchmarks/results/<job>.csv``; what each process cost, on which machine and with which versions, goes to
+``benchmarks/results/processes.csv``, which is merged job by job.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from manyheads.lab.files import write_csv
+
+RESULTS = Path(__file__).parent / "results"
+BENCH = "manyheads forecasting bench"
+FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
+SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
+RUNS = "benchmarks/runs"
+
+JOBS: dict[str, list[str]] = {
+    "forecasting_default": [f"{BENCH} --csv {{csv}}"],
+    "forecasting_naive": [
+        f"{BENCH} --models repeat seasonal-naive drift window-mean --protocol both --csv {{csv}}",
+    ],
+    "forecasting_closed_form": [f"{BENCH} --models {FAMILY} --csv {{csv}}"],
+    "forecasting_auto": [f"{BENCH} --models closed-form-auto --csv {{csv}}"],
+    "forecasting_auto_train": [f"{BENCH} --models closed-form-auto-train --csv {{csv}}"],
+    "forecasting_sgd": [
+        *(
+            f"manyheads forecasting train etth1-96-{form} --seeds {SEEDS} --root {RUNS} --fresh"
+            for form in ("linear", "nlinear", "dlinear", "rlinear")
+        ),
+        f"manyheads report --root {RUNS} --csv {{csv}}",
+    ],
+    "layers": ["manyheads bench layers --csv {csv}"],
+}
+
+
+def run(job: str) -> list[dict[str, object]]:
+    """Runs the commands of one job; gives one row a process."""
+    rows = []
+    for template in JOBS[job]:
+        command = template.format(csv=RESULTS / f"{job}.csv")
+        print(f"$ {command}", file=sys.stderr, flush=True)
+        process = subprocess.Popen(
+            shlex.split(command), stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{command}: exit status {os.waitstatus_to_exitcode(status)}")
+        rows.append(
+            {
+                "job": job,
+                "command": template.format(csv=f"benchmarks/results/{job}.csv"),
+                "cpu_s": f"{usage.ru_utime + usage.ru_stime:.1f}",
+                "peak_mb": f"{usage.ru_maxrss / (1 << 20 if sys.platform == 'darwin' else 1 << 10):.0f}",
+                "machine": machine(),
+                "versions": " ".join(f"{name}={version(name)}" for name in ("numpy", "scipy", "torch")),
+                "python": platform.python_version(),
+                "date": date.today().isoformat(),
+            }
+        )
+    return rows
+
+
+def machine() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, 1 thread"
+
+
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in JOBS]
+    if unknown:
+        raise SystemExit(f"unknown job {unknown[0]!r}, expected some of: {', '.join(JOBS)}")
+    log = RESULTS / "processes.csv"
+    for job in names or JOBS:
+        rows = run(job)
+        before = list(csv.DictReader(log.open())) if log.is_file() else []
+        write_csv(log, sorted([row for row in before if row["job"] != job] + rows, key=lambda row: str(row["job"])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""What holds for the repository as a whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("core", "lab", "forecasting")
+
+
+def sources():
+    return [p for place in ("shared/src", "packages") for p in (ROOT / place).rglob("*.py") if "build" not in p.parts]
+
+
+def test_manyheads_stays_a_namespace():
+    assert [p for p in sources() if p.parts[-2:] == ("manyheads", "__init__.py")] == []
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_package_is_typed(name):
+    assert files(f"manyheads.{name}").joinpath("py.typed").is_file()
+
+
+def test_no_source_file_is_too_long_to_be_read_in_one_sitting():
+    assert [str(p) for p in sources() if len(p.read_text().splitlines()) > 400] == []
+
+
+def test_every_dependency_is_pinned():
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    for path in [ROOT / "shared/pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")]:
+        project = tomllib.loads(path.read_text())["project"]
+        groups = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+        for requirement in [r for group in groups for r in group]:
+            name = re.split(r"[\[<>=!~ ]", requirement)[0].lower()
+            assert name in pinned or name.startswith("manyheads-"), f"{path}: {name} is not in constraints.txt"
+
+
+def test_the_siblings_pin_each_other():
+    core = tomllib.loads((ROOT / "shared/pyproject.toml").read_text())["project"]["version"]
+    for path in ROOT.glob("packages/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        assert project["version"] == core
+        assert any(re.fullmatch(rf"manyheads-core(\[\w+\])?=={re.escape(core)}", r) for r in project["dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("manyheads.core", ("numpy", "pandas", "rich", "tyro", "requests")),
+        ("manyheads.core.registry", ("pandas", "rich", "tyro", "requests", "lightning_fabric")),
+        ("manyheads.forecasting", ("torch", "pandas", "matplotlib", "scipy")),
+        ("manyheads.forecasting.bench", ("torch", "matplotlib", "lightning_fabric")),
+        ("manyheads.lab.cli", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
+    ],
+)
+def test_importing_loads_only_what_is_needed(module, absent):
+    code = f"import sys, {module}; print(*[m for m in {absent!r} if m in sys.modules])"
+    if module.startswith("manyheads.core"):  # torch itself brings numpy where it is installed
+        code = f"import sys, torch; before = set(sys.modules); import {module}; new = set(sys.modules) - before; "
+        code += f"print(*[m for m in {absent!r} if m in new])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_importing_opens_no_connection():
+    code = (
+        "import socket\n"
+        "def refuse(*args): raise AssertionError('a connection was opened')\n"
+        "socket.socket.connect = refuse\n"
+        "socket.create_connection = refuse\n"
+        "import manyheads.core.registry, manyheads.lab.cli, manyheads.lab.data, manyheads.forecasting.cli, "
+        "manyheads.forecasting.experiments, manyheads.forecasting.forecaster, manyheads.core.testing\n"
+        "from manyheads.lab.cli import main\n"
+        "assert main(['data', 'list']) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_links_inside_the_pages_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("packages/*/README.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())]
+    inside = [(page, link) for page, link in links if not link.startswith(("http://", "https://"))]
+    assert [f"{page.name}: {link}" for page, link in inside if not (page.parent / link).exists()] == []
+
+
+def test_the_tables_of_the_pages_are_what_the_results_say():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_job_of_the_readme_exists():
+    named = set(
+        re.findall(r"nox -s ([\w-]+)", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
+    )
+    known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
+    assert named <= known
+    assert {"demo", "tests", "lint", "core", "forecasting", "wheels", "bench", "docs", "slow"} <= known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", [{"heads": 2}, {"heads": 2, "causal": True}, {"heads": 2, "causal": True, "window": 4}]
+)
+def test_a_layer_that_says_so_compiles_whole(config):
+    import torch
+
+    from manyheads.core import create
+
+    layer = create("softmax", dim=8, **config).eval()
+    x = torch.randn(2, 9, 8)
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x).y, layer(x).y, rtol=1e-5, atol=1e-6)
