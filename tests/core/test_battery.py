@@ -95,11 +95,16 @@ class HiddenMemory(MovingAverage):
 
 class GrowingForEver(MovingAverage):
     def init_state(self, batch, *, device=None, dtype=None):
-        return AverageState(torch.zeros(batch, self.dim, 1, device=device, dtype=dtype))
+        return AverageState((torch.zeros(batch, self.dim, device=device, dtype=dtype),))
 
     def mix(self, x, state, context, mask):
-        out = super().mix(x, AverageState(state.mean[..., -1]), context, mask)
-        return LayerOutput(out.y, AverageState(torch.cat([state.mean, out.state.mean.unsqueeze(-1)], -1)))
+        out = super().mix(x, AverageState(state.mean[-1]), context, mask)
+        return LayerOutput(out.y, AverageState((*state.mean, out.state.mean)))
+
+
+class ValuesSquared(SoftmaxAttention):
+    def _split(self, x):
+        return super()._split(x).square()
 
 
 CONTROLS = [
@@ -111,6 +116,7 @@ CONTROLS = [
     (StateWrittenInPlace, WINDOW, "nothing_is_changed_in_place"),
     (BatchLeak, CAUSAL, "batch_rows_are_independent"),
     (WindowOneTooShort, WINDOW, "chunks_give_the_whole"),
+    (ValuesSquared, CAUSAL, "mixing_matrix_gives_the_output"),
     (WrongScale, CAUSAL, "oracle_and_layer_agree"),
     (DetachedState, WINDOW, "gradient_flows_through_the_state"),
     (HiddenMemory, {}, "evaluation_is_deterministic"),

@@ -18,9 +18,12 @@ from manyheads.core.functional import (
     fft_convolution,
     finish,
     merge,
+    pack,
+    pack_order,
     partial_attention,
     segment_ids,
     segment_starts,
+    unpack,
 )
 
 
@@ -141,3 +144,13 @@ def test_segments_count_resets():
     reset = torch.tensor([[False, True, False, True, True], [True, False, False, False, False]])
     assert segment_ids(reset).tolist() == [[0, 1, 1, 2, 3], [1, 1, 1, 1, 1]]
     assert segment_starts(reset).tolist() == [[0, 1, 1, 3, 4], [0, 0, 0, 0, 0]]
+
+
+def test_packing_moves_real_tokens_left_and_back():
+    padding = torch.tensor([[False, True, True, False], [True, True, True, True], [False, False, False, False]])
+    x = torch.arange(24.0).reshape(3, 4, 2)
+    order, real = pack_order(padding)
+    packed = pack(x, order)
+    assert packed[0, :2].tolist() == x[0, 1:3].tolist()
+    assert real.sum(1).tolist() == [2, 4, 0]
+    assert torch.equal(unpack(packed, order, real), x * padding.unsqueeze(-1))

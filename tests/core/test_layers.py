@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from manyheads.core.registry import LAYERS
+from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import POINTS, Case, points_of
 
 from .oracles import ORACLES
@@ -13,7 +14,7 @@ from .oracles import ORACLES
 def cases():
     for name, entry in LAYERS.items():
         for label, config in entry.examples.items():
-            case = Case(entry.layer, config, oracle=ORACLES[name])
+            case = Case(entry.layer, config, oracle=ORACLES[name], **entry.case)
             for point in points_of(case):
                 yield pytest.param(case, point, id=f"{name}-{label}-{point}")
 
@@ -25,3 +26,24 @@ def test_layer_keeps_its_promises(case, point):
 
 def test_every_layer_has_an_oracle():
     assert set(ORACLES) == set(LAYERS)
+
+
+def configurations():
+    for name, entry in LAYERS.items():
+        for label, config in entry.examples.items():
+            if entry.layer.info.compiles and config.get("context_dim") is None:
+                yield pytest.param(name, config, id=f"{name}-{label}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "config"), list(configurations()))
+def test_layer_that_says_so_compiles_whole(name, config):
+    """One graph, forward and backward; the generated code itself is torch's concern."""
+    case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+    layer, x = create(name, case.dim, **config).eval(), case.x().float().requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected, found = layer(x).y, compiled(x).y
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)

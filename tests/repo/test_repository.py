@@ -104,18 +104,3 @@ def test_every_job_of_the_readme_exists():
     known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
     assert named <= known
     assert {"demo", "tests", "lint", "core", "forecasting", "wheels", "bench", "docs", "slow"} <= known
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", [{"heads": 2}, {"heads": 2, "causal": True}, {"heads": 2, "causal": True, "window": 4}]
-)
-def test_a_layer_that_says_so_compiles_whole(config):
-    import torch
-
-    from manyheads.core import create
-
-    layer = create("softmax", dim=8, **config).eval()
-    x = torch.randn(2, 9, 8)
-    compiled = torch.compile(layer, fullgraph=True)
-    torch.testing.assert_close(compiled(x).y, layer(x).y, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.mask import NO_MASK, Mask
-from manyheads.core.state import State, batch_size
+from manyheads.core.state import State, leaves
 
 Causality = Literal["no", "weak", "strict"]
 StateKind = Literal["none", "recurrent", "window", "growing"]
@@ -44,6 +44,11 @@ class LayerInfo:
     positional: bool = False  # False: without a mask, permuting the tokens permutes the output
     full_context: bool = True  # every output depends on every token that causality allows
     lengths: str = "any"  # or what is padded or refused
+    linear_in_value: bool = (
+        False  # methods.mixing_matrix recovers P: what ``output`` gets is P times what ``value`` gives
+    )
+    discontinuous: bool = False  # selects or thresholds, so that rounding can change the choice
+    surrogate: bool = False  # the gradient is a surrogate, not the derivative
     compiles: bool = True  # torch.compile(fullgraph=True)
     deviations: tuple[str, ...] = field(default=())
 
@@ -76,6 +81,21 @@ class Layer(nn.Module):
     def state_kind(self) -> StateKind:
         """The state that is kept as configured."""
         return self.info.state[0]
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The fields of :class:`Mask` that are honoured as configured."""
+        return self.info.masks
+
+    @property
+    def tokens(self) -> int | None:
+        """The number of tokens that every input must have; None for any."""
+        return None
+
+    @property
+    def state_carries_gradient(self) -> bool:
+        """False where the definition stops the gradient at the state."""
+        return True
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         """The state before the first token: neutral elements, batch first."""
@@ -115,6 +135,9 @@ class Layer(nn.Module):
             )
         if x.shape[-1] != self.dim:
             raise ArgumentError(f"{name}: x: found width {x.shape[-1]}, expected {self.dim}")
+        found = math.prod(x.shape[1:-1])
+        if self.tokens is not None and found != self.tokens:
+            raise ArgumentError(f"{name}: x: found {found} tokens, expected {self.tokens}")
         if context is None:
             return
         if not self.info.cross:
@@ -126,9 +149,13 @@ class Layer(nn.Module):
 
     def _check_mask(self, x: Tensor, context: Tensor | None, mask: Mask) -> None:
         for field_name in mask.names():
-            if field_name not in self.info.masks:
-                honoured = ", ".join(self.info.masks) or "none"
-                raise MaskError(f"{self.info.name}: mask.{field_name} is not honoured (honoured: {honoured})")
+            if field_name not in self.masks:
+                honoured = ", ".join(self.masks) or "none"
+                raise MaskError(
+                    f"{self.info.name}: mask.{field_name} is not honoured as configured (honoured: {honoured})"
+                )
+        if mask.context_padding is not None and context is None:
+            raise MaskError(f"{self.info.name}: mask.context_padding: found one without a context")
         mask.check(x.shape[0], math.prod(x.shape[1:-1]), None if context is None else context.shape[1])
 
     def _checked_state(self, x: Tensor, state: State | None) -> State:
@@ -141,7 +168,16 @@ class Layer(nn.Module):
             if fresh == ():
                 raise StateError(f"{name}: state: found {what}, but as configured this layer keeps none")
             raise StateError(f"{name}: state: found {what}, expected {type(fresh).__name__} (init_state makes one)")
-        rows = batch_size(state)
-        if rows is not None and rows != x.shape[0]:
-            raise StateError(f"{name}: state: found batch size {rows}, expected {x.shape[0]}")
+        for found, expected in zip(leaves(state), leaves(fresh), strict=False):
+            if found.shape[0] != x.shape[0]:
+                raise StateError(f"{name}: state: found batch size {found.shape[0]}, expected {x.shape[0]}")
+            if found.shape[1:] != expected.shape[1:]:
+                raise StateError(
+                    f"{name}: state: found a part of shape (B, {_axes(found)}), expected (B, {_axes(expected)}): "
+                    "it is of a layer of another configuration"
+                )
         return state
+
+
+def _axes(leaf: Tensor) -> str:
+    return ", ".join(str(size) for size in leaf.shape[1:])

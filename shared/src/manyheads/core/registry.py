@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from manyheads.core.errors import UnknownNameError
@@ -17,6 +17,8 @@ class Entry:
 
     layer: type[Layer]
     examples: Mapping[str, Mapping[str, Any]]
+    case: Mapping[str, Any] = field(default_factory=dict)  # what the battery needs to know: dim, grid
+    at_length: Callable[[int], Mapping[str, Any]] | None = None  # the configuration that the benchmark runs at a length
 
 
 LAYERS: Mapping[str, Entry] = {

@@ -3,6 +3,7 @@
 from manyheads.core.functional.attention import attention, attention_with_lse
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
+from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "fft_convolution",
     "finish",
     "merge",
+    "pack",
+    "pack_order",
     "partial_attention",
     "same_segment",
     "segment_ids",
     "segment_starts",
+    "unpack",
 ]

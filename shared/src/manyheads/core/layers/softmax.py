@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.segments import same_segment, segment_ids
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
@@ -68,6 +68,7 @@ class SoftmaxAttention(Layer):
         state=("none", "window", "growing"),
         cross=True,
         masks=("padding", "reset", "window", "blocks", "context_padding"),
+        linear_in_value=True,
         deviations=("no biases by default", "a window counts real tokens only"),
     )
 
@@ -105,6 +106,12 @@ class SoftmaxAttention(Layer):
         self.output = nn.Linear(dim, dim, bias=bias)
 
     @property
+    def masks(self) -> tuple[str, ...]:
+        if self.context_dim is not None:
+            return ("padding", "context_padding")
+        return ("padding", "reset") if self.state_kind != "none" else ("padding", "reset", "window", "blocks")
+
+    @property
     def causal(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
@@ -130,12 +137,6 @@ class SoftmaxAttention(Layer):
             )
         if context is not None and context.shape[-1] != self.context_dim:
             raise ArgumentError(f"softmax: context: found width {context.shape[-1]}, expected {self.context_dim}")
-        if context is None and mask.context_padding is not None:
-            raise MaskError("softmax: mask.context_padding: found one without a context")
-        if context is not None and any(n in ("reset", "window", "blocks") for n in mask.names()):
-            raise MaskError("softmax: reset, window and blocks are for self-attention, found a context")
-        if self.state_kind != "none" and (mask.blocks is not None or mask.window is not None):
-            raise MaskError("softmax: mask.blocks and mask.window are not honoured by a streaming configuration")
         source = x if context is None else context
         q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
         if context is not None:

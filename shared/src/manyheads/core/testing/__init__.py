@@ -44,11 +44,7 @@ def _streams(case: Case, layer: Layer) -> bool:
 
 
 def _masked(name: str) -> Callable[[Case, Layer], bool]:
-    return lambda case, layer: name in layer.info.masks and len(case.grid) == 1
-
-
-def _resets(case: Case, layer: Layer) -> bool:
-    return _masked("reset")(case, layer) and case.config.get("context_dim") is None
+    return lambda case, layer: name in layer.masks
 
 
 POINTS: Mapping[str, Point] = {
@@ -58,25 +54,29 @@ POINTS: Mapping[str, Point] = {
         Point(whole.non_contiguous_input_is_fine, _always),
         Point(whole.oracle_and_layer_agree, lambda case, layer: case.oracle is not None),
         Point(whole.bfloat16_is_close, _always),
-        Point(whole.gradcheck_passes, _always),
+        Point(whole.gradcheck_passes, lambda case, layer: not layer.info.surrogate),
         Point(whole.batch_rows_are_independent, _always),
         Point(whole.permutation_is_respected, lambda case, layer: layer.causal == "no"),
         Point(whole.evaluation_is_deterministic, _always),
         Point(whole.weights_and_configuration_round_trip, _always),
         Point(whole.bad_input_is_refused, _always),
+        Point(whole.mixing_matrix_gives_the_output, lambda case, layer: layer.info.linear_in_value),
         Point(whole.future_does_not_change_the_past, _causal),
         Point(whole.padding_is_as_if_absent, _masked("padding")),
         Point(whole.fully_masked_rows_are_zero_with_finite_gradients, _masked("padding")),
-        Point(whole.reset_is_as_if_run_apart, _resets),
+        Point(whole.reset_is_as_if_run_apart, _masked("reset")),
         Point(streaming.chunks_give_the_whole, _streams),
         Point(streaming.step_is_forward_on_one_token, _streams),
         Point(streaming.nothing_is_changed_in_place, _streams),
         Point(streaming.rows_of_a_state_are_independent, _streams),
         Point(
             streaming.right_padding_leaves_the_state,
-            lambda case, layer: _streams(case, layer) and "padding" in layer.info.masks,
+            lambda case, layer: _streams(case, layer) and "padding" in layer.masks,
         ),
-        Point(streaming.gradient_flows_through_the_state, _streams),
+        Point(
+            streaming.gradient_flows_through_the_state,
+            lambda case, layer: _streams(case, layer) and layer.state_carries_gradient,
+        ),
         Point(streaming.state_does_not_grow, _streams),
         Point(streaming.growing_state_overflows_with_an_error, lambda case, layer: layer.state_kind == "growing"),
     )
@@ -98,6 +98,7 @@ def check_layer(layer: str | type[Layer], config: Mapping[str, Any] | None = Non
     if isinstance(layer, str):
         entry = find_layer(layer)
         configs = list(entry.examples.values()) if config is None else [config]
+        case = {**entry.case, **case}
         layer = entry.layer
     else:
         configs = [config or {}]

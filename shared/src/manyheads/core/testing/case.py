@@ -22,6 +22,7 @@ class Case:
     """One layer in one configuration, with the inputs that the points use.
 
     ``oracle(parameters, config, x, context, mask) -> y`` is the slow reference: float64, differentiable, no state.
+    ``parameters`` holds the layer's buffers too.
     """
 
     layer_class: type[Layer]
@@ -38,7 +39,9 @@ class Case:
 
     def layer(self, dtype: torch.dtype = torch.float64) -> Layer:
         """Fresh, in eval mode, with large weights."""
-        made = self.layer_class(self.dim, **self.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            made = self.layer_class(self.dim, **self.config)
         generator = self.generator(1)
         with torch.no_grad():
             for parameter in made.parameters():
@@ -77,9 +80,8 @@ class Case:
             made["context_padding"] = Mask(context_padding=kept)
         else:
             made |= {"reset": Mask(reset=reset), "padding and reset": Mask(padding=padding, reset=reset)}
-            if layer.state_kind == "none":
-                made |= {"blocks": Mask(blocks=blocks), "window": Mask(window=3)}
-        return {name: m for name, m in made.items() if set(m.names()) <= set(layer.info.masks)}
+            made |= {"blocks": Mask(blocks=blocks), "window": Mask(window=3)}
+        return {name: m for name, m in made.items() if set(m.names()) <= set(layer.masks)}
 
 
 def close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:

@@ -1,0 +1,25 @@
+"""Padding anywhere becomes padding on the right, so that a layer has to handle only that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack_order(padding: Tensor) -> tuple[Tensor, Tensor]:
+    """``padding (B, T)``, True for a real token -> ``order (B, T)`` int64, real tokens first and in order, and
+    ``real (B, T)``, True at the first ``padding.sum(1)`` places."""
+    order = torch.argsort((~padding).to(torch.int8), dim=1, stable=True)
+    return order, padding.gather(1, order)
+
+
+def pack(x: Tensor, order: Tensor) -> Tensor:
+    """``x (B, T, …)`` in that order."""
+    return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x))
+
+
+def unpack(y: Tensor, order: Tensor, real: Tensor) -> Tensor:
+    """The inverse of :func:`pack`, with 0 at the padding."""
+    axes = [1] * (y.dim() - 2)
+    kept = torch.where(real.view(*real.shape, *axes), y, 0.0)
+    return torch.zeros_like(y).scatter(1, order.view(*order.shape, *axes).expand_as(y), kept)

@@ -1,0 +1,1 @@
+"""Ways to run, train and look into any layer."""
