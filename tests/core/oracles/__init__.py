@@ -2,4 +2,6 @@
 
 from .softmax import softmax_oracle
 
-ORACLES = {"softmax": softmax_oracle}
+ORACLES = {
+    "softmax": softmax_oracle,
+}
