@@ -67,9 +67,9 @@ class BatchLeak(SoftmaxAttention):
 
 
 class WindowOneTooShort(SoftmaxAttention):
-    @property
-    def slots(self):
-        return max(super().slots - 1, 0)
+    def _keep(self, keys, values, kept):
+        state = super()._keep(keys, values, kept)
+        return state._replace(used=(state.used - 1).clamp(min=0))
 
 
 class WrongScale(SoftmaxAttention):

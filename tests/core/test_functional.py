@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from manyheads.core import Mask, create
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import (
     Partial,
@@ -24,6 +25,7 @@ from manyheads.core.functional import (
     segment_ids,
     segment_starts,
     unpack,
+    windowed_attention,
 )
 
 
@@ -154,3 +156,34 @@ def test_packing_moves_real_tokens_left_and_back():
     assert packed[0, :2].tolist() == x[0, 1:3].tolist()
     assert real.sum(1).tolist() == [2, 4, 0]
     assert torch.equal(unpack(packed, order, real), x * padding.unsqueeze(-1))
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(150, 5), (150, 70), (130, 1), (64, 64), (3, 8)])
+def test_windowed_attention_is_dense_attention_in_a_band(tokens, window):
+    generator = torch.Generator().manual_seed(window)
+    keys = tokens + window - 1
+    q, k, v = qkv(tokens, keys, seed=tokens)
+    usable = torch.rand(2, keys, generator=generator) < 0.8
+    segments = (torch.rand(2, keys, generator=generator) < 0.03).cumsum(1)
+    row, column = torch.arange(tokens).unsqueeze(1), torch.arange(keys)
+    allowed = ((column >= row) & (column < row + window)) & usable[:, None, :]
+    allowed = (allowed & (segments[:, window - 1 :, None] == segments[:, None, :])).unsqueeze(1)
+    found = windowed_attention(q, k, v, window=window, usable=usable, segments=segments, scale=0.5)
+    expected, _ = explicit(q, k, v, allowed)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weights = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_window_over_many_blocks_with_padding_and_resets_is_what_its_chunks_give():
+    generator = torch.Generator().manual_seed(0)
+    layer = create("softmax", dim=8, heads=2, causal=True, window=9).double()
+    x = torch.randn(2, 200, 8, generator=generator, dtype=torch.float64)
+    padding, reset = torch.rand(2, 200, generator=generator) < 0.7, torch.rand(2, 200, generator=generator) < 0.02
+    whole, state, parts = layer(x, mask=Mask(padding=padding, reset=reset)), None, []
+    for part in torch.arange(200).split(37):
+        y, state, _ = layer(x[:, part], state, mask=Mask(padding=padding[:, part], reset=reset[:, part]))
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole.y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(state, whole.state, rtol=0, atol=1e-12)

@@ -18,7 +18,7 @@ class Entry:
     layer: type[Layer]
     examples: Mapping[str, Mapping[str, Any]]
     case: Mapping[str, Any] = field(default_factory=dict)  # what the battery needs to know: dim, grid
-    at_length: Callable[[int], Mapping[str, Any]] | None = None  # the configuration that the benchmark runs at a length
+    at_length: Callable[[int], Mapping[str, Mapping[str, Any]]] | None = None  # what the benchmark runs, by label
 
 
 LAYERS: Mapping[str, Entry] = {
@@ -30,6 +30,11 @@ LAYERS: Mapping[str, Entry] = {
             "window": {"heads": 2, "causal": True, "window": 4},
             "growing": {"heads": 2, "causal": True, "max_len": 32, "bias": True},
             "cross": {"heads": 2, "context_dim": 5},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "causal": {"heads": 2, "causal": True},
+            "window": {"heads": 2, "causal": True, "window": 128},
         },
     ),
 }

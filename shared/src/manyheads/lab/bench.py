@@ -1,108 +1,214 @@
-"""What the layers cost against length, beside what the machine allows.
+"""What the layers cost against length, beside what the machine allows and beside softmax attention.
 
-CPU time is process time on one thread (the minimum over repetitions); bytes are those that autograd saves for the
-backward pass, counted, not sampled; FLOPs come from each layer's cost function. The fraction of the bound is the larger
-of FLOPs over the measured float32 GEMM rate and moved bytes over the measured copy bandwidth, divided by the measured
-forward time.
+On a CPU the time is process time on one thread (the minimum over repetitions), on a GPU wall time after synchronising;
+bytes are the peak of what torch's allocator held during one forward and backward, beyond parameters and input; FLOPs
+come from each layer's cost function. The fraction of the bound is the larger of FLOPs over the measured float32 GEMM
+rate and moved bytes (input, output, parameters) over the measured copy bandwidth, divided by the measured forward time.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports on stderr when it starts and stops
 
 import torch
 
-from manyheads.core.registry import LAYERS, create, find_layer
+from manyheads.core.errors import ArgumentError
+from manyheads.core.registry import LAYERS, Entry, create, find_layer
 
 DIM = 128
+MEMORY = 4 << 30  # bytes that one measurement may be expected to take
+SECONDS = 60.0  # and the seconds of one forward and backward
+BASELINE = {"no": "softmax", "weak": "softmax (causal)", "strict": "softmax (causal)"}
 
 
-def machine_rates() -> tuple[float, float]:
-    """Float32 GEMM FLOP/s and copy bytes/s (read and written) of one thread."""
-    a = torch.randn(1024, 1024)
-    flops = 2 * 1024**3 / _cpu_seconds(lambda: a @ a)
-    big = torch.randn(16 << 20)
-    return flops, 2 * big.numel() * 4 / _cpu_seconds(lambda: big.clone())
+@dataclass(frozen=True)
+class Rates:
+    """What the device does: float32 GEMM FLOP/s, copied bytes/s (read and written), one thread on a CPU."""
+
+    device: torch.device
+    gemm: float
+    copy: float
+
+
+def machine_rates(device: torch.device) -> Rates:
+    """Measures both rates on sizes that do not fit into the caches."""
+    a = torch.randn(1024, 1024, device=device)
+    gemm = 2 * 1024**3 / _seconds(lambda: a @ a, device)
+    big = torch.randn(16 << 20, device=device)
+    return Rates(device, gemm, 2 * big.numel() * 4 / _seconds(lambda: big.clone(), device))
 
 
 def bench_layers(
     names: Sequence[str] = (),
     lengths: Sequence[int] = (256, 512, 1024, 2048),
     *,
+    device: str = "cpu",
     advance: Callable[[str], None] = lambda item: None,
 ) -> list[dict[str, Any]]:
-    """One row a layer configuration and length. Raises :class:`UnknownNameError`.
+    """One row a layer configuration and length; softmax attention is always among them, as the yardstick.
 
-    ``slope`` is the log-log slope of forward time between this length and the one before.
+    ``slope`` is the log-log slope of forward time between this length and the one before, ``speedup`` the time of
+    softmax attention of the same causality over this layer's, forward and backward together. A length that would take
+    more than 4 GB or a minute, judged by the lengths before, is left out. Raises :class:`UnknownNameError`, and
+    :class:`ArgumentError` for a device that is not there.
     """
-    entries = {name: find_layer(name) for name in (names or LAYERS)}
+    wanted = {"softmax": find_layer("softmax")} | {name: find_layer(name) for name in (names or LAYERS)}
+    if any(length < 1 for length in lengths) or not lengths:
+        raise ArgumentError(f"lengths: found {list(lengths)}, expected one or more, each at least 1")
+    place = _find_device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        gemm, copy = machine_rates()
+        rates = machine_rates(place)
         rows: list[dict[str, Any]] = []
-        for name, entry in entries.items():
-            for label, config in entry.examples.items():
-                if config.get("context_dim") is not None or config.get("max_len") is not None:
-                    continue
-                last: dict[str, Any] | None = None
-                for length in sorted(lengths):
-                    advance(f"{name} {label} {length}")
-                    wide = {**config, "window": 128} if config.get("window") else dict(config)
-                    row = _measure(name, label, wide, length, gemm, copy)
-                    row["slope"] = None if last is None else _slope(last, row)
-                    rows.append(row)
-                    last = row
-        return rows
+        for name, entry in wanted.items():
+            rows += _bench_one(name, entry, sorted(set(lengths)), rates, advance)
     finally:
         torch.set_num_threads(threads)
+    yardstick = {(row["layer"], row["length"]): _total(row) for row in rows}
+    for row in rows:
+        base = yardstick.get((BASELINE[row["causal"]], row["length"]))
+        row["speedup"] = None if base is None else base / _total(row)
+    return rows
 
 
-def _measure(name: str, label: str, config: dict[str, Any], length: int, gemm: float, copy: float) -> dict[str, Any]:
-    layer = create(name, dim=DIM, **config)
-    x = torch.randn(1, length, DIM, requires_grad=True)
+def _bench_one(
+    name: str, entry: Entry, lengths: Sequence[int], rates: Rates, advance: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    done: dict[str, dict[str, Any]] = {}
+    stopped: set[str] = set()
+    for length in lengths:
+        for label, config in configurations(entry, length).items():
+            title = name if label == "plain" else f"{name} ({label})"
+            last = done.get(label)
+            if label in stopped or (last is not None and not _affordable(last, length)):
+                advance(f"{title} {length}: left out")
+                stopped.add(label)
+                continue
+            advance(f"{title} {length}")
+            row = _measure(name, title, config, length, rates)
+            row["slope"] = None if last is None else _slope(last, row)
+            rows.append(row)
+            done[label] = row
+    return sorted(rows, key=lambda row: row["layer"])
+
+
+def configurations(entry: Entry, length: int) -> Mapping[str, Mapping[str, Any]]:
+    """What the benchmark runs at a length, by label: the entry's own choice, or its first example."""
+    if entry.at_length is not None:
+        return entry.at_length(length)
+    label, config = next(iter(entry.examples.items()))
+    return {label: config}
+
+
+def grid_of(length: int, rank: int) -> tuple[int, ...]:
+    """The most even grid of powers of two (and what is left over) with so many cells."""
+    if rank == 1:
+        return (length,)
+    side = 1 << (length.bit_length() - 1) // rank
+    while length % side:
+        side //= 2
+    return (side, *grid_of(length // side, rank - 1))
+
+
+def _measure(name: str, title: str, config: Mapping[str, Any], length: int, rates: Rates) -> dict[str, Any]:
+    device = rates.device
+    layer = create(name, dim=DIM, **config).to(device)
+    grid = grid_of(length, layer.info.grid_ranks[0])
+    x = torch.randn(1, *grid, DIM, device=device, requires_grad=True)
+
+    def both() -> None:
+        layer(x).y.sum().backward()
+
     with torch.no_grad():
-        forward = _cpu_seconds(lambda: layer(x))
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        layer(x).y.sum()
+        forward = _seconds(lambda: layer(x), device)
     flops = layer.info.flops(layer.config, length)
-    both = _cpu_seconds(lambda: layer(x).y.sum().backward())
     moved = 2 * x.numel() * 4 + sum(p.numel() * 4 for p in layer.parameters())
     return {
-        "layer": name if label == "plain" else f"{name} ({label})",
+        "layer": title,
         "length": length,
+        "causal": layer.causal,
         "forward_cpu_s": forward,
-        "backward_cpu_s": max(both - forward, 0.0),
-        "peak_bytes": sum(saved.values()),
+        "backward_cpu_s": max(_seconds(both, device) - forward, 0.0),
+        "peak_bytes": _peak_bytes(both, device),
         "flops": flops,
-        "fraction_of_bound": max(flops / gemm, moved / copy) / forward,
-        "gemm_gflops": gemm / 1e9,
-        "copy_gb_s": copy / 1e9,
+        "fraction_of_bound": max(flops / rates.gemm, moved / rates.copy) / forward,
+        "gemm_gflops": rates.gemm / 1e9,
+        "copy_gb_s": rates.copy / 1e9,
+        "device": device.type,
     }
+
+
+def _affordable(last: dict[str, Any], length: int) -> bool:
+    growth = (length / last["length"]) ** 2
+    return last["peak_bytes"] * growth <= MEMORY and _total(last) * growth <= SECONDS
+
+
+def _total(row: Mapping[str, Any]) -> float:
+    return row["forward_cpu_s"] + row["backward_cpu_s"]
 
 
 def _slope(before: dict[str, Any], after: dict[str, Any]) -> float:
     return math.log(after["forward_cpu_s"] / before["forward_cpu_s"]) / math.log(after["length"] / before["length"])
 
 
-def _cpu_seconds(run: Callable[[], Any], *, least: float = 0.05, most: int = 20) -> float:
+def _peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    live = peak = 0
+    for change in _allocations(run):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def _allocations(run: Callable[[], Any]) -> Iterator[int]:
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        run()
+    result = profile.kineto_results
+    events = [] if result is None else [event for event in result.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        yield event.nbytes()
+
+
+def _seconds(run: Callable[[], Any], device: torch.device, *, least: float = 0.1, most: int = 20) -> float:
     run()
     best, spent = math.inf, 0.0
     for _ in range(most):
-        before = time.process_time()
+        before = _clock(device)
         run()
-        took = time.process_time() - before
+        took = _clock(device) - before
         best, spent = min(best, took), spent + took
         if spent > least:
             break
     return max(best, 1e-9)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"device: found {name!r}, expected cpu or cuda: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device: found {name!r}, expected cpu or cuda")
+    return device

@@ -131,13 +131,18 @@ def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
 
 
 def bench_layers(
-    *, names: tuple[str, ...] = (), lengths: tuple[int, ...] = (256, 512, 1024, 2048), csv: Path | None = None
+    *,
+    names: tuple[str, ...] = (),
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048),
+    device: str = "cpu",
+    csv: Path | None = None,
 ) -> Outcome:
-    """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows.
+    """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows and softmax attention.
 
     Args:
-        names: layers; all by default.
+        names: layers; all by default. Softmax attention is always run, as the yardstick.
         lengths: numbers of tokens.
+        device: cpu (process time of one thread) or cuda (wall time after synchronising).
         csv: write the rows there as well.
     """
     from manyheads.lab.bench import bench_layers as run
@@ -145,7 +150,7 @@ def bench_layers(
     from manyheads.lab.terminal import progress, table
 
     with progress("bench", None) as advance:
-        rows = run(names, lengths, advance=advance)
+        rows = run(names, lengths, device=device, advance=advance)
     if csv is not None:
         write_csv(csv, rows)
     header = tuple(rows[0]) if rows else ()

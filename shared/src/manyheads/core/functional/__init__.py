@@ -5,6 +5,7 @@ from manyheads.core.functional.fft_convolution import fast_length, fft_convoluti
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
+from manyheads.core.functional.windowed_attention import windowed_attention
 
 __all__ = [
     "Partial",
@@ -22,4 +23,5 @@ __all__ = [
     "segment_ids",
     "segment_starts",
     "unpack",
+    "windowed_attention",
 ]

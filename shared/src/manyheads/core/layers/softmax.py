@@ -5,8 +5,8 @@
 with ``C = X`` for self-attention, or a context. Shapes: B batch, T tokens, S context tokens, D width, H heads,
 E = D / H head width, M slots of the state.
 
-Cost: time ``O(T^2 D + T D^2)``, memory ``O(T D)`` (fused kernel; ``O(T^2)`` booleans where a mask is given); a streamed
-token ``O(M D + D^2)``.
+Cost: time ``O(T^2 D + T D^2)``, memory ``O(T D)`` (fused kernel; ``O(T^2)`` booleans where a mask is given); with a
+window of W tokens time ``O(T W D + T D^2)`` and memory ``O(T W + T D)``; a streamed token ``O(M D + D^2)``.
 
 Differs from the paper: no biases by default; padding, resets, windows and the streaming state are ours. A window counts
 real tokens only, so that padding between them does not shorten it.
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
+from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids
+from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -62,7 +64,7 @@ class SoftmaxAttention(Layer):
         name="softmax",
         title="Attention Is All You Need",
         arxiv="1706.03762",
-        cost="time N^2 D, memory N D; a streamed token M D with M slots",
+        cost="time N^2 D, memory N D; with a window W time and memory N W D; a streamed token M D with M slots",
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "window", "growing"),
@@ -174,12 +176,23 @@ class SoftmaxAttention(Layer):
         held = slot >= slots - state.used[:, None] if self.window is not None else slot < state.used[:, None]
         real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
+        last = segment[:, -1:]
+        order = None
+        if self.window is not None and mask.padding is not None:
+            order, real = pack_order(mask.padding)
+            q, k, v = (pack(part.transpose(1, 2), order).transpose(1, 2) for part in (q, k, v))
+            segment = pack(segment, order)
         keys, values = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         usable = torch.cat([held, real], 1)
         segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
-        allowed = _visible(real, segment, usable, segments, slots, causal=True, window=self.window)
-        mixed = attention(q, keys, values, allowed=allowed.unsqueeze(1))
-        return mixed, self._keep(keys, values, usable & (segments == segment[:, -1:]))
+        if self.window is not None:
+            mixed = windowed_attention(q, keys, values, window=self.window, usable=usable, segments=segments)
+            if order is not None:
+                mixed = unpack(mixed.transpose(1, 2), order, real).transpose(1, 2)
+        else:
+            allowed = _visible(real, segment, usable, segments, slots, causal=True, window=None)
+            mixed = attention(q, keys, values, allowed=allowed.unsqueeze(1))
+        return mixed, self._keep(keys, values, usable & (segments == last))
 
     def _keep(self, keys: Tensor, values: Tensor, kept: Tensor) -> KeyValueState:
         """The last (window) or all (growing) kept tokens, packed into the slots."""
