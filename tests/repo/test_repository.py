@@ -104,3 +104,18 @@ def test_every_job_of_the_readme_exists():
     known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
     assert named <= known
     assert {"demo", "tests", "lint", "core", "forecasting", "wheels", "bench", "docs", "slow"} <= known
+
+
+def test_the_catalogue_is_what_the_registry_says():
+    done = subprocess.run([sys.executable, ROOT / "docs/catalogue.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_snippet_of_every_layer_runs():
+    pages = [page for page in (ROOT / "docs/layers").glob("*.md") if "docs/catalogue.py" in page.read_text()]
+    assert pages
+    snippets = [re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in pages]
+    script = "\n".join(match[1] for match in snippets if match)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert script.count("create(") >= len(pages)

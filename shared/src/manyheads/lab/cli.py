@@ -47,6 +47,46 @@ def list_layers(
     return Outcome(document, table(("name", "arXiv", "causal", "state", "cost", "paper"), rows))
 
 
+def show(
+    layer: str,
+    /,
+    *,
+    example: str | None = None,
+    tokens: int = 32,
+    seed: int = 0,
+    plot: Path | None = None,
+) -> Outcome:
+    """Draws what a layer attends to, on tokens that repeat every eight.
+
+    Args:
+        layer: its name.
+        example: one of its registered configurations; the first by default.
+        tokens: number of tokens.
+        seed: of weights and tokens.
+        plot: write the picture there (.png, .svg or .pdf).
+    """
+    from manyheads.lab.files import check_suffix, write_figure
+    from manyheads.lab.show import draw, shade, view_layer
+
+    check_suffix("--plot", plot, (".png", ".svg", ".pdf"))
+    view = view_layer(layer, example=example, tokens=tokens, seed=seed)
+    if plot is not None:
+        write_figure(plot, draw(view))
+    sums = view.matrix.sum(-1)
+    document = {
+        "name": view.layer.info.name,
+        "example": view.example,
+        "config": view.layer.config,
+        "kind": view.kind,
+        "shape": list(view.matrix.shape),
+        "row_sum_least": sums.min().item(),
+        "row_sum_most": sums.max().item(),
+        "plot": None if plot is None else str(plot),
+        "matrix": view.matrix,
+    }
+    return Outcome(document, shade(view) if plot is None else str(plot))
+
+
 def doctor() -> Outcome:
     """Versions, packages, devices, data, and what is wrong with the mend."""
     from manyheads.lab.doctor import examine
@@ -158,7 +198,7 @@ def bench_layers(
     return Outcome(rows, table(header, cells))
 
 
-COMMANDS: Commands = {"list": list_layers, "doctor": doctor, "report": report}
+COMMANDS: Commands = {"list": list_layers, "show": show, "doctor": doctor, "report": report}
 GROUPS: Mapping[str, tuple[str, Commands]] = {
     "data": (
         "Data sets: where they are, and proof that they are the right ones.",

@@ -8,7 +8,12 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from manyheads.core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -38,6 +43,19 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, out.getvalue().encode())
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a matplotlib figure in the format that the name ends in."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=140)
+    write_atomically(path, picture.getvalue())
+
+
+def check_suffix(name: str, path: Path | None, allowed: Sequence[str]) -> None:
+    """Raises :class:`ArgumentError` where the argument ``name`` ends in none of ``allowed``."""
+    if path is not None and path.suffix not in allowed:
+        raise ArgumentError(f"{name}: found {path}, expected a name that ends in {' or '.join(allowed)}")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -1,0 +1,101 @@
+"""A picture of what a layer attends to: its mixing matrix, or, where it has none, what its outputs depend on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.layer import Layer
+from manyheads.core.methods.mixing_matrix import influence, mixing_matrix
+from manyheads.core.registry import find_layer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DIM = 32
+PERIOD = 8
+SHADES = " ░▒▓█"
+
+
+@dataclass(frozen=True)
+class View:
+    """``matrix (H, T, S)`` of one layer on one input; ``kind`` is ``mixing matrix`` or ``influence``."""
+
+    layer: Layer
+    example: str
+    kind: str
+    matrix: Tensor
+
+
+def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed: int = 0) -> View:
+    """A fresh layer in one of its registered configurations, looked at on :func:`motif`.
+
+    Raises :class:`UnknownNameError` for an unknown layer or example, :class:`ArgumentError` for fewer than 2 tokens or
+    more than the configuration takes.
+    """
+    if not 2 <= tokens <= 512:
+        raise ArgumentError(f"tokens: found {tokens}, expected 2 to 512")
+    entry = find_layer(name)
+    label = next(iter(entry.examples)) if example is None else example
+    if label not in entry.examples:
+        raise UnknownNameError(f"example of {name}", label, entry.examples)
+    config = entry.examples[label]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = entry.layer(entry.case.get("dim", DIM), **config).eval()
+    rank = layer.info.grid_ranks[0]
+    grid = (tokens,) if rank == 1 else entry.case.get("grid", (math.isqrt(tokens),) * rank)
+    grid = grid if layer.tokens is None or rank > 1 else (layer.tokens,)
+    x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
+    context = None if config.get("context_dim") is None else motif(tokens, config["context_dim"], seed + 1).unsqueeze(0)
+    if layer.info.linear_in_value:
+        return View(layer, label, "mixing matrix", mixing_matrix(layer, x, context=context)[0])
+    if context is not None:
+        raise ArgumentError(f"{name}: example: found {label!r}, which has a context and no mixing matrix to draw")
+    return View(layer, label, "influence", influence(layer, x))
+
+
+def motif(tokens: int, dim: int, seed: int) -> Tensor:
+    """``(T, D)``: eight random tokens over and over with some noise, so that attention to content shows as stripes."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(PERIOD, dim, generator=generator)
+    noise = torch.randn(tokens, dim, generator=generator)
+    return 2.0 * base[torch.arange(tokens) % PERIOD] + 0.5 * noise
+
+
+def draw(view: View, *, heads: int = 4) -> Figure:
+    """Heat maps of the first heads: row an output token, column an input token."""
+    from matplotlib.figure import Figure
+
+    shown = view.matrix[:heads]
+    figure = Figure(figsize=(0.6 + 2.9 * len(shown), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for index, (axes, matrix) in enumerate(zip(panels, shown, strict=True)):
+        largest = matrix.abs().max().item() or 1.0
+        signed = bool((matrix < 0).any())
+        image = axes.imshow(
+            matrix.numpy(),
+            cmap="RdBu_r" if signed else "Blues",
+            vmin=-largest if signed else 0.0,
+            vmax=largest,
+            aspect="equal",
+        )
+        axes.set(xlabel="input token", ylabel="output token" if index == 0 else "")
+        if len(view.matrix) > 1:
+            axes.set_title(f"head {index + 1}", fontsize="small")
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    figure.suptitle(f"{view.layer.info.name} ({view.example}): {view.kind}", fontsize="medium")
+    return figure
+
+
+def shade(view: View, *, widest: int = 64) -> str:
+    """The same as text, all heads averaged."""
+    matrix = view.matrix.abs().mean(0)[:widest, :widest]
+    scaled = (matrix / matrix.max().clamp_min(1e-12)).sqrt() * (len(SHADES) - 1)
+    lines = ["".join(SHADES[round(v)] * 2 for v in row) for row in scaled.tolist()]
+    return "\n".join([f"{view.layer.info.name} ({view.example}): {view.kind}, row an output, column an input", *lines])
