@@ -1,7 +1,8 @@
 """Writes the catalogue of layers from the registry: ``python docs/catalogue.py [LAYER …] [--check]``.
 
 One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README, and
-the navigation of the site. A picture that exists is drawn anew only where its layer is named. ``--check`` changes nothing and fails where a page is not what the registry says.
+the navigation of the site. A picture that exists is drawn anew only where its layer is named. ``--check`` changes
+nothing and fails where a page is not what the registry says.
 """
 
 from __future__ import annotations
