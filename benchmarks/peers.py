@@ -1,0 +1,129 @@
+"""Our layers side by side with public implementations, on the same work in one run: ``nox -s peers``.
+
+Forward, and forward with backward, CPU seconds of one thread; the two take turns and the least of each counts. Weights
+are each library's own: what is compared is cost, not output (the tests compare outputs with oracles).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core import create
+from manyheads.lab.files import write_csv
+
+RESULT = Path(__file__).parent / "results" / "peers.csv"
+DIM, HEADS = 128, 4
+TURNS = 15
+
+Run = Callable[[Tensor], Tensor]
+
+
+def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
+    """What is compared: our layer, the peer, an input, and both as functions."""
+    from axial_attention import AxialAttention
+    from routing_transformer.routing_transformer import SelfAttention
+    from spikingjelly.activation_based import functional as spiking
+    from spikingjelly.activation_based import neuron
+    from x_transformers.x_transformers import Attention
+
+    for tokens in (1024, 4096):
+        x = torch.randn(1, tokens, DIM, requires_grad=True)
+        for causal in (False, True):
+            theirs = Attention(DIM, heads=HEADS, dim_head=DIM // HEADS, causal=causal, flash=True)
+            label = "softmax, causal" if causal else "softmax"
+            yield label, "x-transformers", x, _ours("softmax", heads=HEADS, causal=causal), _first(theirs)
+        width = math.isqrt(tokens)
+        routing = SelfAttention(
+            DIM, 1, tokens, HEADS, HEADS // 2, window_size=width, causal=True, shared_qk=True, rel_pos_emb=False
+        )
+        ours = _ours("routing", heads=HEADS, local_heads=HEADS // 2, clusters=width, window=width, shared_qk=True)
+        yield "routing, half of the heads local", "routing-transformer", x, ours, _first(routing)
+        side = math.isqrt(tokens)
+        grid = torch.randn(1, side, side, DIM, requires_grad=True)
+        axial = AxialAttention(DIM, num_dimensions=2, heads=HEADS)
+        yield "combiner-axial", "axial-attention", grid, _ours("combiner-axial", heads=HEADS), axial
+    spikes = torch.randn(32, 128, DIM, requires_grad=True)
+    node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
+
+    def lif(x: Tensor) -> Tensor:
+        spiking.reset_net(node)
+        return node(x.transpose(0, 1))
+
+    yield "lif", "spikingjelly", spikes, _ours("lif"), lif
+
+
+def _ours(name: str, **config) -> Run:
+    layer = create(name, dim=DIM, **config)
+    return lambda x: layer(x).y
+
+
+def _first(module: nn.Module) -> Run:
+    def run(x: Tensor) -> Tensor:
+        out = module(x)
+        return out[0] if isinstance(out, tuple) else out
+
+    return run
+
+
+def take_turns(x: Tensor, *runs: Run, turns: int = TURNS) -> list[tuple[float, float]]:
+    """For each run the least CPU seconds of its forward and of its forward with backward."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        before = time.process_time()
+        call()
+        return time.process_time() - before
+
+    def forward(run: Run) -> object:
+        with torch.no_grad():
+            return run(x)
+
+    best = [(math.inf, math.inf)] * len(runs)
+    for turn in range(turns + 2):
+        for index, run in enumerate(runs):
+            once, both = seconds(lambda run=run: forward(run)), seconds(lambda run=run: run(x).sum().backward())
+            if turn >= 2:
+                best[index] = min(best[index][0], once), min(best[index][1], both)
+    return best
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    for layer, peer, x, ours, theirs in pairs():
+        (forward, both), (their_forward, their_both) = take_turns(x, ours, theirs)
+        rows.append(
+            {
+                "layer": layer,
+                "peer": f"{peer} {version(peer)}",
+                "shape": " x ".join(map(str, x.shape)),
+                "forward_cpu_s": forward,
+                "peer_forward_cpu_s": their_forward,
+                "forward_ratio": their_forward / forward,
+                "both_cpu_s": both,
+                "peer_both_cpu_s": their_both,
+                "both_ratio": their_both / both,
+                "torch": torch.__version__,
+                "command": "nox -s peers",
+            }
+        )
+        print(
+            f"{layer} {rows[-1]['shape']}: {their_forward / forward:.2f} times as fast as {peer} forward, "
+            f"{their_both / both:.2f} with backward",
+            file=sys.stderr,
+        )
+    write_csv(RESULT, rows)
+
+
+if __name__ == "__main__":
+    main()
