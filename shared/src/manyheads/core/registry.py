@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
+from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.softmax import SoftmaxAttention
 
 
@@ -36,6 +38,16 @@ LAYERS: Mapping[str, Entry] = {
             "causal": {"heads": 2, "causal": True},
             "window": {"heads": 2, "causal": True, "window": 128},
         },
+    ),
+    "combiner-fixed": Entry(
+        CombinerFixed,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True, "bias": True},
+            "by length": {"heads": 2},
+            "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
+        },
+        at_length=lambda n: {"heads": 4, "segment": math.isqrt(n)},
     ),
 }
 

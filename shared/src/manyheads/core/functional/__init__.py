@@ -1,16 +1,20 @@
 """Maths without parameters, shared by the layers."""
 
 from manyheads.core.functional.attention import attention, attention_with_lse
+from manyheads.core.functional.episodes import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
 from manyheads.core.functional.windowed_attention import windowed_attention
+from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
 
 __all__ = [
+    "Episodes",
     "Partial",
     "attention",
     "attention_with_lse",
+    "by_episode",
     "empty_partial",
     "fast_length",
     "fft_convolution",
@@ -19,9 +23,13 @@ __all__ = [
     "pack",
     "pack_order",
     "partial_attention",
+    "pool_span",
+    "prefix_spans",
     "same_segment",
     "segment_ids",
     "segment_starts",
+    "span_value",
+    "split_episodes",
     "unpack",
     "windowed_attention",
 ]

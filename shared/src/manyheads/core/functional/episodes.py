@@ -1,0 +1,89 @@
+"""Padding and resets become rows: each episode a row of its own, its real tokens on the left.
+
+What is left for a layer to handle is the length of each row. Every episode is padded to the longest, so that the cost is
+(rows) x (longest episode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyheads.core import state as trees
+from manyheads.core.functional.segments import segment_ids
+from manyheads.core.state import State
+
+Run = Callable[[Tensor, "Tensor | None", State], tuple[Tensor, State]]
+
+
+class Episodes(NamedTuple):
+    """Where the tokens of a ``(B, T)`` batch lie in ``(R, L)`` rows, one for each episode, empty ones among them."""
+
+    source: Tensor  # (R,) int64: the batch row of each episode
+    first: Tensor  # (R,) bool: what a state holds from before belongs to this episode
+    last: Tensor  # (B,) int64: the episode that each batch row ends in
+    lengths: Tensor  # (R,) int64: real tokens
+    index: Tensor  # (R, L) int64 into B T; any token beyond the length
+    place: Tensor  # (B, T) int64 into R L; any place where padding is
+    real: Tensor  # (B, T) bool
+
+    def take(self, x: Tensor) -> Tensor:
+        """``(B, T, …)`` -> ``(R, L, …)``, 0 beyond the lengths."""
+        held = torch.arange(self.index.shape[1], device=x.device) < self.lengths.unsqueeze(1)
+        return torch.where(held.view(*held.shape, *[1] * (x.dim() - 2)), x.flatten(0, 1)[self.index], 0.0)
+
+    def put(self, y: Tensor) -> Tensor:
+        """``(R, L, …)`` -> ``(B, T, …)``, 0 at the padding."""
+        back = y.flatten(0, 1)[self.place]
+        return torch.where(self.real.view(*self.real.shape, *[1] * (y.dim() - 2)), back, 0.0)
+
+
+def split_episodes(real: Tensor, reset: Tensor | None) -> Episodes:
+    """``real (B, T)`` bool, True for a real token; ``reset (B, T)`` bool. ``L`` is ``T`` without resets."""
+    batch, tokens = real.shape
+    rows = torch.arange(batch, device=real.device)
+    rank = real.cumsum(1) - 1
+    if reset is None:
+        source, row, first, last = (
+            rows,
+            rows.unsqueeze(1).expand_as(real),
+            torch.ones_like(rows, dtype=torch.bool),
+            rows,
+        )
+        longest = tokens
+    else:
+        episode = segment_ids(reset)
+        count = episode[:, -1] + 1
+        start = count.cumsum(0) - count
+        row, last = episode + start.unsqueeze(1), start + count - 1
+        source = rows.repeat_interleave(count)
+        first = torch.zeros_like(source, dtype=torch.bool).index_fill(0, start, True)
+        rank = rank - torch.where(reset, real.cumsum(1) - real.long(), 0).cummax(1).values
+        longest = max(int(torch.where(real, rank + 1, 0).max()), 1)
+    lengths = torch.zeros_like(source).index_add(0, row.flatten(), real.flatten().long())
+    place = torch.where(real, row * longest + rank, 0)
+    spare = source.numel() * longest
+    target = torch.where(real, place, spare).flatten()
+    token = torch.arange(batch * tokens, device=real.device)
+    index = torch.zeros(spare + 1, dtype=torch.int64, device=real.device).scatter(0, target, token)
+    return Episodes(source, first, last, lengths, index[:-1].view(-1, longest), place, real)
+
+
+def by_episode(
+    run: Run, tokens: Tensor, state: State, fresh: Callable[[int], State], padding: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, State]:
+    """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens (B, T, …)``; the first of a batch row
+    goes on from ``state``, the others from ``fresh(rows)``. Without padding and reset it is run as it is, without
+    lengths."""
+    if padding is None and reset is None:
+        return run(tokens, None, state)
+    real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if padding is None else padding
+    episodes = split_episodes(real, reset)
+    rows = trees.select(state, episodes.source)
+    if reset is not None:
+        rows = trees.where(episodes.first, rows, fresh(episodes.source.numel()))
+    mixed, ends = run(episodes.take(tokens), episodes.lengths, rows)
+    return episodes.put(mixed), trees.select(ends, episodes.last)
