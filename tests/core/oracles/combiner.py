@@ -87,3 +87,68 @@ def _sequence_oracle(plan):
 
 combiner_fixed_oracle = _sequence_oracle(_fixed_plan)
 combiner_logsparse_oracle = _sequence_oracle(_logsparse_plan)
+
+
+def _axial_plan(plan, i, columns):
+    """Row-major tokens; the direct ones and the spans of token ``i``."""
+    row, column = divmod(i, columns)
+    own = [row * columns + c for c in range(column + 1)]
+    above = [r * columns + column for r in range(row)]
+    if plan == "vertical":
+        spans = [[r * columns + c for r in range(row)] for c in range(columns) if c != column]
+    else:
+        spans = [[r * columns + c for c in range(column)] for r in range(row)]
+        spans += [[r * columns + c for c in range(column + 1, columns)] for r in range(row)]
+    return own + above, [span for span in spans if span]
+
+
+def combiner_axial_oracle(parameters, config, x, context, mask):
+    batch, columns, dim = x.shape[0], x.shape[2], x.shape[3]
+    heads = config["heads"]
+    width = dim // heads
+    cuts = [slice(h * width, (h + 1) * width) for h in range(heads)]
+    out = []
+    for b in range(batch):
+        tokens = list(x[b].reshape(-1, dim))
+        q, k, v = ([_project(parameters, n, token) for token in tokens] for n in ("query", "key", "value"))
+        seen = [mask.padding is None or bool(mask.padding[b, i]) for i in range(len(tokens))]
+        if config["plan"] == "rowmajor":
+            names, held = _finished_rows(parameters, tokens, columns, cuts, q, k, v)
+        for i in range(len(tokens)):
+            if not seen[i]:
+                out.append(torch.zeros(dim, dtype=x.dtype))
+                continue
+            parts = []
+            for cut in cuts:
+                if config["plan"] == "rowmajor":
+                    first, column = i - i % columns, i % columns
+                    own, above = range(first, i + 1), range(column, first, columns)
+                    keys = [k[j][cut] for j in own] + [names[j][cut] for j in above]
+                    values = [v[j][cut] for j in own] + [held[j][cut] for j in above]
+                    weights = _softmax([q[i][cut] @ key / math.sqrt(width) for key in keys])
+                    parts.append(sum(w * value for w, value in zip(weights, values, strict=True)))
+                    continue
+                direct, spans = _axial_plan(config["plan"], i, columns)
+                spans = [[j for j in span if seen[j]] for span in spans]
+                direct = [j for j in direct if seen[j]]
+                cut_qkv = ([p[cut] for p in part] for part in (q, k, v))
+                parts.append(_expectation(i, direct, [span for span in spans if span], *cut_qkv))
+            out.append(_project(parameters, "output", torch.cat(parts)))
+    return torch.stack(out).reshape(x.shape)
+
+
+def _finished_rows(parameters, tokens, columns, cuts, q, k, v):
+    """Attention of every token in its whole row, and the key that is made from it."""
+    names, held = [], []
+    for i, token in enumerate(tokens):
+        row = range(i - i % columns, i - i % columns + columns)
+        parts = []
+        for cut in cuts:
+            weights = _softmax([q[i][cut] @ k[j][cut] / math.sqrt(len(q[i][cut])) for j in row])
+            parts.append(sum(w * v[j][cut] for w, j in zip(weights, row, strict=True)))
+        held.append(torch.cat(parts))
+        wide = token + _project(parameters, "row", held[-1])
+        centred = wide - wide.mean()
+        normed = centred / torch.sqrt(centred.square().mean() + 1e-5)
+        names.append(_project(parameters, "row_key", normed * parameters["norm.weight"] + parameters["norm.bias"]))
+    return names, held

@@ -9,7 +9,8 @@ from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
-from manyheads.core.layers.combiner import CombinerFixed
+from manyheads.core.layers.combiner import CombinerFixed, CombinerLogsparse
+from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.softmax import SoftmaxAttention
 
 
@@ -48,6 +49,21 @@ LAYERS: Mapping[str, Entry] = {
             "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
         },
         at_length=lambda n: {"heads": 4, "segment": math.isqrt(n)},
+    ),
+    "combiner-logsparse": Entry(
+        CombinerLogsparse,
+        {"plain": {"heads": 2}, "growing": {"heads": 3, "max_len": 32, "bias": True}},
+        at_length=lambda n: {"heads": 4},
+    ),
+    "combiner-axial": Entry(
+        CombinerAxial,
+        {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal", "bias": True},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
+        case={"dim": 4, "grid": (3, 4)},
+        at_length=lambda n: {"heads": 4},
     ),
 }
 

@@ -1,7 +1,7 @@
 """Padding and resets become rows: each episode a row of its own, its real tokens on the left.
 
-What is left for a layer to handle is the length of each row. Every episode is padded to the longest, so that the cost is
-(rows) x (longest episode).
+What is left for a layer to handle is the length of each row. Every episode is padded to the longest, so that the cost
+is (rows) x (longest episode).
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manyheads.core.functional.attention import attention
+
 
 def pool_span(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``(…, S, E)`` -> key and value ``(…, E)`` of the span. ``real (…, S)``: which tokens there are; a span without any
-    has key and value 0."""
+    """``(…, S, E)`` -> key and value ``(…, E)`` of the span. ``real (…, S)``: which tokens there are; a span without
+    any has key and value 0."""
     if real is None:
         return k.amax(-2), span_value(q.amax(-2), k, v)
     gap, none = ~real.unsqueeze(-1), ~real.any(-1, keepdim=True)
@@ -37,16 +39,15 @@ def span_value(top: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) ->
     return (weights.unsqueeze(-1) * v).sum(-2) if few else (weights.unsqueeze(-2) @ v).squeeze(-2)
 
 
-def prefix_spans(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """``(…, T, E)`` -> keys and values ``(…, T, E)``: at ``t`` the span ``[0, t)``; 0 at ``t = 0``, where it is empty.
-
-    Materialises the ``(T, T)`` scores.
-    """
-    tokens = q.shape[-2]
-    top, key = q.cummax(-2).values, k.cummax(-2).values
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
-    scores = (top @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    return shift(key), shift(scores.masked_fill(later, float("-inf")).softmax(-1) @ v)
+def prefix_spans(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(B, H, T, E)`` -> keys and values ``(B, H, T, E)``: at ``t`` the span ``[0, t)``, 0 where it is empty, and
+    ``(…, T)`` whether it has tokens. ``real (…, T)`` broadcasts: which tokens there are. Time ``O(T^2)``."""
+    some = real.cumsum(-1) > 0
+    gap, none = ~real.unsqueeze(-1), ~some.unsqueeze(-1)
+    top, key = (part.masked_fill(gap, float("-inf")).cummax(-2).values.masked_fill(none, 0.0) for part in (q, k))
+    earlier = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+    value = attention(top, k, v, allowed=earlier & real.unsqueeze(-2))
+    return shift(key), shift(value), shift(some.unsqueeze(-1)).squeeze(-1)
 
 
 def shift(x: Tensor) -> Tensor:
