@@ -11,6 +11,7 @@ from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
 from manyheads.core.layers.combiner import CombinerFixed, CombinerLogsparse
 from manyheads.core.layers.combiner_axial import CombinerAxial
+from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
 
 
@@ -64,6 +65,16 @@ LAYERS: Mapping[str, Entry] = {
         },
         case={"dim": 4, "grid": (3, 4)},
         at_length=lambda n: {"heads": 4},
+    ),
+    "ponet": Entry(
+        PoNet,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True},
+            "growing": {"heads": 2, "segment": 3, "causal": True, "max_len": 32},
+            "running": {"heads": 3, "segment": 3, "causal": True, "global_pooling": "running"},
+        },
+        at_length=lambda n: {"heads": 4, "segment": 64},
     ),
 }
 

@@ -7,16 +7,17 @@ is (rows) x (longest episode).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from manyheads.core import state as trees
+from manyheads.core.functional.packing import keep_first
 from manyheads.core.functional.segments import segment_ids
 from manyheads.core.state import State
 
-Run = Callable[[Tensor, "Tensor | None", State], tuple[Tensor, State]]
+Run = Callable[[Any, "Tensor | None", Any], tuple[Tensor, State]]
 
 
 class Episodes(NamedTuple):
@@ -32,8 +33,7 @@ class Episodes(NamedTuple):
 
     def take(self, x: Tensor) -> Tensor:
         """``(B, T, …)`` -> ``(R, L, …)``, 0 beyond the lengths."""
-        held = torch.arange(self.index.shape[1], device=x.device) < self.lengths.unsqueeze(1)
-        return torch.where(held.view(*held.shape, *[1] * (x.dim() - 2)), x.flatten(0, 1)[self.index], 0.0)
+        return keep_first(x.flatten(0, 1)[self.index], self.lengths)
 
     def put(self, y: Tensor) -> Tensor:
         """``(R, L, …)`` -> ``(B, T, …)``, 0 at the padding."""
@@ -73,17 +73,23 @@ def split_episodes(real: Tensor, reset: Tensor | None) -> Episodes:
 
 
 def by_episode(
-    run: Run, tokens: Tensor, state: State, fresh: Callable[[int], State], padding: Tensor | None, reset: Tensor | None
+    run: Run,
+    tokens: Any,
+    state: State,
+    fresh: Callable[[int], State],
+    padding: Tensor | None,
+    reset: Tensor | None,
 ) -> tuple[Tensor, State]:
-    """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens (B, T, …)``; the first of a batch row
-    goes on from ``state``, the others from ``fresh(rows)``. Without padding and reset it is run as it is, without
-    lengths."""
+    """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens``, a tensor or a tuple of tensors
+    ``(B, T, …)``; the first of a batch row goes on from ``state``, the others from ``fresh(rows)``. Without padding and
+    reset it is run as it is, with None for the lengths."""
     if padding is None and reset is None:
         return run(tokens, None, state)
-    real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if padding is None else padding
+    some = trees.leaves(tokens)[0]
+    real = torch.ones(some.shape[:2], dtype=torch.bool, device=some.device) if padding is None else padding
     episodes = split_episodes(real, reset)
     rows = trees.select(state, episodes.source)
     if reset is not None:
         rows = trees.where(episodes.first, rows, fresh(episodes.source.numel()))
-    mixed, ends = run(episodes.take(tokens), episodes.lengths, rows)
+    mixed, ends = run(trees.tree_map(episodes.take, tokens), episodes.lengths, rows)
     return episodes.put(mixed), trees.select(ends, episodes.last)

@@ -23,3 +23,14 @@ def unpack(y: Tensor, order: Tensor, real: Tensor) -> Tensor:
     axes = [1] * (y.dim() - 2)
     kept = torch.where(real.view(*real.shape, *axes), y, 0.0)
     return torch.zeros_like(y).scatter(1, order.view(*order.shape, *axes).expand_as(y), kept)
+
+
+def take_along(x: Tensor, index: Tensor) -> Tensor:
+    """``x (B, S, …)`` at ``index (B, T)`` -> ``(B, T, …)``."""
+    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+def keep_first(x: Tensor, used: Tensor) -> Tensor:
+    """``x (B, S, …)`` with 0 from place ``used (B,)`` on."""
+    held = torch.arange(x.shape[1], device=x.device) < used.unsqueeze(1)
+    return torch.where(held.view(*held.shape, *[1] * (x.dim() - 2)), x, 0.0)

@@ -37,6 +37,7 @@ from torch.nn import functional
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episodes import Run, by_episode
+from manyheads.core.functional.packing import keep_first, take_along
 from manyheads.core.functional.spans import pool_span, span_value
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
@@ -203,18 +204,18 @@ class CombinerFixed(Layer):
         place = torch.arange(count * segment, device=device)
         source = torch.where(place < offset, place, place - offset + segment - 1)
         buffer = torch.cat([state.current, qkv], 1)
-        buffer = _rows(buffer, source.clamp(max=buffer.shape[1] - 1))
+        buffer = take_along(buffer, source.clamp(max=buffer.shape[1] - 1))
         mixed, spans = self._attend(buffer.unflatten(1, (count, segment)), None, state.spans, held)
-        mixed = _rows(mixed.flatten(1, 2), offset + torch.arange(tokens, device=device))
+        mixed = take_along(mixed.flatten(1, 2), offset + torch.arange(tokens, device=device))
 
         done, room = position // segment, state.spans.shape[1]
         slot = torch.arange(room, device=device)
         source = torch.where(slot < held.unsqueeze(1), slot, room + slot - held.unsqueeze(1))
-        kept = _rows(torch.cat([state.spans, spans], 1), source.clamp(max=room + count - 1))
-        kept = _left(kept, done)
+        kept = take_along(torch.cat([state.spans, spans], 1), source.clamp(max=room + count - 1))
+        kept = keep_first(kept, done)
         slot = torch.arange(segment - 1, device=device)
         start = ((done - held) * segment).unsqueeze(1)
-        current = _left(_rows(buffer, (start + slot).clamp(max=count * segment - 1)), position % segment)
+        current = keep_first(take_along(buffer, (start + slot).clamp(max=count * segment - 1)), position % segment)
         return mixed, SegmentState(current, kept, position)
 
 
@@ -325,7 +326,7 @@ class CombinerLogsparse(Layer):
         start = state.position.unsqueeze(1)
         slot = torch.arange(room, device=device)
         source = torch.where(slot < start, slot, room + (slot - start).clamp(max=tokens - 1))
-        kept = _left(_rows(torch.cat([state.tokens, qkv], 1), source), position)
+        kept = keep_first(take_along(torch.cat([state.tokens, qkv], 1), source), position)
 
         place = start + torch.arange(tokens, device=device)
         q, k, v = qkv.unbind(2)
@@ -336,10 +337,10 @@ class CombinerLogsparse(Layer):
             pairs = min((tokens - 1 >> level + 1) + 2, -(-room // (2 * width)))
             begin = (first + torch.arange(pairs, device=device)) * 2 * width
             index = (begin.unsqueeze(2) + torch.arange(width, device=device)).clamp(max=room - 1)
-            span = _rows(kept, index.flatten(1)).unflatten(1, (pairs, width)).permute(3, 0, 1, 4, 2, 5)
+            span = take_along(kept, index.flatten(1)).unflatten(1, (pairs, width)).permute(3, 0, 1, 4, 2, 5)
             which = ((place >> level + 1) - first).clamp(max=pairs - 1)
             for found, part in zip((keys, values), pool_span(*span), strict=True):
-                found.append(_rows(part, which))
+                found.append(take_along(part, which))
             allowed.append(place >> level & 1 == 1)
         mixed = attention(
             q.flatten(0, 1).unsqueeze(2),
@@ -374,14 +375,3 @@ def _mix_sequence(
     mixed, state = by_episode(run, qkv, state, fresh, mask.padding, mask.reset)
     y = layer.output(mixed.flatten(2))
     return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x (R, S, …)`` at ``index (R, T)``."""
-    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
-
-
-def _left(x: Tensor, used: Tensor) -> Tensor:
-    """``x (R, S, …)`` with 0 from ``used (R,)`` on."""
-    held = torch.arange(x.shape[1], device=x.device) < used.unsqueeze(1)
-    return torch.where(held.view(*held.shape, *[1] * (x.dim() - 2)), x, 0.0)

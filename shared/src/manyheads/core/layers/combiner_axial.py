@@ -21,6 +21,7 @@ their TensorFlow code. Padding is ours: those tokens keep their place on the gri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -119,32 +120,39 @@ class CombinerAxial(Layer):
 
 
 def _vertical(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Partial, Partial]:
-    turned = [part.transpose(1, 2) for part in (q, k, v, real)]
-    spans = [part.transpose(1, 2) for part in prefix_spans(*turned)]
-    columns = q.shape[2]
-    other = ~torch.eye(columns, dtype=torch.bool, device=q.device)
-    return _along(q, [(k, v, real, ~other.triu()), (*spans, other)]), _along(turned[0], [(*turned[1:], None)])
+    turned = _turn(q, k, v, real)
+    spans = _turn(*prefix_spans(*turned))
+    other = ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
+    row = _along(q, ([k, v, real], _lower(q, 0)), (spans, other))
+    return row, _along(turned[0], (turned[1:], _lower(turned[0], -1)))
 
 
 def _horizontal(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Partial, Partial]:
     left = prefix_spans(q, k, v, real)
     right = (part.flip(2) for part in prefix_spans(*(part.flip(2) for part in (q, k, v, real))))
-    turned = [[part.transpose(1, 2) for part in group] for group in ((k, v, real), left, right)]
-    upto = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-    return _along(q, [(k, v, real, upto)]), _along(q.transpose(1, 2), [(*group, None) for group in turned])
+    turned = q.transpose(1, 2)
+    before = _lower(turned, -1)
+    column = _along(turned, *((_turn(*group), before) for group in ((k, v, real), left, right)))
+    return _along(q, ([k, v, real], _lower(q, 0))), column
 
 
 def _rowmajor(q: Tensor, k: Tensor, v: Tensor, named: Tensor, held: Tensor) -> tuple[Partial, Partial]:
     every = torch.ones(1, *q.shape[1:3], dtype=torch.bool, device=q.device)
-    upto = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-    turned = [part.transpose(1, 2) for part in (q, named, held, every)]
-    return _along(q, [(k, v, every, upto)]), _along(turned[0], [(*turned[1:], None)])
+    turned = _turn(q, named, held, every)
+    return _along(q, ([k, v, every], _lower(q, 0))), _along(turned[0], (turned[1:], _lower(turned[0], -1)))
 
 
-def _along(q: Tensor, groups: list[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> Partial:
+def _turn(*parts: Tensor) -> list[Tensor]:
+    return [part.transpose(1, 2) for part in parts]
+
+
+def _lower(q: Tensor, diagonal: int) -> Tensor:
+    return torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril(diagonal)
+
+
+def _along(q: Tensor, *groups: tuple[Sequence[Tensor], Tensor]) -> Partial:
     """The partial softmax of ``q (X, L, T, E)`` along T over groups of keys and values ``(X, L, T, E)``, which of them
-    there are ``(…, L, T)``, and who may be seen ``(T, T)``, None for what is strictly before."""
-    before = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril(-1)
-    keys, values = (torch.cat([group[which] for group in groups], 2) for which in (0, 1))
-    allowed = torch.cat([g[2].unsqueeze(2) & (before if g[3] is None else g[3]) for g in groups], 3)
+    there are ``(…, L, T)``, and who may see whom ``(T, T)``."""
+    keys, values = (torch.cat([parts[which] for parts, _ in groups], 2) for which in (0, 1))
+    allowed = torch.cat([parts[2].unsqueeze(2) & seen for parts, seen in groups], 3)
     return partial_attention(q, keys, values, allowed=allowed)
