@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
-from manyheads.core.layers.combiner import CombinerFixed, CombinerLogsparse
+from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
+from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
 from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
 
@@ -49,7 +49,7 @@ LAYERS: Mapping[str, Entry] = {
             "by length": {"heads": 2},
             "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
         },
-        at_length=lambda n: {"heads": 4, "segment": math.isqrt(n)},
+        at_length=lambda n: {"heads": 4, "causal": True, "segment": 1 << -(-(n - 1).bit_length() // 2)},
     ),
     "combiner-logsparse": Entry(
         CombinerLogsparse,

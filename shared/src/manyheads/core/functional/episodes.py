@@ -76,12 +76,12 @@ def by_episode(
     run: Run,
     tokens: Any,
     state: State,
-    fresh: Callable[[int], State],
+    fresh: Callable[..., State],
     padding: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, State]:
     """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens``, a tensor or a tuple of tensors
-    ``(B, T, …)``; the first of a batch row goes on from ``state``, the others from ``fresh(rows)``. Without padding and
+    ``(B, T, …)``; the first of a batch row goes on from ``state``, the others from ``fresh(rows)``, a layer's ``init_state``. Without padding and
     reset it is run as it is, with None for the lengths."""
     if padding is None and reset is None:
         return run(tokens, None, state)
@@ -90,6 +90,6 @@ def by_episode(
     episodes = split_episodes(real, reset)
     rows = trees.select(state, episodes.source)
     if reset is not None:
-        rows = trees.where(episodes.first, rows, fresh(episodes.source.numel()))
+        rows = trees.where(episodes.first, rows, fresh(episodes.source.numel(), device=some.device, dtype=some.dtype))
     mixed, ends = run(trees.tree_map(episodes.take, tokens), episodes.lengths, rows)
     return episodes.put(mixed), trees.select(ends, episodes.last)

@@ -17,7 +17,7 @@ def pool_span(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> tu
     """``(…, S, E)`` -> key and value ``(…, E)`` of the span. ``real (…, S)``: which tokens there are; a span without
     any has key and value 0."""
     if real is None:
-        return k.amax(-2), span_value(q.amax(-2), k, v)
+        return k.max(-2).values, span_value(q.max(-2).values, k, v)
     gap, none = ~real.unsqueeze(-1), ~real.any(-1, keepdim=True)
     top, key = (part.masked_fill(gap, float("-inf")).amax(-2).masked_fill(none, 0.0) for part in (q, k))
     return key, span_value(top, k, v, real)

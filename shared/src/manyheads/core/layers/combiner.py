@@ -9,20 +9,19 @@ Omega_r that it sees through one summary each:
 
 Every row is a distribution over all tokens that causality allows. The plans:
 
-- :class:`CombinerFixed`: D is the token's own segment of s tokens, the spans are the other segments (causal: earlier).
-- :class:`CombinerLogsparse`: D is the token itself, the spans are the dyadic blocks whose lengths are the bits of i.
-- :class:`~manyheads.core.layers.combiner_axial.CombinerAxial`, on a grid.
+- :class:`CombinerFixed`, here: D is the token's own segment of s tokens, the spans are the other segments (causal: the
+  earlier ones);
+- :class:`~manyheads.core.layers.combiner_logsparse.CombinerLogsparse`: D is the token itself, the spans are dyadic;
+- :class:`~manyheads.core.layers.combiner_axial.CombinerAxial`: D is row and column of a grid.
 
-Shapes: B batch, T tokens, D width, H heads, E = D / H head width, s segment, G segments, M max_len, R rows, one for
-each episode.
+Shapes: B batch, T tokens, D width, H heads, E = D / H head width, s segment, G segments, M max_len, P = M // s, R rows,
+one for each episode.
 
-Cost: fixed ``O(T (s + T / s) D + T D^2)``, least at s = sqrt(T); logsparse ``O(T log T D + T D^2)``, streamed
-``O(M D)`` a chunk. Memory ``O(T D)``.
+Cost: time ``O(T (s + T / s) D + T D^2)``, least at s = sqrt(T); memory ``O(T D)``; a streamed token
+``O((s + M / s) D + D^2)``.
 
-Differs from the paper: no dropout on the attention. The last segment may be shorter than s, and the length need not be
-a power of two (in the authors' code both must divide). Of the summaries only max-pooling, not DeepSets. Logsparse is
-causal only. Padding, resets and streaming are ours. Logsparse keeps all tokens in its state: the weights inside a span
-come from the maximum over all of it, so that two spans do not merge into the next longer one.
+Differs from the paper: no dropout on the attention; summaries by max-pooling only, not DeepSets. The last segment may be
+shorter than s (in the authors' code s divides the length). Padding, resets and streaming are ours.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.errors import ArgumentError, StateError
+from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
-from manyheads.core.functional.episodes import Run, by_episode
-from manyheads.core.functional.packing import keep_first, take_along
-from manyheads.core.functional.spans import pool_span, span_value
+from manyheads.core.functional.episodes import by_episode
+from manyheads.core.functional.packing import keep_first, require_room, take_along
+from manyheads.core.functional.spans import pool_span
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -46,17 +45,12 @@ from manyheads.core.state import State
 TITLE, ARXIV = "Combiner: Full Attention Transformer with Sparse Computation Cost", "2107.05768"
 
 
-def _check(name: str, dim: int, heads: int, **least_one: int | None) -> None:
+def check_arguments(name: str, dim: int, heads: int, **least_one: int | None) -> None:
     if heads < 1 or dim % heads:
         raise ArgumentError(f"{name}: heads: found {heads}, expected a divisor of dim = {dim}")
     for argument, value in least_one.items():
         if value is not None and value < 1:
             raise ArgumentError(f"{name}: {argument}: found {value}, expected 1 or more")
-
-
-def _room(name: str, position: Tensor, max_len: int) -> None:
-    if not torch.compiler.is_compiling() and bool((position > max_len).any()):
-        raise StateError(f"{name}: state: {int(position.max())} tokens do not fit into max_len = {max_len}; raise it")
 
 
 class SegmentState(NamedTuple):
@@ -115,7 +109,7 @@ class CombinerFixed(Layer):
         bias: bool = False,
     ) -> None:
         super().__init__(dim, heads=heads, segment=segment, causal=causal, max_len=max_len, bias=bias)
-        _check("combiner-fixed", dim, heads, segment=segment, max_len=max_len)
+        check_arguments("combiner-fixed", dim, heads, segment=segment, max_len=max_len)
         if max_len is not None and (segment is None or not causal):
             raise ArgumentError(
                 f"combiner-fixed: max_len: found {max_len} with causal={causal} and segment={segment}, "
@@ -145,7 +139,11 @@ class CombinerFixed(Layer):
         return SegmentState(current, spans, torch.zeros(batch, dtype=torch.int64, device=device))
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
-        return _mix_sequence(self, x, state, mask, self._whole if self.max_len is None else self._stream)
+        qkv = torch.stack([self.query(x), self.key(x), self.value(x)], 2).unflatten(-1, (self.heads, -1))
+        run = self._whole if self.max_len is None else self._stream
+        mixed, state = by_episode(run, qkv, state, self.init_state, mask.padding, mask.reset)
+        y = self.output(mixed.flatten(2))
+        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
 
     def _whole(self, qkv: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
         tokens = qkv.shape[1]
@@ -176,7 +174,7 @@ class CombinerFixed(Layer):
         )
         block = torch.arange(count, device=device)
         own = torch.ones(segment, segment, dtype=torch.bool, device=device)
-        others = block.unsqueeze(1) > block if self.is_causal else block.unsqueeze(1) != block
+        others = self._others(block)
         seen = [(own.tril() if self.is_causal else own).expand(1, count, -1, -1)]
         if real is not None:
             seen[0] = seen[0] & real.unsqueeze(2)
@@ -192,21 +190,44 @@ class CombinerFixed(Layer):
         mixed = attention(q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), allowed=allowed)
         return mixed.unflatten(0, (rows, -1)).permute(0, 2, 3, 1, 4), spans.permute(0, 3, 2, 1, 4)
 
+    def _attend_few(self, q: Tensor, at: Tensor, buffer: Tensor, past: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for ``q (R, T, H, E)``, fewer than a segment, at the places ``at (R, T)`` of
+        ``buffer (R, G s, 3, H, E)``: all keys at once, as there are two segments at most."""
+        segment, device = self.segment or 1, q.device
+        blocks = buffer.unflatten(1, (-1, segment)).permute(3, 0, 1, 4, 2, 5)
+        spans = torch.stack(pool_span(*blocks), 2)
+        keys, values = (torch.cat([buffer[:, :, w + 1], past[:, :, w], spans[:, :, w]], 1) for w in (0, 1))
+        at, slot = at.unsqueeze(2), torch.arange(buffer.shape[1], device=device)
+        own = (slot <= at) & (slot // segment == at // segment)
+        used = torch.arange(past.shape[1], device=device) < held[:, None, None]
+        earlier = torch.arange(spans.shape[1], device=device) < at // segment
+        allowed = torch.cat([own, used.expand(-1, at.shape[1], -1), earlier], 2)
+        heads = (part.transpose(1, 2) for part in (q, keys, values))
+        return attention(*heads, allowed=allowed.unsqueeze(1)).transpose(1, 2), spans
+
+    def _others(self, block: Tensor) -> Tensor:
+        """``(G, G)``: whose spans each segment may see."""
+        return block.unsqueeze(1) > block if self.is_causal else block.unsqueeze(1) != block
+
     def _stream(self, qkv: Tensor, lengths: Tensor | None, state: SegmentState) -> tuple[Tensor, SegmentState]:
         assert self.segment is not None
         assert self.max_len is not None
         segment, tokens, device = self.segment, qkv.shape[1], qkv.device
         new = torch.full_like(state.position, tokens) if lengths is None else lengths
         position = state.position + new
-        _room("combiner-fixed", position, self.max_len)
+        require_room("combiner-fixed", position, self.max_len)
         offset, held = (state.position % segment).unsqueeze(1), state.position // segment
         count = -(-(segment - 1 + tokens) // segment)
         place = torch.arange(count * segment, device=device)
         source = torch.where(place < offset, place, place - offset + segment - 1)
         buffer = torch.cat([state.current, qkv], 1)
         buffer = take_along(buffer, source.clamp(max=buffer.shape[1] - 1))
-        mixed, spans = self._attend(buffer.unflatten(1, (count, segment)), None, state.spans, held)
-        mixed = take_along(mixed.flatten(1, 2), offset + torch.arange(tokens, device=device))
+        at = offset + torch.arange(tokens, device=device)
+        if tokens < segment:
+            mixed, spans = self._attend_few(qkv[:, :, 0], at, buffer, state.spans, held)
+        else:
+            mixed, spans = self._attend(buffer.unflatten(1, (count, segment)), None, state.spans, held)
+            mixed = take_along(mixed.flatten(1, 2), at)
 
         done, room = position // segment, state.spans.shape[1]
         slot = torch.arange(room, device=device)
@@ -217,161 +238,3 @@ class CombinerFixed(Layer):
         start = ((done - held) * segment).unsqueeze(1)
         current = keep_first(take_along(buffer, (start + slot).clamp(max=count * segment - 1)), position % segment)
         return mixed, SegmentState(current, kept, position)
-
-
-class TokenState(NamedTuple):
-    """All tokens so far, at the left, 0 beyond: a span's weights depend on its maxima, so that spans do not merge."""
-
-    tokens: Tensor  # (B, M, 3, H, E): queries, keys, values
-    position: Tensor  # (B,) int64: tokens so far
-
-
-BLOCK = 32  # tokens that see each other's spans through one dense product; a power of two
-
-
-def _logsparse_flops(config: dict[str, Any], tokens: int) -> float:
-    dim, levels = config["dim"], (tokens - 1).bit_length()
-    block = min(BLOCK, 1 << levels)
-    seen = 2 * block - 1 + max(levels - 5, 0)
-    return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim + 2.0 * tokens * levels * dim
-
-
-class CombinerLogsparse(Layer):
-    """Itself directly, all before as dyadic spans: token i sees one span for each bit that is set in i, which together
-    cover [0, i). Causal; see the module for equation and shapes.
-
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``.
-        max_len: tokens that the growing state has room for; :class:`StateError` beyond. None: no state.
-        bias: biases in the four projections.
-
-    Raises:
-        ArgumentError: heads that do not divide, room below 1.
-    """
-
-    info = LayerInfo(
-        name="combiner-logsparse",
-        title=TITLE,
-        arxiv=ARXIV,
-        cost="time N log N D, memory N D; a streamed chunk M D with M slots",
-        flops=_logsparse_flops,
-        causal=("strict",),
-        state=("none", "growing"),
-        masks=("padding", "reset"),
-        positional=True,
-        linear_in_value=True,
-        deviations=("no dropout on the attention", "any length, not powers of two only", "causal only"),
-    )
-
-    def __init__(self, dim: int, *, heads: int = 8, max_len: int | None = None, bias: bool = False) -> None:
-        super().__init__(dim, heads=heads, max_len=max_len, bias=bias)
-        _check("combiner-logsparse", dim, heads, max_len=max_len)
-        self.heads, self.max_len = heads, max_len
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
-
-    @property
-    def state_kind(self) -> StateKind:
-        return "none" if self.max_len is None else "growing"
-
-    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
-        if self.max_len is None:
-            return ()
-        tokens = torch.zeros(batch, self.max_len, 3, self.heads, self.dim // self.heads, device=device, dtype=dtype)
-        return TokenState(tokens, torch.zeros(batch, dtype=torch.int64, device=device))
-
-    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
-        return _mix_sequence(self, x, state, mask, self._whole if self.max_len is None else self._stream)
-
-    def _whole(self, qkv: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
-        """What is padded at the right is in the future of every token that there is."""
-        rows, tokens = qkv.shape[:2]
-        levels = (tokens - 1).bit_length()
-        low = min(levels, BLOCK.bit_length() - 1)
-        size = 1 << low
-        count = -(-tokens // size)
-        q, k, v = functional.pad(qkv, (0, 0) * 3 + (0, count * size - tokens)).permute(2, 0, 3, 1, 4)  # (R, H, T, E)
-        keys, values = _dyadic_spans(q, k, v, levels)
-        inside = [k, *keys[:low]], [v, *values[:low]]
-        own, own_values = (torch.cat([p.unflatten(2, (count, -1)) for p in part], 3) for part in inside)
-        place, block = torch.arange(size, device=q.device).unsqueeze(1), torch.arange(count, device=q.device)
-        allowed = [torch.eye(size, dtype=torch.bool, device=q.device)]
-        for level in range(low):
-            pair = torch.arange(size >> level + 1, device=q.device)
-            allowed.append((place >> level & 1 == 1) & (place >> level + 1 == pair))
-        seen = torch.cat(allowed, 1).expand(count, -1, -1)
-        if levels > low:
-            chosen, at = [], 0
-            for level in range(levels - low):
-                pairs = keys[low + level].shape[2]
-                chosen.append(at + (block >> level + 1).clamp(max=pairs - 1))
-                at += pairs
-            far = torch.stack(chosen, 1).flatten()
-            own, own_values = (
-                torch.cat([near, torch.cat(part[low:], 2).index_select(2, far).unflatten(2, (count, -1))], 3)
-                for near, part in ((own, keys), (own_values, values))
-            )
-            bits = block.unsqueeze(1) >> torch.arange(levels - low, device=q.device) & 1 == 1
-            seen = torch.cat([seen, bits.unsqueeze(1).expand(-1, size, -1)], 2)
-        mixed = attention(
-            q.unflatten(2, (count, -1)).flatten(0, 1), own.flatten(0, 1), own_values.flatten(0, 1), allowed=seen[None]
-        )
-        return mixed.flatten(1, 2).unflatten(0, (rows, -1)).transpose(1, 2)[:, :tokens], ()
-
-    def _stream(self, qkv: Tensor, lengths: Tensor | None, state: TokenState) -> tuple[Tensor, TokenState]:
-        assert self.max_len is not None
-        room, tokens, device = self.max_len, qkv.shape[1], qkv.device
-        position = state.position + (tokens if lengths is None else lengths)
-        _room("combiner-logsparse", position, room)
-        start = state.position.unsqueeze(1)
-        slot = torch.arange(room, device=device)
-        source = torch.where(slot < start, slot, room + (slot - start).clamp(max=tokens - 1))
-        kept = keep_first(take_along(torch.cat([state.tokens, qkv], 1), source), position)
-
-        place = start + torch.arange(tokens, device=device)
-        q, k, v = qkv.unbind(2)
-        keys, values, allowed = [k], [v], [torch.ones_like(place, dtype=torch.bool)]
-        for level in range((room - 1).bit_length()):
-            width = 1 << level
-            first = start >> level + 1
-            pairs = min((tokens - 1 >> level + 1) + 2, -(-room // (2 * width)))
-            begin = (first + torch.arange(pairs, device=device)) * 2 * width
-            index = (begin.unsqueeze(2) + torch.arange(width, device=device)).clamp(max=room - 1)
-            span = take_along(kept, index.flatten(1)).unflatten(1, (pairs, width)).permute(3, 0, 1, 4, 2, 5)
-            which = ((place >> level + 1) - first).clamp(max=pairs - 1)
-            for found, part in zip((keys, values), pool_span(*span), strict=True):
-                found.append(take_along(part, which))
-            allowed.append(place >> level & 1 == 1)
-        mixed = attention(
-            q.flatten(0, 1).unsqueeze(2),
-            torch.stack(keys, 3).flatten(0, 1),
-            torch.stack(values, 3).flatten(0, 1),
-            allowed=torch.stack(allowed, 2).flatten(0, 1)[:, None, None],
-        )
-        return mixed.squeeze(2).unflatten(0, (-1, tokens)), TokenState(kept, position)
-
-
-def _dyadic_spans(q: Tensor, k: Tensor, v: Tensor, levels: int) -> tuple[list[Tensor], list[Tensor]]:
-    """``(R, H, T, E)`` -> for each level l the keys and the values ``(R, H, P, E)`` of the even blocks of 2^l tokens:
-    the odd block after each is who sees it."""
-    keys, values, top, key = [], [], q, k
-    for level in range(levels):
-        full = top.shape[2]
-        blocks = (part[:, :, : full << level].unflatten(2, (full, -1))[:, :, ::2] for part in (k, v))
-        keys.append(key[:, :, ::2])
-        values.append(span_value(top[:, :, ::2], *blocks))
-        top, key = (part[:, :, : full // 2 * 2].unflatten(2, (-1, 2)).amax(3) for part in (top, key))
-    return keys, values
-
-
-def _mix_sequence(
-    layer: CombinerFixed | CombinerLogsparse, x: Tensor, state: State, mask: Mask, run: Run
-) -> LayerOutput:
-    qkv = torch.stack([layer.query(x), layer.key(x), layer.value(x)], 2).unflatten(-1, (layer.heads, -1))
-
-    def fresh(rows: int) -> State:
-        return layer.init_state(rows, device=x.device, dtype=x.dtype)
-
-    mixed, state = by_episode(run, qkv, state, fresh, mask.padding, mask.reset)
-    y = layer.output(mixed.flatten(2))
-    return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.errors import ArgumentError, StateError
+from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episodes import by_episode
-from manyheads.core.functional.packing import keep_first, take_along
+from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.prefix import join, prefix_softmax
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
@@ -155,11 +155,8 @@ class PoNet(Layer):
         first = self.query(x) if self.is_causal else x
         parts = (first, self.key(x), self.gate(x), self.far(x), self.near(x))
 
-        def fresh(rows: int) -> State:
-            return self.init_state(rows, device=x.device, dtype=x.dtype)
-
         run = self._whole if not self.is_causal else self._causal if self.state_kind == "none" else self._stream
-        mixed, state = by_episode(run, parts, state, fresh, mask.padding, mask.reset)
+        mixed, state = by_episode(run, parts, state, self.init_state, mask.padding, mask.reset)
         y = self.output(mixed)
         return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
 
@@ -231,10 +228,7 @@ class PoNet(Layer):
         """``g'`` of every token ``(R, H, T, E)`` and all keys so far."""
         assert self.max_len is not None
         used = old.position + end.squeeze(1)
-        if not torch.compiler.is_compiling() and bool((used > self.max_len).any()):
-            raise StateError(
-                f"ponet: state: {int(used.max())} tokens do not fit into max_len = {self.max_len}; raise it"
-            )
+        require_room("ponet", used, self.max_len)
         slot, start = torch.arange(self.max_len, device=key.device), old.position.unsqueeze(1)
         source = torch.where(slot < start, slot, self.max_len + (slot - start).clamp(max=key.shape[2] - 1))
         kept = keep_first(take_along(torch.cat([old.pooled[0], _join(key)], 1), source), used)
