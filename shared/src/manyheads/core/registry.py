@@ -25,6 +25,11 @@ class Entry:
     at_length: Callable[[int], Mapping[str, Mapping[str, Any]]] | None = None  # what the benchmark runs, by label
 
 
+def _root(tokens: int) -> int:
+    """The power of two at the root of the length, or the next."""
+    return 1 << -(-(tokens - 1).bit_length() // 2)
+
+
 LAYERS: Mapping[str, Entry] = {
     "softmax": Entry(
         SoftmaxAttention,
@@ -49,12 +54,14 @@ LAYERS: Mapping[str, Entry] = {
             "by length": {"heads": 2},
             "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
         },
-        at_length=lambda n: {"heads": 4, "causal": True, "segment": 1 << -(-(n - 1).bit_length() // 2)},
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": _root(n)},
+            "causal": {"heads": 2, "segment": _root(n), "causal": True},
+        },
     ),
     "combiner-logsparse": Entry(
         CombinerLogsparse,
         {"plain": {"heads": 2}, "growing": {"heads": 3, "max_len": 32, "bias": True}},
-        at_length=lambda n: {"heads": 4},
     ),
     "combiner-axial": Entry(
         CombinerAxial,
@@ -64,7 +71,11 @@ LAYERS: Mapping[str, Entry] = {
             "rowmajor": {"heads": 2, "plan": "rowmajor"},
         },
         case={"dim": 4, "grid": (3, 4)},
-        at_length=lambda n: {"heads": 4},
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal"},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
     ),
     "ponet": Entry(
         PoNet,
@@ -74,7 +85,11 @@ LAYERS: Mapping[str, Entry] = {
             "growing": {"heads": 2, "segment": 3, "causal": True, "max_len": 32},
             "running": {"heads": 3, "segment": 3, "causal": True, "global_pooling": "running"},
         },
-        at_length=lambda n: {"heads": 4, "segment": 64},
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": 64},
+            "causal": {"heads": 2, "segment": 64, "causal": True},
+            "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
+        },
     ),
 }
 

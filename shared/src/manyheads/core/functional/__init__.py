@@ -7,8 +7,8 @@ from manyheads.core.functional.merge import Partial, empty_partial, finish, merg
 from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack
 from manyheads.core.functional.prefix import prefix_softmax
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
-from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
+from manyheads.core.functional.windowed_attention import windowed_attention
 
 __all__ = [
     "Episodes",

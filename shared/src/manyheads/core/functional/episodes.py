@@ -81,8 +81,8 @@ def by_episode(
     reset: Tensor | None,
 ) -> tuple[Tensor, State]:
     """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens``, a tensor or a tuple of tensors
-    ``(B, T, …)``; the first of a batch row goes on from ``state``, the others from ``fresh(rows)``, a layer's ``init_state``. Without padding and
-    reset it is run as it is, with None for the lengths."""
+    ``(B, T, …)``. The first of a batch row goes on from ``state``, the others from ``fresh(rows)``, which is a layer's
+    ``init_state``. Without padding and reset it is run as it is, with None for the lengths."""
     if padding is None and reset is None:
         return run(tokens, None, state)
     some = trees.leaves(tokens)[0]

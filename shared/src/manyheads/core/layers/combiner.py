@@ -20,8 +20,8 @@ one for each episode.
 Cost: time ``O(T (s + T / s) D + T D^2)``, least at s = sqrt(T); memory ``O(T D)``; a streamed token
 ``O((s + M / s) D + D^2)``.
 
-Differs from the paper: no dropout on the attention; summaries by max-pooling only, not DeepSets. The last segment may be
-shorter than s (in the authors' code s divides the length). Padding, resets and streaming are ours.
+Differs from the paper: no dropout on the attention; summaries by max-pooling only, not DeepSets. The last segment may
+be shorter than s (in the authors' code s divides the length). Padding, resets and streaming are ours.
 """
 
 from __future__ import annotations
