@@ -1,7 +1,13 @@
 """Slow references, one a layer, written from the equations in float64. They share no code with the layers."""
 
+from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
+from .ponet import ponet_oracle
 from .softmax import softmax_oracle
 
 ORACLES = {
+    "ponet": ponet_oracle,
+    "combiner-axial": combiner_axial_oracle,
+    "combiner-logsparse": combiner_logsparse_oracle,
+    "combiner-fixed": combiner_fixed_oracle,
     "softmax": softmax_oracle,
 }

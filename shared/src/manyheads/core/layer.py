@@ -88,6 +88,11 @@ class Layer(nn.Module):
         return self.info.masks
 
     @property
+    def linear_in_value(self) -> bool:
+        """Whether ``methods.mixing_matrix`` recovers P as configured."""
+        return self.info.linear_in_value
+
+    @property
     def tokens(self) -> int | None:
         """The number of tokens that every input must have; None for any."""
         return None

@@ -8,6 +8,10 @@ from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
+from manyheads.core.layers.combiner import CombinerFixed
+from manyheads.core.layers.combiner_axial import CombinerAxial
+from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
+from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
 
 
@@ -19,6 +23,11 @@ class Entry:
     examples: Mapping[str, Mapping[str, Any]]
     case: Mapping[str, Any] = field(default_factory=dict)  # what the battery needs to know: dim, grid
     at_length: Callable[[int], Mapping[str, Mapping[str, Any]]] | None = None  # what the benchmark runs, by label
+
+
+def _root(tokens: int) -> int:
+    """The power of two at the root of the length, or the next."""
+    return 1 << -(-(tokens - 1).bit_length() // 2)
 
 
 LAYERS: Mapping[str, Entry] = {
@@ -35,6 +44,51 @@ LAYERS: Mapping[str, Entry] = {
             "plain": {"heads": 2},
             "causal": {"heads": 2, "causal": True},
             "window": {"heads": 2, "causal": True, "window": 128},
+        },
+    ),
+    "combiner-fixed": Entry(
+        CombinerFixed,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True, "bias": True},
+            "by length": {"heads": 2},
+            "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": _root(n)},
+            "causal": {"heads": 2, "segment": _root(n), "causal": True},
+        },
+    ),
+    "combiner-logsparse": Entry(
+        CombinerLogsparse,
+        {"plain": {"heads": 2}, "growing": {"heads": 3, "max_len": 32, "bias": True}},
+    ),
+    "combiner-axial": Entry(
+        CombinerAxial,
+        {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal", "bias": True},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
+        case={"dim": 4, "grid": (3, 4)},
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal"},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
+    ),
+    "ponet": Entry(
+        PoNet,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True},
+            "growing": {"heads": 2, "segment": 3, "causal": True, "max_len": 32},
+            "running": {"heads": 3, "segment": 3, "causal": True, "global_pooling": "running"},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": 64},
+            "causal": {"heads": 2, "segment": 64, "causal": True},
+            "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
         },
     ),
 }

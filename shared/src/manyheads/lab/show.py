@@ -53,7 +53,7 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
     grid = grid if layer.tokens is None or rank > 1 else (layer.tokens,)
     x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
     context = None if config.get("context_dim") is None else motif(tokens, config["context_dim"], seed + 1).unsqueeze(0)
-    if layer.info.linear_in_value:
+    if layer.linear_in_value:
         return View(layer, label, "mixing matrix", mixing_matrix(layer, x, context=context)[0])
     if context is not None:
         raise ArgumentError(f"{name}: example: found {label!r}, which has a context and no mixing matrix to draw")

@@ -1,27 +1,40 @@
 """Maths without parameters, shared by the layers."""
 
 from manyheads.core.functional.attention import attention, attention_with_lse
+from manyheads.core.functional.episodes import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
-from manyheads.core.functional.packing import pack, pack_order, unpack
+from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack
+from manyheads.core.functional.prefix import prefix_softmax
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
+from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
 from manyheads.core.functional.windowed_attention import windowed_attention
 
 __all__ = [
+    "Episodes",
     "Partial",
     "attention",
     "attention_with_lse",
+    "by_episode",
     "empty_partial",
     "fast_length",
     "fft_convolution",
     "finish",
+    "keep_first",
     "merge",
     "pack",
     "pack_order",
     "partial_attention",
+    "pool_span",
+    "prefix_softmax",
+    "prefix_spans",
+    "require_room",
     "same_segment",
     "segment_ids",
     "segment_starts",
+    "span_value",
+    "split_episodes",
+    "take_along",
     "unpack",
     "windowed_attention",
 ]

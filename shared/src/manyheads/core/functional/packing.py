@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manyheads.core.errors import StateError
+
 
 def pack_order(padding: Tensor) -> tuple[Tensor, Tensor]:
     """``padding (B, T)``, True for a real token -> ``order (B, T)`` int64, real tokens first and in order, and
@@ -23,3 +25,20 @@ def unpack(y: Tensor, order: Tensor, real: Tensor) -> Tensor:
     axes = [1] * (y.dim() - 2)
     kept = torch.where(real.view(*real.shape, *axes), y, 0.0)
     return torch.zeros_like(y).scatter(1, order.view(*order.shape, *axes).expand_as(y), kept)
+
+
+def take_along(x: Tensor, index: Tensor) -> Tensor:
+    """``x (B, S, …)`` at ``index (B, T)`` -> ``(B, T, …)``."""
+    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+def keep_first(x: Tensor, used: Tensor) -> Tensor:
+    """``x (B, S, …)`` with 0 from place ``used (B,)`` on."""
+    held = torch.arange(x.shape[1], device=x.device) < used.unsqueeze(1)
+    return torch.where(held.view(*held.shape, *[1] * (x.dim() - 2)), x, 0.0)
+
+
+def require_room(name: str, position: Tensor, max_len: int) -> None:
+    """Raises :class:`StateError` for layer ``name`` where ``position (B,)`` tokens are more than ``max_len``."""
+    if not torch.compiler.is_compiling() and bool((position > max_len).any()):
+        raise StateError(f"{name}: state: {int(position.max())} tokens do not fit into max_len = {max_len}; raise it")

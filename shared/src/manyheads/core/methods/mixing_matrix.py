@@ -36,7 +36,7 @@ def recover(
     The output of ``layer.value`` is replaced by E columns of the identity at a time, and the input of ``layer.output``
     is read: S / E forward passes.
     """
-    if not layer.info.linear_in_value:
+    if not layer.linear_in_value:
         raise ArgumentError(
             f"{layer.info.name}: found a layer that is not linear in its values: it has no mixing matrix; "
             "methods.influence tells what its outputs depend on"

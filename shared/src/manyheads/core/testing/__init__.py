@@ -36,7 +36,7 @@ def _always(case: Case, layer: Layer) -> bool:
 
 
 def _causal(case: Case, layer: Layer) -> bool:
-    return layer.causal == "strict" and len(case.grid) == 1
+    return layer.causal == "strict"
 
 
 def _streams(case: Case, layer: Layer) -> bool:
@@ -60,7 +60,7 @@ POINTS: Mapping[str, Point] = {
         Point(whole.evaluation_is_deterministic, _always),
         Point(whole.weights_and_configuration_round_trip, _always),
         Point(whole.bad_input_is_refused, _always),
-        Point(whole.mixing_matrix_gives_the_output, lambda case, layer: layer.info.linear_in_value),
+        Point(whole.mixing_matrix_gives_the_output, lambda case, layer: layer.linear_in_value),
         Point(whole.future_does_not_change_the_past, _causal),
         Point(whole.padding_is_as_if_absent, _masked("padding")),
         Point(whole.fully_masked_rows_are_zero_with_finite_gradients, _masked("padding")),
