@@ -1,7 +1,7 @@
 """Maths without parameters, shared by the layers."""
 
 from manyheads.core.functional.attention import attention, attention_with_lse
-from manyheads.core.functional.episodes import Episodes, by_episode, split_episodes
+from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
 from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack

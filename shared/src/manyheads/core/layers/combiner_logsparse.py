@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.functional.attention import attention
-from manyheads.core.functional.episodes import by_episode
+from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span, span_value
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput, StateKind

@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
-from manyheads.core.functional.episodes import by_episode
+from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.prefix import join, prefix_softmax
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
