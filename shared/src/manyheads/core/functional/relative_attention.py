@@ -132,7 +132,7 @@ class _Blocks(torch.autograd.Function):
                     for start in range(0, keys, step):
                         target = whole[rows, at + start : at + start + count * step]
                         target.unflatten(1, (count, step)).add_(part[:, :, start : start + step])
-                g_band = _diagonals(g_scores.view_as(weights), left, distances).reshape(some, -1, distances)
+                g_band = _unshift(g_scores.view_as(weights), left, distances).reshape(some, -1, distances)
                 head = _heads(rows, heads, r.device)
                 g_place[rows, tokens] = g_band.bmm(r[head])
                 g_r.index_add_(0, head, g_band.mT.bmm(place[rows, tokens]))
@@ -142,17 +142,13 @@ class _Blocks(torch.autograd.Function):
 def _weights(
     content: Tensor, place: Tensor, k: Tensor, r: Tensor, hidden: Tensor | None, block: int, left: int
 ) -> Iterator[tuple[slice, int, Tensor]]:
-    """A few blocks at a time: rows of R, the first query, softmax weights ``(rows, blocks, C, keys)``; the weights are
-    overwritten by the next ones."""
+    """A few blocks at a time: rows of R, the first query, softmax weights ``(rows, blocks, C, keys)``."""
     total, tokens, width = content.shape
     heads, distances = r.shape[:2]
     keys, blocks = block + left + distances - 1, tokens // block
     room = 1 << 18 if content.device.type == "cpu" else 1 << 26  # numbers; a megabyte stays in the cache
     some_blocks = min(blocks, max(1, room // (block * keys)))
     some_rows = min(total, max(1, room // (some_blocks * block * keys)))
-    # what lies off the diagonals is minus infinity, and stays so when the next scores are written along them
-    scores = content.new_full((some_rows * some_blocks * block * keys,), float("-inf"))
-    weights = torch.empty_like(scores)
     place_in_window = torch.arange(distances, device=content.device)
     for row in range(0, total, some_rows):
         rows = slice(row, min(row + some_rows, total))
@@ -167,14 +163,10 @@ def _weights(
                 unseen = hidden[batch_row, part]
                 if _any(unseen > 0):
                     band.masked_fill_(place_in_window < unseen.unsqueeze(-1), float("-inf"))
-            shape = (n, count, block, keys)
-            _diagonals(scores[:size].view(shape), left, distances).copy_(band.view(n, count, block, distances))
             windows = _windows(k[rows], at, count, block, keys).flatten(0, 1)
-            here = scores[:size].view(-1, block, keys)
-            here.baddbmm_(content[rows, part].reshape(-1, block, width), windows.mT)
-            found = weights[:size].view(-1, block, keys)
-            torch.softmax(here, -1, out=found)
-            yield rows, at, found.view(shape)
+            bias = _shift(band.view(n, count, block, distances), left).flatten(0, 1)
+            scores = bias.baddbmm(content[rows, part].reshape(-1, block, width), windows.mT)
+            yield rows, at, scores.softmax(-1).view(n, count, block, keys)
 
 
 def _any(condition: Tensor) -> bool:
@@ -188,13 +180,19 @@ def _heads(rows: slice, heads: int, device: torch.device) -> Tensor:
 
 def _windows(x: Tensor, at: int, count: int, block: int, keys: int) -> Tensor:
     """``(rows, S, E)`` -> ``(rows, count, keys, E)``: the keys of ``count`` blocks of queries from query ``at`` on."""
-    rows, step, inner = x.stride()
-    shape = (x.shape[0], count, keys, x.shape[2])
-    return x.as_strided(shape, (rows, block * step, step, inner), x.storage_offset() + at * step)
+    return x[:, at : at + (count - 1) * block + keys].unfold(1, keys, block).mT
 
 
-def _diagonals(scores: Tensor, left: int, distances: int) -> Tensor:
-    """``(…, C, keys)`` -> ``(…, C, W)``, a view: query c of a block has its W keys from key ``left + c`` on."""
-    shape = (*scores.shape[:-1], distances)
-    strides = (*scores.stride()[:-2], scores.stride(-2) + 1, 1)
-    return scores.as_strided(shape, strides, scores.storage_offset() + left)
+def _shift(band: Tensor, left: int) -> Tensor:
+    """``(…, C, W)`` -> ``(…, C, left + W + C - 1)``: query c's scores from key ``left + c`` on, minus infinity elsewhere."""
+    block, distances = band.shape[-2:]
+    keys = left + distances + block - 1
+    padded = functional.pad(band, (left, block), value=float("-inf"))
+    return padded.flatten(-2)[..., : block * keys].unflatten(-1, (block, keys))
+
+
+def _unshift(scores: Tensor, left: int, distances: int) -> Tensor:
+    """What :func:`_shift` took from the band."""
+    block, keys = scores.shape[-2:]
+    padded = functional.pad(scores.flatten(-2), (0, block))
+    return padded.unflatten(-1, (block, keys + 1))[..., left : left + distances]
