@@ -2,9 +2,9 @@
 
     Y = g(X, ReLU(F(LN(X))))
 
-F is handed over: a :class:`~manyheads.core.layer.Layer` or any module from ``(…, D)`` to ``(…, D)``. The norm is on F's
-side only (identity map reordering), so that with a gate near the identity X passes unchanged; the ReLU is there because F
-ends in a linear map and the next submodule begins with one.
+F is handed over: a :class:`~manyheads.core.layer.Layer` or any module from ``(…, D)`` to ``(…, D)``. The norm is on
+F's side only (identity map reordering), so that with a gate near the identity X passes unchanged; the ReLU is there
+because F ends in a linear map and the next submodule begins with one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class GatedResidual(nn.Module):
         self.gate = create_gate(gate, dim, bias=gate_bias)
 
     def forward(self, x: Tensor, state: State | None = None, *, mask: Mask | None = None) -> LayerOutput:
-        """``x (B, *grid, D)``; state and mask are the layer's. A module that is no layer works token by token, so that no
-        mask concerns it, and gives back the empty state."""
+        """``x (B, *grid, D)``; state and mask are the layer's. A module that is no layer works token by token, so that
+        no mask concerns it, and gives back the empty state."""
         normed = self.norm(x)
         if isinstance(self.inner, Layer):
             y, state, aux = self.inner(normed, state, mask=mask)

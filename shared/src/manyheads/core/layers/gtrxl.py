@@ -3,14 +3,15 @@
     Y  = g(E, ReLU(A(LN([SG(memory), E])))),   A: relative attention over memory and tokens, queries from the tokens
     E' = g'(Y, ReLU(MLP(LN(Y)))),              MLP: linear, ReLU, linear
 
-The memory holds past E as they came; the norm covers them too. With ``gate="residual"`` this is TrXL-I. Shapes: B batch,
-T tokens, M memory, D width, H heads, E head width, F hidden width of the MLP.
+The memory holds past E as they came; the norm covers them too. With ``gate="residual"`` this is TrXL-I. Shapes: B
+batch, T tokens, M memory, D width, H heads, E head width, F hidden width of the MLP.
 
 Cost: as ``transformer-xl``, and ``O(T D F + T D^2)`` for MLP and gates; a state of ``M D`` numbers.
 
-Differs from the paper: the equations of the gates other than the GRU are written from the paper as remembered and from
-secondary sources. Episode boundaries, empty slots and the window are as in ``transformer-xl``. F is ``4 D`` unless given;
-the paper's is not known here: what its tables of parameters say fits gates of width 512 (see docs/deviations.md).
+Differs from the paper: the paper's text was read without its formulas, so that the equations of the gates other than
+the GRU come from secondary sources. Episode boundaries, empty slots and the window are as in ``transformer-xl``. F is
+``4 D`` unless given, as the paper's is not known here; its counts of parameters fit gates of width 512, not the 256 of
+its text (docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class GTrXL(Layer):
         memory_gradient: let the gradient through the state; the definition stops it there.
 
     Raises:
-        ArgumentError: a number below 1; heads that do not divide ``dim`` without a ``head_width``; a bias of a gate that
-            has none.
+        ArgumentError: a number below 1; heads that do not divide ``dim`` without a ``head_width``; a bias of a gate
+            that has none.
         UnknownNameError: a gate that does not exist.
     """
 

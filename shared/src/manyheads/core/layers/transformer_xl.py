@@ -11,8 +11,8 @@ Cost: time ``O(T M H E + T D H E)``, memory ``O(T H E)``; a state of ``M D`` num
 
 Differs from the paper: every token sees at most the M tokens before it, so that a rollout step by step and a segment at
 once see the same and agree (the paper's training lets the last token of a segment see the whole of memory and segment).
-Slots that hold nothing, and tokens of an earlier episode, are masked; the memory holds one episode and positions count its
-real tokens. Sines come before cosines, as in the paper's code, and ``w`` is the paper's v. No dropout, no norm unless
+Slots that hold nothing, and tokens of an earlier episode, are masked; the memory holds one episode and positions count
+its real tokens. Sines come before cosines, as in the paper's code, and ``w`` is the paper's v. No dropout, no norm unless
 ``norm``, which is GTrXL's.
 """
 
