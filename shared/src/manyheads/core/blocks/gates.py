@@ -65,7 +65,7 @@ class HighwayGate(nn.Module):
         self.bias = nn.Parameter(torch.full((dim,), bias))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.lerp(y, x, torch.sigmoid(self.weight(x) + self.bias))
+        return y + torch.sigmoid(self.weight(x) + self.bias) * (x - y)
 
 
 class SigmoidTanhGate(nn.Module):
@@ -95,7 +95,8 @@ class GRUGate(nn.Module):
         r_y, z_y, h_y = self.from_output(y).chunk(3, -1)
         r_x, z_x = self.from_stream(x).chunk(2, -1)
         z = torch.sigmoid(z_y + z_x - self.bias)
-        return torch.lerp(x, torch.tanh(h_y + self.from_reset(torch.sigmoid(r_y + r_x) * x)), z)
+        h = torch.tanh(h_y + self.from_reset(torch.sigmoid(r_y + r_x) * x))
+        return x + z * (h - x)
 
 
 GATES: Mapping[str, type[nn.Module]] = {

@@ -12,8 +12,8 @@ Cost: time ``O(T M H E + T D H E)``, memory ``O(T H E)``; a state of ``M D`` num
 Differs from the paper: every token sees at most the M tokens before it, so that a rollout step by step and a segment at
 once see the same and agree (the paper's training lets the last token of a segment see the whole of memory and segment).
 Slots that hold nothing, and tokens of an earlier episode, are masked; the memory holds one episode and positions count
-its real tokens. Sines come before cosines, as in the paper's code, and ``w`` is the paper's v. No dropout, no norm unless
-``norm``, which is GTrXL's.
+its real tokens. Sines come before cosines, as in the paper's code, and ``w`` is the paper's v. No dropout, and no norm
+unless ``norm``, which is GTrXL's.
 """
 
 from __future__ import annotations
@@ -156,12 +156,29 @@ class TransformerXL(Layer):
         distances = torch.arange(
             self.memory + 1, device=known.device, dtype=torch.promote_types(known.dtype, torch.float32)
         )
-        r = self.distance(sinusoids(distances, self.dim).to(known.dtype)).unflatten(-1, (self.heads, -1))
-        q, k, v = (
-            self._split(part) for part in (self.query(known[:, self.memory :]), self.key(known), self.value(known))
-        )
+        table = sinusoids(distances, self.dim)
+        if first.shape[1] == 1 and all(_is_plain(part) for part in (self.key, self.value, self.distance)):
+            return self._attend_once(known, first, table)
+        r = self.distance(table.to(known.dtype)).unflatten(-1, (self.heads, -1))
+        queries = self.query(known[:, self.memory :])
+        q, k, v = (self._split(part) for part in (queries, self.key(known), self.value(known)))
         mixed = relative_attention(q, k, v, r, self.content_bias, self.distance_bias, first=first)
         return self.output(mixed.transpose(1, 2).flatten(2).to(known.dtype))
+
+    def _attend_once(self, known: Tensor, first: Tensor, table: Tensor) -> Tensor:
+        """One token, as in a rollout: ``q . (W z) = (q W) . z``, so that the memory need not be projected."""
+        z, scale = known.to(table.dtype), self.head_width**-0.5
+        key, value, distance = (
+            part.weight.to(table.dtype).unflatten(0, (self.heads, -1)) for part in (self.key, self.value, self.distance)
+        )
+        q = self.query(known[:, -1]).to(table.dtype).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        content = (q + self.content_bias.unsqueeze(1)) * scale @ key  # (H, B, D)
+        place = (q + self.distance_bias.unsqueeze(1)) * scale @ distance
+        scores = content.transpose(0, 1) @ z.mT + (place @ table.flip(0).mT).transpose(0, 1)
+        hidden = torch.arange(z.shape[1], device=z.device) < first
+        weights = scores.masked_fill(hidden.unsqueeze(1), float("-inf")).softmax(-1)
+        mixed = (weights @ z).transpose(0, 1) @ value.mT  # (H, B, E)
+        return self.output(mixed.transpose(0, 1).flatten(1).unsqueeze(1).to(known.dtype))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -179,3 +196,8 @@ class TransformerXL(Layer):
         held = torch.arange(self.memory, device=known.device) >= self.memory - used.unsqueeze(1)
         inputs = torch.where(held.unsqueeze(-1), inputs, 0.0)
         return InputMemory(inputs if self.memory_gradient else inputs.detach(), used)
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Its weight may be used without calling it: not replaced, nobody listens."""
+    return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks
