@@ -142,6 +142,14 @@ def test_published_counts_differ_by_gates_of_width_512(gate):
     assert added[256] < difference / 3
 
 
+@pytest.mark.parametrize("gate", PUBLISHED)
+def test_published_totals_leave_the_same_room_for_encoder_and_heads(gate):
+    """D = 512 as the gates tell; F = 1024 is inferred from the first total, and fits the other two."""
+    with torch.device("meta"):
+        layers = 12 * count(GTrXL(512, heads=8, head_width=64, hidden=1024, gate=gate)) / 1e6
+    assert 0.15 < PUBLISHED[gate] - layers < 0.3
+
+
 def test_count_of_a_layer():
     """D = 256, H = 8, E = 64, F = 1024 as the equations have it."""
     with torch.device("meta"):

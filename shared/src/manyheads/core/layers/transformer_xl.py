@@ -194,7 +194,7 @@ class TransformerXL(Layer):
             inputs = torch.take_along_dim(known, slot.unsqueeze(-1), 1)
         used = (torch.where(last.squeeze(1) == 0, used, 0) + new.sum(1)).clamp(max=self.memory)
         held = torch.arange(self.memory, device=known.device) >= self.memory - used.unsqueeze(1)
-        inputs = torch.where(held.unsqueeze(-1), inputs, 0.0)
+        inputs = torch.where(held.unsqueeze(-1), inputs, inputs.new_zeros(()))  # a number in its place costs thrice
         return InputMemory(inputs if self.memory_gradient else inputs.detach(), used)
 
 
