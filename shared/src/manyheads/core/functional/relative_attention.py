@@ -61,17 +61,19 @@ def relative_attention(
     left = -memory % block if blocks > 1 else 0
     right = blocks * block - tokens
     scale = width**-0.5
-    content, place = (
-        functional.pad(torch.add((part * scale).unsqueeze(1), q, alpha=scale), (0, 0, 0, right)).flatten(0, 1)
-        for part in (u, w)
-    )
-    k, v = (functional.pad(part, (0, 0, left, right)).flatten(0, 1) for part in (k, v))
+    content, place = (_padded(torch.add((part * scale).unsqueeze(1), q, alpha=scale), 0, right) for part in (u, w))
+    k, v = (_padded(part, left, right) for part in (k, v))
     r = r.flip(0).transpose(0, 1)
     room = _KEPT if torch.is_grad_enabled() else 0
     if first is not None:
         first = functional.pad(first - torch.arange(tokens, device=q.device), (0, right))
     out = _Blocks.apply(content, place, k, v, r, first, block, left, room)
     return out.unflatten(0, (batch, heads))[:, :, :tokens]
+
+
+def _padded(x: Tensor, left: int, right: int) -> Tensor:
+    """``(B, H, T, E)`` -> ``(B H, left + T + right, E)``; nothing is copied where nothing is added."""
+    return (functional.pad(x, (0, 0, left, right)) if left or right else x).flatten(0, 1)
 
 
 def _block(tokens: int, memory: int) -> int:
