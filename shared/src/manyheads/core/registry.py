@@ -11,8 +11,8 @@ from manyheads.core.layer import Causality, Layer, LayerInfo
 from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
-from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.gtrxl import GTrXL
+from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.layers.transformer_xl import TransformerXL
 
@@ -92,6 +92,7 @@ LAYERS: Mapping[str, Entry] = {
             "causal": {"heads": 2, "segment": 64, "causal": True},
             "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
         },
+    ),
     "transformer-xl": Entry(
         TransformerXL,
         {
@@ -100,7 +101,7 @@ LAYERS: Mapping[str, Entry] = {
             "wide-heads": {"heads": 3, "head_width": 5, "memory": 2, "memory_gradient": True, "norm": True},
             "long-memory": {"heads": 1, "memory": 20},
         },
-        at_length=lambda n: {"heads": 2, "memory": 128},
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
     ),
     "gtrxl": Entry(
         GTrXL,
@@ -113,7 +114,7 @@ LAYERS: Mapping[str, Entry] = {
             "highway": {"heads": 2, "memory": 3, "hidden": 8, "gate": "highway"},
             "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
         },
-        at_length=lambda n: {"heads": 2, "memory": 128},
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
     ),
 }
 
