@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import pad
+from torch.utils.flop_counter import FlopCounterMode
 
 from manyheads.core import state as trees
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import relative_attention, sinusoids
-from manyheads.core.functional import relative_attention as _function
 from manyheads.core.layers.transformer_xl import TransformerXL
 from manyheads.core.mask import Mask
 from manyheads.core.methods.mixing_matrix import influence, mixing_matrix
@@ -21,7 +22,7 @@ from manyheads.core.testing import POINTS, Case
 
 from .oracles import transformer_xl_oracle
 
-MODULE = __import__("sys").modules[_function.__module__]
+MODULE = importlib.import_module("manyheads.core.functional.relative_attention")
 BOTH = ("transformer-xl", "gtrxl")
 CONFIGURATIONS = [
     pytest.param(name, config, id=f"{name}-{label}") for name in BOTH for label, config in LAYERS[name].examples.items()
@@ -216,6 +217,31 @@ def test_the_gradient_stops_at_the_memory_but_weights_learn_from_it(name):
     assert (found[0][:, :3] == 0).all()
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gradients_of_single_tokens_are_those_of_the_whole(name):
+    config = {"heads": 2, "head_width": 5, "memory": 4, "memory_gradient": True}
+    case = Case(LAYERS[name].layer, config)
+    layer, x = case.layer(), case.x().requires_grad_()
+    state, steps = None, []
+    for t in range(7):
+        y, state, _ = layer(x[:, t : t + 1], state)
+        steps.append(y)
+    weights = torch.randn(x.shape, generator=case.generator(8), dtype=torch.float64)
+    wanted = [x, *layer.parameters()]
+    grads = [torch.autograd.grad((y * weights).sum(), wanted) for y in (torch.cat(steps, 1), layer(x).y)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_flops_of_a_token_are_counted_as_run(name):
+    layer = create(name, 16, heads=2, head_width=24, memory=8)
+    state, x = layer.init_state(1), torch.randn(1, 1, 16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x, state)
+    assert counter.get_total_flops() == layer.info.flops(layer.config, 1)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -43,6 +43,8 @@ def _flops(config: dict[str, Any], tokens: int) -> float:
     dim, memory = config["dim"], config["memory"]
     inner = config["heads"] * (config.get("head_width") or dim // config["heads"])
     seen = memory + tokens
+    if tokens == 1:
+        return 10.0 * dim * inner + 6.0 * config["heads"] * seen * dim
     projections = 4.0 * tokens * dim * inner + 4.0 * seen * dim * inner + 2.0 * (memory + 1) * dim * inner
     return projections + 6.0 * tokens * (memory + 1) * inner
 
