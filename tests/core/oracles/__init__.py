@@ -3,6 +3,7 @@
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
 from .ponet import ponet_oracle
 from .softmax import softmax_oracle
+from .transformer_xl import gtrxl_oracle, transformer_xl_oracle
 
 ORACLES = {
     "ponet": ponet_oracle,
@@ -10,4 +11,6 @@ ORACLES = {
     "combiner-logsparse": combiner_logsparse_oracle,
     "combiner-fixed": combiner_fixed_oracle,
     "softmax": softmax_oracle,
+    "transformer-xl": transformer_xl_oracle,
+    "gtrxl": gtrxl_oracle,
 }

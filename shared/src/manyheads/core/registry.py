@@ -11,8 +11,10 @@ from manyheads.core.layer import Causality, Layer, LayerInfo
 from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
+from manyheads.core.layers.gtrxl import GTrXL
 from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.layers.transformer_xl import TransformerXL
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,29 @@ LAYERS: Mapping[str, Entry] = {
             "causal": {"heads": 2, "segment": 64, "causal": True},
             "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
         },
+    ),
+    "transformer-xl": Entry(
+        TransformerXL,
+        {
+            "plain": {"heads": 2, "memory": 3},
+            "memory-gradient": {"heads": 2, "memory": 3, "memory_gradient": True},
+            "wide-heads": {"heads": 3, "head_width": 5, "memory": 2, "memory_gradient": True, "norm": True},
+            "long-memory": {"heads": 1, "memory": 20},
+        },
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+    ),
+    "gtrxl": Entry(
+        GTrXL,
+        {
+            "plain": {"heads": 2, "memory": 3, "hidden": 8},
+            "memory-gradient": {"heads": 2, "memory": 3, "hidden": 8, "memory_gradient": True},
+            "residual": {"heads": 2, "memory": 3, "gate": "residual", "head_width": 4},
+            "input": {"heads": 2, "memory": 3, "hidden": 8, "gate": "input"},
+            "output": {"heads": 2, "memory": 3, "hidden": 8, "gate": "output"},
+            "highway": {"heads": 2, "memory": 3, "hidden": 8, "gate": "highway"},
+            "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
+        },
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
     ),
 }
 

@@ -6,6 +6,7 @@ from manyheads.core.functional.fft_convolution import fast_length, fft_convoluti
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
 from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack
 from manyheads.core.functional.prefix import prefix_softmax
+from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
 from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
 from manyheads.core.functional.windowed_attention import windowed_attention
@@ -28,10 +29,12 @@ __all__ = [
     "pool_span",
     "prefix_softmax",
     "prefix_spans",
+    "relative_attention",
     "require_room",
     "same_segment",
     "segment_ids",
     "segment_starts",
+    "sinusoids",
     "span_value",
     "split_episodes",
     "take_along",

@@ -1,0 +1,123 @@
+"""Stabilizing Transformers for Reinforcement Learning (1910.06764): gates in place of the residual sum.
+
+With the stream x and what a submodule made of it, y (both ``(…, D)``), W and U ``D x D``, b a vector, s the logistic:
+
+    residual      x + y
+    input         s(W x) x + y
+    output        x + s(W x - b) y
+    highway       s(W x + b) x + (1 - s(W x + b)) y
+    sigmoid-tanh  x + s(W y - b) tanh(U y)
+    gru           (1 - z) x + z tanh(W_g y + U_g (r x)),   r = s(W_r y + U_r x),   z = s(W_z y + U_z x - b)
+
+b starts at 2 for the GRU and at 1 elsewhere, so that a new network is close to the identity: an agent reacts before it
+remembers. There are no other biases; the input gate has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError, UnknownNameError
+
+
+class ResidualGate(nn.Module):
+    """``x + y``: no gate, and no parameters."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class InputGate(nn.Module):
+    """``s(W x) x + y``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.sigmoid(self.weight(x)) * x + y
+
+
+class OutputGate(nn.Module):
+    """``x + s(W x - b) y``."""
+
+    def __init__(self, dim: int, *, bias: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.full((dim,), bias))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + torch.sigmoid(self.weight(x) - self.bias) * y
+
+
+class HighwayGate(nn.Module):
+    """``g x + (1 - g) y`` with ``g = s(W x + b)``."""
+
+    def __init__(self, dim: int, *, bias: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.full((dim,), bias))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + torch.sigmoid(self.weight(x) + self.bias) * (x - y)
+
+
+class SigmoidTanhGate(nn.Module):
+    """``x + s(W y - b) tanh(U y)``."""
+
+    def __init__(self, dim: int, *, bias: float = 1.0) -> None:
+        super().__init__()
+        self.weights = nn.Linear(dim, 2 * dim, bias=False)  # W, U
+        self.bias = nn.Parameter(torch.full((dim,), bias))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        opening, candidate = self.weights(y).chunk(2, -1)
+        return x + torch.sigmoid(opening - self.bias) * torch.tanh(candidate)
+
+
+class GRUGate(nn.Module):
+    """``(1 - z) x + z tanh(W_g y + U_g (r x))`` with ``r = s(W_r y + U_r x)`` and ``z = s(W_z y + U_z x - b)``."""
+
+    def __init__(self, dim: int, *, bias: float = 2.0) -> None:
+        super().__init__()
+        self.from_output = nn.Linear(dim, 3 * dim, bias=False)  # W_r, W_z, W_g
+        self.from_stream = nn.Linear(dim, 2 * dim, bias=False)  # U_r, U_z
+        self.from_reset = nn.Linear(dim, dim, bias=False)  # U_g
+        self.bias = nn.Parameter(torch.full((dim,), bias))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        r_y, z_y, h_y = self.from_output(y).chunk(3, -1)
+        r_x, z_x = self.from_stream(x).chunk(2, -1)
+        z = torch.sigmoid(z_y + z_x - self.bias)
+        h = torch.tanh(h_y + self.from_reset(torch.sigmoid(r_y + r_x) * x))
+        return x + z * (h - x)
+
+
+GATES: Mapping[str, type[nn.Module]] = {
+    "residual": ResidualGate,
+    "input": InputGate,
+    "output": OutputGate,
+    "highway": HighwayGate,
+    "sigmoid-tanh": SigmoidTanhGate,
+    "gru": GRUGate,
+}
+
+
+def create_gate(name: str, dim: int, *, bias: float | None = None) -> nn.Module:
+    """A gate ``(x, y) -> (…, D)`` by name; ``bias`` is where b starts, None for the paper's.
+
+    Raises :class:`UnknownNameError` with the nearest name, and :class:`ArgumentError` for a bias of a gate without one.
+    """
+    if name not in GATES:
+        raise UnknownNameError("gate", name, GATES)
+    if bias is None:
+        return GATES[name](dim)
+    if name in ("residual", "input"):
+        raise ArgumentError(f"create_gate: bias: found {bias} with gate {name!r}, expected None: it has no bias")
+    return GATES[name](dim, bias=bias)
