@@ -1,6 +1,8 @@
 """Slow references, one a layer, written from the equations in float64. They share no code with the layers."""
 
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
+from .lif import lif_oracle
+from .lmu import lmu_oracle, spiking_lmu_oracle
 from .ponet import ponet_oracle
 from .softmax import softmax_oracle
 from .transformer_xl import gtrxl_oracle, transformer_xl_oracle
@@ -13,4 +15,7 @@ ORACLES = {
     "softmax": softmax_oracle,
     "transformer-xl": transformer_xl_oracle,
     "gtrxl": gtrxl_oracle,
+    "lmu": lmu_oracle,
+    "lif": lif_oracle,
+    "spiking-lmu": spiking_lmu_oracle,
 }

@@ -12,8 +12,11 @@ from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
 from manyheads.core.layers.gtrxl import GTrXL
+from manyheads.core.layers.lif import LIF
+from manyheads.core.layers.lmu import LegendreMemoryUnit
 from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.layers.spiking_lmu import SpikingLegendreMemoryUnit
 from manyheads.core.layers.transformer_xl import TransformerXL
 
 
@@ -31,6 +34,8 @@ def _root(tokens: int) -> int:
     """The power of two at the root of the length, or the next."""
     return 1 << -(-(tokens - 1).bit_length() // 2)
 
+
+AWAKE = {"seed": 2}  # with other draws a shut ReLU or neurons that never fire leave little to check
 
 LAYERS: Mapping[str, Entry] = {
     "softmax": Entry(
@@ -115,6 +120,38 @@ LAYERS: Mapping[str, Entry] = {
             "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
         },
         at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+    ),
+    "lmu": Entry(
+        LegendreMemoryUnit,
+        {
+            "plain": {},
+            "linear": {"order": 4, "window": 5, "activation": "identity"},
+            "channels": {"order": 3, "window": 8, "activation": "tanh", "channels": 2},
+        },
+        case=AWAKE,
+        at_length=lambda n: {"plain": {"window": max(n, 128)}, "window": {"order": 32}},
+    ),
+    "lif": Entry(
+        LIF,
+        {
+            "plain": {},
+            "soft": {"reset": "soft", "surrogate": "atan", "threshold": 0.6},
+            "attached": {"detach_reset": False, "surrogate": "triangle", "tau": 1.5, "threshold": 0.7},
+            "bare": {
+                "reset": "soft",
+                "detach_reset": False,
+                "decay_input": False,
+                "surrogate": "rectangular",
+                "alpha": 0.5,
+            },
+        },
+        case=AWAKE,
+    ),
+    "spiking-lmu": Entry(
+        SpikingLegendreMemoryUnit,
+        {"plain": {}, "short": {"order": 5, "window": 6, "threshold": 0.5, "tau": 3.0, "surrogate": "atan"}},
+        case=AWAKE,
+        at_length=lambda n: {"plain": {"window": max(n, 256)}},
     ),
 }
 

@@ -1,0 +1,46 @@
+"""Batch normalisation of sequences: the statistics run over real tokens only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manyheads.core.errors import ArgumentError
+
+
+class SequenceBatchNorm(nn.BatchNorm1d):
+    """``x (B, T, C)``, ``real (B, T)`` bool or None for all. In evaluation an affine map a channel with the running
+    statistics; in training the statistics of this call, which update the running ones (cumulative average where
+    ``momentum`` is None). The arithmetic is in the dtype of ``x``.
+
+    Raises:
+        ArgumentError: fewer than two real tokens in training.
+    """
+
+    def forward(self, input: Tensor, real: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return self._normalise(input.flatten(0, 1), 0.0).view_as(input)
+        chosen = input.flatten(0, 1) if real is None else input[real]
+        if chosen.shape[0] < 2:
+            raise ArgumentError(
+                f"batch norm: x: found {chosen.shape[0]} real tokens in training, expected 2 or more; call eval()"
+            )
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        normed = self._normalise(chosen, factor)
+        if real is None:
+            return normed.view_as(input)
+        return torch.zeros_like(input).masked_scatter(real.unsqueeze(2).expand_as(input), normed)
+
+    def _normalise(self, flat: Tensor, factor: float) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = self.running_mean.to(flat.dtype), self.running_var.to(flat.dtype)
+        weight, bias = self.weight.to(flat.dtype), self.bias.to(flat.dtype)
+        normed = functional.batch_norm(flat, mean, var, weight, bias, self.training, factor, self.eps)
+        if self.training and mean is not self.running_mean:
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var)
+        return normed

@@ -1,0 +1,209 @@
+"""Leaky integrate-and-fire neurons with surrogate gradients (1901.09948), forward and backward loop in one function.
+
+    h[t] = v[t - 1] + (x[t] - v[t - 1]) / tau      (with ``decay_input``; else h[t] = (1 - 1 / tau) v[t - 1] + x[t])
+    s[t] = 1 if h[t] >= threshold else 0
+    v[t] = h[t] (1 - s[t])   (hard reset to 0)   or   h[t] - threshold s[t]   (soft reset)
+
+Backward, with the surrogate ``g(h - threshold)`` for ds/dh and ``a = 1 - 1 / tau``, from the end:
+
+    dh[t] = ds[t] g[t] + dv[t] r[t],   dv[t - 1] = a dh[t],
+    r = 1 - s (hard, reset detached), 1 - s - h g (hard), 1 (soft, reset detached), 1 - threshold g (soft).
+
+What does not depend on the step before is done for all steps at once, so that a step costs two small operations forward
+(three with a soft reset) and one backward. Only h is kept for the backward pass. Gradients of gradients are refused.
+
+Surrogates ``g(z) = alpha * shape(alpha z)``, each with area 1; a larger alpha is narrower. Shapes: sigmoid
+``s (1 - s), s = 1 / (1 + exp(-y))``; atan ``1 / 2 / (1 + (pi y / 2)^2)``; triangle ``max(0, 1 - |y|)``; rectangular
+``1 where |y| < 1 / 2``.
+
+Axes: B batch, T steps, D neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.functional.recurrent_mask import RecurrentMask
+
+
+class Surrogate(NamedTuple):
+    """``times(upstream, y)`` writes ``upstream * shape(y)`` over y and returns it; ``alpha`` is the usual scale.
+
+    In place, as fresh memory of the size of the sequence costs more than the arithmetic."""
+
+    times: Callable[[Tensor, Tensor], Tensor]
+    alpha: float
+
+
+def _sigmoid(upstream: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward.grad_input(upstream, y.sigmoid_(), grad_input=y)
+
+
+def _atan(upstream: Tensor, y: Tensor) -> Tensor:
+    y.mul_(math.pi / 2).square_().mul_(2).add_(2)
+    return torch.div(upstream, y, out=y)
+
+
+def _triangle(upstream: Tensor, y: Tensor) -> Tensor:
+    return y.abs_().neg_().add_(1).clamp_(min=0).mul_(upstream)
+
+
+def _rectangular(upstream: Tensor, y: Tensor) -> Tensor:
+    return torch.lt(y.abs_(), 0.5, out=y).mul_(upstream)
+
+
+SURROGATES = {
+    "sigmoid": Surrogate(_sigmoid, 4.0),
+    "atan": Surrogate(_atan, 2.0),
+    "triangle": Surrogate(_triangle, 1.0),
+    "rectangular": Surrogate(_rectangular, 1.0),
+}
+
+
+class Neuron(NamedTuple):
+    """How neurons leak, fire and learn; ``alpha=None`` takes the surrogate's usual scale."""
+
+    tau: float = 2.0  # steps
+    threshold: float = 1.0
+    reset: str = "hard"  # or "soft"
+    decay_input: bool = True
+    detach_reset: bool = True
+    surrogate: str = "sigmoid"  # or a name in SURROGATES
+    alpha: float | None = None
+
+    def check(self, owner: str) -> Neuron:
+        """Itself. Raises :class:`ArgumentError` for tau that is not above 1 or not finite, a threshold or alpha that is
+        not above 0 or not finite, a reset of another name; :class:`UnknownNameError` for an unknown surrogate."""
+        if not 1 < self.tau < math.inf:
+            raise ArgumentError(f"{owner}: tau: found {self.tau}, expected a finite number above 1")
+        for name, value in (("threshold", self.threshold), ("alpha", self.alpha)):
+            if value is not None and not 0 < value < math.inf:
+                raise ArgumentError(f"{owner}: {name}: found {value}, expected a finite number above 0")
+        if self.reset not in ("hard", "soft"):
+            raise ArgumentError(f"{owner}: reset: found {self.reset!r}, expected 'hard' or 'soft'")
+        if self.surrogate not in SURROGATES:
+            raise UnknownNameError("surrogate", self.surrogate, SURROGATES)
+        return self
+
+
+def lif(
+    x: Tensor, initial: Tensor, neuron: Neuron, *, starts: Tensor | None = None, trace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Spikes ``(B, T, D)`` of ``x (B, T, D)``, 0 or 1, and the membranes after the reset.
+
+    ``initial (B, D)`` is the membrane before the first step. The membranes are the last ones, ``(B, D)``, what the next
+    chunk starts from; with ``trace`` those of all steps, ``(B, T, D)``. They have the dtype of ``initial`` and are
+    computed in it. ``starts (B, T)`` bool: the membrane is 0 before this step. ``neuron`` has been checked.
+    """
+    if (
+        x.shape[1] == 1
+        and starts is None
+        and not (torch.is_grad_enabled() and (x.requires_grad or initial.requires_grad))
+    ):
+        spikes, membranes = _one_step(x[:, 0].to(initial.dtype), initial, neuron)
+        return spikes.to(x.dtype).unsqueeze(1), membranes.unsqueeze(1) if trace else membranes
+    spikes, membranes = _LIF.apply(x, initial, starts, neuron, trace)
+    return spikes, membranes
+
+
+def fire(x: Tensor, initial: Tensor, neuron: Neuron, told: RecurrentMask) -> tuple[Tensor, Tensor]:
+    """:func:`lif` under padding and resets: spikes ``(B, T, D)`` in packed order and the last membranes ``(B, D)``."""
+    padded = told.real is not None
+    spikes, membranes = lif(x, initial, neuron, starts=told.starts(), trace=padded)
+    return spikes, told.last(membranes, initial) if padded else membranes
+
+
+def spike_rate(spikes: Tensor, real: Tensor | None) -> Tensor:
+    """Spikes a real token and neuron: ``spikes (B, T, D)``, ``real (B, T)`` bool."""
+    if real is None:
+        return spikes.mean()
+    return (spikes * real.unsqueeze(2)).sum() / (real.sum().clamp(min=1) * spikes.shape[2])
+
+
+def _one_step(x_t: Tensor, v: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
+    """What a stream needs, without the bookkeeping for gradients; the same arithmetic as the loop."""
+    h = torch.add(x_t * (1 / neuron.tau) if neuron.decay_input else x_t, v, alpha=1 - 1 / neuron.tau)
+    fired = h >= neuron.threshold
+    v = h.masked_fill(fired, 0.0) if neuron.reset == "hard" else torch.add(h, fired, alpha=-neuron.threshold)
+    return fired.to(h.dtype), v
+
+
+class _LIF(torch.autograd.Function):
+    """The buffer runs in time first and holds ``-h``: a hard reset is then torch's threshold, one operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, initial: Tensor, starts: Tensor | None, neuron: Neuron, trace: bool
+    ) -> tuple[Tensor, Tensor]:
+        below, hard = -neuron.threshold, neuron.reset == "hard"
+        decay = 1 - 1 / neuron.tau
+        keep = None if starts is None else (~starts).mT.unsqueeze(2).to(initial.dtype)  # (T, B, 1)
+        h = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=initial.dtype, device=x.device)
+        torch.mul(x.transpose(0, 1).to(initial.dtype), -1 / neuron.tau if neuron.decay_input else -1.0, out=h)
+        v = -initial
+        for t, h_t in enumerate(h.unbind(0)):
+            if keep is not None:
+                v = v * keep[t]
+            h_t.add_(v, alpha=decay)
+            v = torch.threshold(h_t, below, 0.0) if hard else torch.add(h_t, h_t <= below, alpha=neuron.threshold)
+        spikes = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        torch.le(h.transpose(0, 1), below, out=spikes)
+        if trace:
+            every = torch.threshold(h, below, 0.0) if hard else torch.add(h, h <= below, alpha=neuron.threshold)
+            v = every.transpose(0, 1)
+        ctx.save_for_backward(h, keep)
+        ctx.set_materialize_grads(False)
+        ctx.neuron, ctx.decay, ctx.dtype = neuron, decay, x.dtype
+        return spikes, -v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        from_spikes, from_membranes = gradients
+        h, keep = ctx.saved_tensors
+        neuron: Neuron = ctx.neuron
+        shape, alpha = SURROGATES[neuron.surrogate]
+        alpha = alpha if neuron.alpha is None else neuron.alpha
+        hard, one = neuron.reset == "hard", h.new_ones(())
+        below = -neuron.threshold
+        through = torch.gt(h, below, out=torch.empty_like(h)) if hard else None  # r; None stands for 1
+        dh = torch.add(h.new_tensor(alpha * neuron.threshold), h, alpha=alpha)  # -alpha z; the shapes are even
+        upstream = torch.zeros_like(h) if from_spikes is None else from_spikes.transpose(0, 1).to(h.dtype)
+        if neuron.detach_reset:
+            dh = shape(upstream, dh)
+        else:
+            curve = shape(one.expand_as(h), dh)
+            dh = upstream * curve
+            if through is None:
+                through = torch.add(one, curve, alpha=alpha * below)
+            else:
+                through.addcmul_(h, curve, value=alpha)
+        # From here on dh is in units of alpha, so that no pass over it is spent on the factor.
+        if from_membranes is not None:
+            every = from_membranes.dim() == 3
+            part = from_membranes.transpose(0, 1) if every else from_membranes
+            target = dh if every else dh[-1]
+            if through is None:
+                target.add_(part, alpha=1 / alpha)
+            else:
+                target.addcmul_(part, through if every else through[-1], value=1 / alpha)
+        if keep is not None:
+            later = torch.cat([keep[1:], torch.ones_like(keep[:1])])
+            through = later.expand_as(h) if through is None else through * later
+        steps = dh.unbind(0)
+        gates = None if through is None else through.unbind(0)
+        for t in range(len(steps) - 2, -1, -1):
+            if gates is None:
+                steps[t].add_(steps[t + 1], alpha=ctx.decay)
+            else:
+                steps[t].addcmul_(gates[t], steps[t + 1], value=ctx.decay)
+        dx = (dh.transpose(0, 1) * (alpha / neuron.tau if neuron.decay_input else alpha)).to(ctx.dtype)
+        first = dh[0] if keep is None else dh[0] * keep[0]
+        return dx, first * (alpha * ctx.decay), None, None, None

@@ -1,0 +1,129 @@
+"""LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units (2402.04882), its cell without
+spikes, which is the parallel unit of Parallelizing Legendre Memory Unit Training (2102.11417).
+
+    u[t] = f(W_u x[t] + b_u),   m[t] = A' m[t - 1] + B' u[t],   y[t] = f(W_m m[t] + W_x x[t] + b)
+
+A', B' are the Legendre delay system of order q and window theta, zero-order hold, not trained
+(:mod:`manyheads.core.functional.legendre`). Shapes: B batch, T tokens, D width, C channels, q order.
+
+Cost: time ``O(T C q^2 + T D (C q + D))``, all of it matrix products, memory ``O(T (C q + D))``; a streamed token
+``O(C q^2 + C q D + D^2)``, the state has C q numbers.
+
+Differs from the paper: its code convolves by FFT at a fixed length of 128; here the parallel form works in blocks,
+takes an initial state and any length, and is the faster one from some thousand tokens on. C > 1 channels, each with a
+memory of its own, are ours (the paper has one). The width of the output is that of the input. W_m and W_x are two
+matrices (the paper has them side by side in one). The body of the paper could not be read: the equations are those of
+its published code. Padding, resets and streaming are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.blocks.legendre_memory import LegendreMemory
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.functional.legendre import memory_flops
+from manyheads.core.functional.recurrent_mask import recurrent_mask
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+
+
+class LMUState(NamedTuple):
+    memory: Tensor  # (B, C, q), float32 under lower precision
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim, channels = config["dim"], config.get("channels", 1)
+    order = config.get("order") or dim
+    dense = dim * channels + channels * order * dim + dim * dim
+    return 2.0 * tokens * dense + channels * memory_flops(order, tokens)
+
+
+class LegendreMemoryUnit(Layer):
+    """The Legendre memory unit; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        order: q, numbers that each channel remembers; None for ``dim``, as in the paper. A warning where it exceeds
+            ``window``: the surplus adds no linear information.
+        window: theta, the tokens that the memory reaches back.
+        activation: f: "relu" (as in the paper), "tanh" or "identity".
+        channels: C, scalar inputs with a memory each.
+
+    Raises:
+        ArgumentError: order, window or channels below 1.
+        UnknownNameError: an activation of another name.
+    """
+
+    info = LayerInfo(
+        name="lmu",
+        title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
+        arxiv="2402.04882",
+        cost="time N q^2 + N D (q + D), memory N (q + D), with order q; a streamed token q^2 + D (q + D)",
+        flops=_flops,
+        causal=("strict",),
+        state=("recurrent",),
+        masks=("padding", "reset"),
+        positional=True,
+        full_context=False,  # a ReLU that is shut passes nothing on
+        deviations=(
+            "blocked parallel form of any length with an initial state, for an FFT of one length",
+            "more than one channel is ours",
+        ),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        order: int | None = None,
+        window: int = 128,
+        activation: str = "relu",
+        channels: int = 1,
+    ) -> None:
+        super().__init__(dim, order=order, window=window, activation=activation, channels=channels)
+        if activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", activation, ACTIVATIONS)
+        if channels < 1:
+            raise ArgumentError(f"lmu: channels: found {channels}, expected 1 or more")
+        self.order, self.channels = dim if order is None else order, channels
+        self.activation = ACTIVATIONS[activation]
+        self.memory = LegendreMemory(self.order, window, owner="lmu")
+        self.encoder = nn.Linear(dim, channels)
+        self.readout = nn.Linear(channels * self.order, dim, bias=False)
+        self.skip = nn.Linear(dim, dim)
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        return LMUState(self.memory.initial(batch, self.channels, device=device, dtype=dtype))
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        told = recurrent_mask(mask.padding, mask.reset)
+        x = told.pack(x)
+        u = self.activation(self.encoder(x)).mT.flatten(0, 1)  # (B C, T)
+        segments = None if told.segments is None else told.segments.repeat_interleave(self.channels, 0)
+        memory = self.memory(u, state.memory.flatten(0, 1), segments)  # (B C, T, q)
+        memory = memory.unflatten(0, (-1, self.channels)).transpose(1, 2)  # (B, T, C, q)
+        y = self._read(memory.flatten(2), x)
+        return LayerOutput(told.unpack(y), LMUState(told.last(memory, state.memory)))
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step ``(B, D)`` without blocks: five products."""
+        if x_t.shape[-1] != self.dim or type(state) is not LMUState:
+            y, state, _ = self(x_t.unsqueeze(1), state)  # says what is wrong
+            return y.squeeze(1), state
+        memory = self.memory.step(self.activation(self.encoder(x_t)), state.memory)
+        return self._read(memory.flatten(1), x_t), LMUState(memory)
+
+    def _read(self, memory: Tensor, x: Tensor) -> Tensor:
+        return self.activation(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))
