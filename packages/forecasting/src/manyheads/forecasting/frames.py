@@ -111,6 +111,8 @@ def _table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
             frame = frame.reset_index(names=frame.index.name or "ds")
         return frame.reset_index(drop=True), _IN_MEMORY, 0
     path = Path(source)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the path of a CSV file")
     if not path.is_file():
         raise DataError(f"{path} is not there: give the path of a CSV file")
     raw = path.read_bytes()
