@@ -21,6 +21,7 @@ from manyheads.lab.files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = "manyheads forecasting bench"
+NAIVE = "repeat seasonal-naive drift window-mean"
 FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
@@ -28,9 +29,10 @@ RUNS = "benchmarks/runs"
 JOBS: dict[str, list[str]] = {
     "forecasting_default": [f"{BENCH} --csv {{csv}}"],
     "forecasting_naive": [
-        f"{BENCH} --models repeat seasonal-naive drift window-mean --protocol both --csv {{csv}}",
+        f"{BENCH} --models {NAIVE} --protocol both --csv {{csv}}",
     ],
-    "forecasting_closed_form": [f"{BENCH} --models {FAMILY} --csv {{csv}}"],
+    "forecasting_closed_form": [f"{BENCH} --models {NAIVE} {FAMILY} --csv {{csv}}"],
+    "forecasting_nlinear": [f"{BENCH} --sets ETTh1 --horizons 96 --models nlinear-cf --csv {{csv}}"],
     "forecasting_auto": [f"{BENCH} --models closed-form-auto --csv {{csv}}"],
     "forecasting_auto_train": [f"{BENCH} --models closed-form-auto-train --csv {{csv}}"],
     "forecasting_sgd": [

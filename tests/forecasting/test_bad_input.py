@@ -175,6 +175,19 @@ def test_the_season_follows_the_frequency(freq, season):
     assert read_panels(frame)[0].season == season
 
 
+@pytest.mark.parametrize("form", ["%d.%m.%Y", "%m/%d/%Y", "%d-%m-%Y %H:%M"])
+def test_the_order_of_day_and_month_is_read_off_all_rows(form):
+    stamps = pd.date_range("2024-01-01", periods=60)
+    [panel] = read_panels(pd.DataFrame({"ds": stamps.strftime(form), "y": np.arange(60.0) ** 2}))
+    assert panel.stamps.equals(stamps)
+
+
+def test_dates_that_may_be_day_or_month_first_are_refused():
+    stamps = pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%d.%m.%Y")
+    with pytest.raises(DataError, match=r"column 'ds': 01.01.2024 … 01.12.2024 are dates with .*as 2024-01-31"):
+        read_panels(pd.DataFrame({"ds": stamps, "y": np.arange(12.0) ** 2}))
+
+
 def test_stamps_with_offsets_are_read_as_utc():
     stamps = pd.date_range("2024-03-30", periods=60, freq="h", tz="Europe/Berlin")
     [panel] = read_panels(pd.DataFrame({"ds": stamps.astype(str), "y": np.arange(60.0) ** 2}))

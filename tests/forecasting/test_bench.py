@@ -54,6 +54,14 @@ def test_small_validation_parts_are_told():
     }
 
 
+def test_models_of_one_family_are_warned_about_in_one_line_and_keep_their_order():
+    models = ["nlinear-cf", "repeat", "linear-i-cf"]
+    result = run_bench(["national_illness"], [24, 36], models)
+    assert [(row.model, row.horizon) for row in result.rows] == [(m, h) for m in models for h in (24, 36)]
+    told = result.notes["national_illness"]
+    assert [note.split(" validation")[0] for note in told] == [f"nlinear-cf, linear-i-cf: {n}" for n in (74, 62)]
+
+
 def test_json_holds_the_rows_and_nothing_else_is_printed(capsys):
     code, out, _ = run(capsys, "bench", "--sets", "national_illness", "--models", "repeat", "drift", "--json")
     document = json.loads(out)

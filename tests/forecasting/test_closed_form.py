@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.forecasting.closed_form.auto import AutoRule, fit_auto
-from manyheads.forecasting.closed_form.error import gram_mse
-from manyheads.forecasting.closed_form.hankel import window_moments
+from manyheads.forecasting.closed_form.error import gram_mse, gram_mse_by_step
+from manyheads.forecasting.closed_form.hankel import window_moments, with_deviation
 from manyheads.forecasting.closed_form.normal_equations import moving_average
-from manyheads.forecasting.closed_form.ridge import fit_ridge
+from manyheads.forecasting.closed_form.ridge import fit_ridge, fit_ridges
 from manyheads.forecasting.data import history, load_set, standardise
-from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.models import fit_models
+from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
 from manyheads.forecasting.series import History
 from manyheads.forecasting.windows import score
 
@@ -31,9 +34,11 @@ def walk(rows=220, channels=3, seed=0):
 def test_moments_equal_the_sums_over_explicit_windows(look_back, horizon, start, count, seed):
     series = walk(start + count + look_back + horizon, 1, seed)[:, 0]
     window = np.array([series[n : n + look_back + horizon] for n in range(start, start + count)])
-    for side in ("ones", "deviation"):
-        found = window_moments(series, look_back, horizon, start, start + count, side=side)
-        feature = np.ones(count) if side == "ones" else window[:, :look_back].std(1)
+    plain = window_moments(series, look_back, horizon, start, start + count)
+    for found, feature in (
+        (plain, np.ones(count)),
+        (with_deviation(plain, series, start), window[:, :look_back].std(1)),
+    ):
         np.testing.assert_allclose(found.products, window[:, :look_back].T @ window, atol=1e-9)
         np.testing.assert_allclose(found.squares, (window**2).sum(0), atol=1e-9)
         np.testing.assert_allclose(found.side, feature @ window, atol=1e-6)
@@ -127,6 +132,46 @@ def test_error_from_moments_is_that_of_the_explicit_forecasts(scale_bias, sets):
         gram_mse(model, values, 50, 52)
 
 
+def test_members_that_are_fitted_together_are_those_fitted_alone():
+    past = History(walk()[:180], 140, 7)
+    members = [(form, individual) for individual in (True, False) for form in FORMS]
+    for (form, individual), fit in zip(members, fit_ridges(past, 5, members, look_back=12), strict=True):
+        alone = fit_ridge(past, 5, form=form, look_back=12, individual=individual)
+        assert (fit.form, fit.individual, fit.penalties) == (form, individual, alone.penalties)
+        np.testing.assert_array_equal(fit.map.weight, alone.map.weight)
+
+
+def test_errors_of_several_maps_at_once_are_those_of_each():
+    rng, values = np.random.default_rng(0), walk()
+    maps = [
+        LinearMap(rng.normal(size=(sets, 9, 4)), rng.normal(size=(sets, 4)) * (not scaled), extra)
+        for sets in (1, 3)
+        for scaled in (False, True)
+        for extra in [rng.normal(size=(sets, 4)) if scaled else None]
+    ]
+    for linear_map, found in zip(maps, gram_mse_by_step(maps, values, 50, 200), strict=True):
+        np.testing.assert_allclose(found, score(linear_map, values, 50, 200).mse_by_step, rtol=1e-9)
+
+
+def test_memory_does_not_grow_with_the_number_of_windows():
+    def peak(rows):
+        values = walk(rows, 2)
+        past = History(values[: rows * 4 // 5], rows * 3 // 5, 7)
+        tracemalloc.start()
+        for form in FORMS:
+            fit = fit_ridge(past, 96, form=form, look_back=192)
+            gram_mse(fit.map, values, past.rows, rows)
+            score(fit.map, values, past.rows, rows)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    more_rows = 60_000
+    few, many = peak(10_000), peak(10_000 + more_rows)
+    window_matrix = more_rows * 192 * 8
+    assert many - few < 10 * more_rows * 8 < window_matrix / 10  # a few copies of the series itself
+
+
 def test_look_back_and_sharing_are_chosen_by_validation():
     values = walk(1500, 2)
     past = History(values[:1300], 1000, 7)
@@ -138,6 +183,15 @@ def test_look_back_and_sharing_are_chosen_by_validation():
     ]
     assert fit.validation_mse == min(tried)
     assert fit.look_back in (96, 192)
+    by_name = fit_models(["nlinear-chosen-cf"], past, [5], look_back=1)["nlinear-chosen-cf"][5]
+    np.testing.assert_array_equal(linear_map_of(by_name).weight, fit.map.weight)
+
+
+def test_too_small_a_validation_part_chooses_no_look_back_and_no_sharing():
+    past = History(walk(500, 2), 440, 7)
+    fit = fit_ridge(past, 5, look_back=None, individual=None)
+    assert (fit.look_back, fit.individual, fit.penalties) == (96, False, (0.0,))
+    assert "56 validation windows are too few" in fit.warnings[0]
 
 
 def test_too_small_a_validation_part_means_plain_least_squares_and_a_warning():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manyheads.core.errors import DataError, UnknownNameError
+from manyheads.forecasting import data
 from manyheads.forecasting.catalogue import datasets
 from manyheads.forecasting.data import SENTINEL, benchmark_split, history, load_set, standardise
 from manyheads.forecasting.published import horizons_of, published_mse
@@ -87,6 +88,21 @@ def test_unknown_and_absent_sets_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"electricity.csv \(26,304 rows.*\$MANYHEADS_DATA/ltsf/electricity.csv"):
         load_set("electricity")
+
+
+@pytest.mark.parametrize("name", ["electricity", "traffic"])
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_electricity_and_traffic_are_read_where_the_message_says(name, suffix, monkeypatch, tmp_path):
+    rows = [f"2016-07-01 {hour:02}:00:00,{hour}.5,{-hour}" for hour in range(20)]
+    content = "\n".join(["date,0,OT", *rows]).encode()
+    (tmp_path / "ltsf").mkdir()
+    (tmp_path / f"ltsf/{name}.csv{suffix}").write_bytes(lzma.compress(content) if suffix else content)
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    monkeypatch.setitem(data.SHAPES, name, (20, 2))
+    panel = load_set(name)
+    assert (panel.channels, panel.season) == (("0", "OT"), 24)
+    assert panel.values[3].tolist() == [3.5, -3.0]
+    assert (panel.split.train_end, panel.split.validation_end, panel.split.test_end) == (14, 16, 20)
 
 
 def test_a_file_of_another_shape_is_not_taken_for_electricity(monkeypatch, tmp_path):

@@ -119,6 +119,7 @@ def test_gradient_descent_finds_what_the_closed_form_finds(hourly):
     assert np.abs(trained.forecast(probe) - exact.forecast(probe)).max() < 0.35
 
 
+@pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
 def test_every_model_fits_and_forecasts(hourly):
     values = hourly[["a", "b"]].to_numpy()
     history = History((values - values.mean(0)) / values.std(0), 320, 24)

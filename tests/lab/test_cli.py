@@ -15,7 +15,7 @@ import pytest
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.cli import main
-from manyheads.lab.command import Outcome, plain, run_commands
+from manyheads.lab.command import Outcome, command_line, plain, run_commands
 from manyheads.lab.experiment_commands import overrides_first
 from manyheads.lab.files import write_atomically
 from manyheads.lab.html import HtmlReport
@@ -56,6 +56,46 @@ def test_unknown_words_get_the_nearest_in_one_line(capsys, words, message):
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "fetch"], "names: found none, expected data sets by name"),
+        (["list", "--causal", "maybe"], "invalid choice 'maybe' for argument '--causal'. Expected one of"),
+        (["forecasting", "fit", "my.csv"], "Missing from manyheads forecasting fit: --horizon INT"),
+        (["forecasting", "fit", "my.csv", "--horizn", "3"], "Unrecognized options: --horizn 3"),
+        (["forecasting", "bench", "--horizons", "abc"], "Could not find valid parse for arguments: ['abc']"),
+        (["forecasting", "train", "etth1-96-dlinear", "model.form=xlinear"], "invalid choice 'xlinear'"),
+    ],
+)
+def test_words_that_do_not_parse_get_one_line(capsys, words, message):
+    for extra in ([], ["--json"]):
+        code, out, err = run(capsys, *words, *extra)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_only_the_first_of_several_processes_speaks_and_writes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    train = ["forecasting", "train", "national_illness-24-nlinear", "--smoke", "--root", str(tmp_path), "--json"]
+    code, out, _ = run(capsys, *train)
+    assert (code, out) == (0, "")
+    assert [path.name for path in tmp_path.rglob("*.json")] == []
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("/bin/manyheads", "manyheads train x"),
+        ("/lib/manyheads/forecasting/__main__.py", "python -m manyheads.forecasting train x"),
+        ("/bin/pytest", ""),
+    ],
+)
+def test_a_report_names_the_command_as_it_is_typed(monkeypatch, program, expected):
+    monkeypatch.setattr(sys, "argv", [program, "train", "x"])
+    assert command_line() == expected
 
 
 def test_json_is_one_document_on_standard_output(capsys):

@@ -7,14 +7,15 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
 from manyheads.lab.experiment import Budget, Optimiser, Report, find_experiment, run
 from manyheads.lab.experiment_commands import overridden
 from manyheads.lab.leaderboard import leaderboard
-from manyheads.lab.train import fit_supervised, rate_factor, train_model
+from manyheads.lab.train import fit_supervised, launch, rate_factor, train_model, validation_loss
 
-from .toy import ToyData, ToyModel, toy
+from .toy import Rows, ToyData, ToyModel, toy
 
 
 def quick(**changes):
@@ -96,6 +97,22 @@ def test_schedules():
     assert rate_factor(cosine, 0, 10) == 1
     assert rate_factor(cosine, 10, 10) == pytest.approx(0)
     assert rate_factor(Optimiser(), 5, 10) == 1
+
+
+def test_validation_is_shuffled_and_leaves_out_the_last_incomplete_batch():
+    part = Rows(torch.arange(16.0)[:, None], torch.zeros(16, 1))
+    order, batches = torch.Generator().manual_seed(3), []
+
+    class Recorded:
+        def loss(self, model, batch):
+            batches.append(batch[0].flatten().tolist())
+            return batch[0].mean()
+
+    experiment = toy(objective=Recorded(), budget=Budget(batch_size=5))
+    found = validation_loss(experiment, torch.nn.Identity(), part, order, launch(experiment.budget))
+    expected = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
+    assert batches == [expected[:5], expected[5:10], expected[10:15]]
+    assert found == pytest.approx(sum(expected[:15]) / 15)
 
 
 def test_a_batch_larger_than_the_data_is_refused():

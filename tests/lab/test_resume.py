@@ -36,20 +36,34 @@ def outcome(folder):
     return (folder / "metrics.jsonl").read_bytes(), {k: v.tolist() for k, v in weights.items()}, metadata["metrics"]
 
 
+def train_and_count(folder, begun):
+    """Counts the checkpoints that were begun, for the process that kills this one."""
+    saved = checkpoint.save_checkpoint
+
+    def counting(*args):
+        begun.value += 1
+        saved(*args)
+
+    checkpoint.save_checkpoint = counting
+    train(folder)
+
+
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    """Forked from this process, which has torch loaded, so that ten starts cost little."""
+    """Forked from this process, which has torch loaded, so that ten starts cost little. A moment is a random number of
+    checkpoints and a random time after the last of them began, however busy the machine is."""
     fork = multiprocessing.get_context("fork")
-    before = time.perf_counter()
     train(tmp_path / "unbroken")
-    took = time.perf_counter() - before
     expected = outcome(tmp_path / "unbroken")
     moments = random.Random(5)
     killed, resumed_from = 0, set()
     for attempt in range(10):
-        folder = tmp_path / f"killed-{attempt}"
-        process = fork.Process(target=train, args=(folder,))
+        folder, begun = tmp_path / f"killed-{attempt}", fork.Value("i", 0)
+        process = fork.Process(target=train_and_count, args=(folder, begun))
         process.start()
-        time.sleep(moments.uniform(0.1, 0.9) * took)
+        after = moments.randrange(18)
+        while begun.value < after and process.is_alive():
+            time.sleep(0.0005)
+        time.sleep(moments.uniform(0, 0.01))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -114,6 +128,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         found = load_latest(tmp_path, expect={})
         assert found is not None
         assert found[1]["step"] == 2
+
+
+def test_a_fresh_run_never_goes_on_from_an_older_one(tmp_path, monkeypatch):
+    train(tmp_path)
+
+    class Stopped(Exception):
+        pass
+
+    def save_once(folder, step, tensors, metadata):
+        save_checkpoint(folder, step, tensors, metadata)
+        raise Stopped
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_once)
+    with pytest.raises(Stopped):
+        fit_supervised(KILLED, 1, tmp_path, progress=False, resume=False)
+    found = load_latest(tmp_path / "checkpoints", expect={"seed": 1})
+    assert found is not None
+    assert found[1]["position"]["step"] == 3
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):

@@ -53,6 +53,12 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], meta
         old.unlink(missing_ok=True)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """So that a run that starts afresh never goes on from an older one."""
+    for old in _newest_first(folder):
+        old.unlink(missing_ok=True)
+
+
 def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None where there is none.
 

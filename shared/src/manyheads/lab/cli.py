@@ -138,10 +138,13 @@ def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome
         names: data sets by name.
         out: write a copy of each, decompressed, into this folder.
     """
+    from manyheads.core.errors import ArgumentError
     from manyheads.lab.data import find, read, where
     from manyheads.lab.files import write_atomically
     from manyheads.lab.terminal import progress
 
+    if not names:
+        raise ArgumentError("names: found none, expected data sets by name (manyheads data list shows them)")
     sets = [find(name) for name in names]
     with progress("fetch", len(sets)) as advance:
         for dataset in sets:

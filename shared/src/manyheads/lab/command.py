@@ -7,14 +7,21 @@ Exit status: 0 done, 2 bad input (one line says what and how to mend it; ``--deb
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import math
+import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from manyheads.core.errors import ManyheadsError, UnknownNameError
+from manyheads.core.errors import ArgumentError, ManyheadsError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
         if arguments[0] not in commands:
             raise UnknownNameError("command", arguments[0], commands)
         outcome = _call(commands[arguments[0]], f"{prog} {arguments[0]}", arguments[1:])
-        _print_outcome(outcome, as_json)
+        if first_process():
+            _print_outcome(outcome, as_json)
     except ManyheadsError as error:
         if debug:
             raise
@@ -61,6 +69,21 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
     return 0
 
 
+def first_process() -> bool:
+    """Whether this is the one process, or the one of ``torchrun``'s that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def command_line() -> str:
+    """The command that this process runs, as it is typed; empty where it is none of ``manyheads``."""
+    program = Path(sys.argv[0])
+    if program.name == "manyheads":
+        return shlex.join(["manyheads", *sys.argv[1:]])
+    if program.name == "__main__.py" and program.parent.parent.name == "manyheads":
+        return shlex.join(["python", "-m", f"manyheads.{program.parent.name}", *sys.argv[1:]])
+    return ""
+
+
 def usage(prog: str, description: str, commands: Commands) -> str:
     """The help page: one line a command."""
     width = max(map(len, commands), default=0)
@@ -75,9 +98,34 @@ def usage(prog: str, description: str, commands: Commands) -> str:
 def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) -> Outcome:
     import tyro
 
+    @functools.wraps(command)
+    def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return positional, named
+
     flat = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
-    outcome: Outcome = tyro.cli(command, prog=prog, args=list(arguments), config=flat)
-    return outcome
+    positional, named = parse(bound, arguments, prog=prog, config=flat)
+    return command(*positional, **named)
+
+
+def parse(target: Callable[..., Any], arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
+    """``tyro.cli`` whose complaints are one line: raises :class:`ArgumentError`."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(target, prog=prog, args=list(arguments), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # the help page
+        raise ArgumentError(f"{_complaint(said.getvalue())}: {prog} --help tells more") from stop
+
+
+def _complaint(box: str) -> str:
+    """What tyro says below a title, with or without a frame, as one line and without its help."""
+    lines = [line.strip("\u2502 ") for line in box.strip().splitlines()[1:]]
+    said = " ".join(line for line in lines if line.strip("\u2500\u2570\u256f-"))
+    return re.split(r"Argument helptext|For full helptext", said)[0].strip(" .")
 
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:

@@ -51,7 +51,7 @@ class Dataset:
     citation: str
     bytes: int  # of the content
     sha256: str | None  # of the content; None only where the user brings the file
-    local: str  # below $MANYHEADS_DATA, ".xz" allowed
+    local: str  # below $MANYHEADS_DATA; the file may also lie there with or without ".xz"
     origins: tuple[Origin, ...] = ()
     aliases: tuple[str, ...] = field(default=())
 
@@ -130,7 +130,8 @@ def _local_path(dataset: Dataset) -> Path | None:
     root = os.environ.get(ENVIRONMENT)
     if not root:
         return None
-    for name in dict.fromkeys([dataset.local, dataset.local.removesuffix(".xz")]):
+    plain = dataset.local.removesuffix(".xz")
+    for name in dict.fromkeys([dataset.local, plain, f"{plain}.xz"]):
         path = Path(root) / name
         if path.is_file():
             return path

@@ -11,7 +11,6 @@ import hashlib
 import json
 import platform
 import resource
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.lab.command import plain
+from manyheads.lab.command import command_line, first_process, plain
 from manyheads.lab.files import write_atomically
 
 if TYPE_CHECKING:
@@ -198,7 +197,8 @@ def run(
     if not chosen or len(set(chosen)) != len(chosen):
         raise ArgumentError(f"seeds: found {list(chosen)}, expected at least one, each once")
     folder = Path(root) / experiment.name / experiment.hash
-    write_json(folder / "experiment.json", experiment.description())
+    if first_process():
+        write_json(folder / "experiment.json", experiment.description())
     results = {}
     for seed in chosen:
         results[seed] = _run_seed(experiment, seed, folder / f"seed-{seed}", resume, progress, tensorboard, fit)
@@ -207,7 +207,7 @@ def run(
     report = Report(
         experiment.name,
         experiment.hash,
-        shlex.join(["manyheads", *sys.argv[1:]]) if sys.argv[0].endswith("manyheads") else "",
+        command_line(),
         chosen,
         {str(seed): dict(result.metrics) for seed, result in results.items()},
         {name: statistics.fmean(column) for name, column in columns.items()},
@@ -218,7 +218,8 @@ def run(
         environment(),
         None if experiment.source is None else asdict(experiment.source),
     )
-    write_json(folder / "report.json", asdict(report))
+    if first_process():
+        write_json(folder / "report.json", asdict(report))
     return report
 
 
@@ -228,9 +229,11 @@ def _run_seed(
     done = folder / "result.json"
     if resume and done.is_file():
         return SeedResult(**json.loads(done.read_text()))
-    done.unlink(missing_ok=True)
+    if first_process():
+        done.unlink(missing_ok=True)
     result = fit(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
-    write_json(done, asdict(result))
+    if first_process():
+        write_json(done, asdict(result))
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab.command import Commands, Outcome
+from manyheads.lab.command import Commands, Outcome, parse
 from manyheads.lab.domain import Domain
 from manyheads.lab.experiment import Experiment, Report, find_experiment, run
 
@@ -83,8 +83,6 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
 
     The source is dropped, as its figures are of another model. Raises :class:`ArgumentError`.
     """
-    import tyro
-
     for override in overrides:
         path, equals, value = override.removeprefix("--").partition("=")
         part, dot, name = path.partition(".")
@@ -95,9 +93,9 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         config: Any = getattr(experiment, part)
         flag = f"--{name.replace('_', '-')}"
         try:
-            parsed = tyro.cli(type(config), default=config, args=[flag, *value.split(",")])
-        except SystemExit as stop:
-            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it") from stop
+            parsed = parse(type(config), [flag, *value.split(",")], prog="manyheads <domain> train", default=config)
+        except ArgumentError as error:
+            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {error}") from error
         changes: dict[str, Any] = {part: parsed}
         experiment = replace(experiment, source=None, **changes)
     return experiment

@@ -81,6 +81,8 @@ def train_model(
     best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
     identity = {"experiment": experiment.hash if folder else "", "seed": seed}
     checkpoints = None if folder is None else folder / "checkpoints"
+    if checkpoints is not None and not resume and fabric.is_global_zero:
+        checkpoint.remove_checkpoints(checkpoints)
     if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
         tensors, metadata = found
         raw_model.load_state_dict(_under("model.", tensors))

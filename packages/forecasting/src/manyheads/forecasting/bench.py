@@ -15,9 +15,9 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.catalogue import datasets
-from manyheads.forecasting.closed_form.error import gram_mse
+from manyheads.forecasting.closed_form.error import gram_mse_by_step
 from manyheads.forecasting.data import history, load_set, standardise
-from manyheads.forecasting.models import MODELS, find_model, fit_model
+from manyheads.forecasting.models import MODELS, fit_models, fitted_together
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.published import horizons_of, look_back_of, published_mse
 from manyheads.forecasting.series import FittedModel, Panel, collected_warnings
@@ -40,7 +40,8 @@ DEFAULT_MODELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``fit_cpu_s`` of a model that serves all horizons with one fit is its share of it."""
+    """One line of the table. Where one fit serves several horizons, or several models share their moments, the CPU
+    seconds are the row's share of them."""
 
     set: str
     horizon: int
@@ -99,8 +100,9 @@ def run_bench(
     (the published figures include it); ``keep`` keeps panels and fitted models for drawing.
     Raises :class:`UnknownNameError`, :class:`ArgumentError` and :class:`DataError`.
     """
-    for name in models:
-        load(find_model(name).fit)  # now, so that no import is timed
+    groups = fitted_together(models)
+    for group in groups:
+        load(MODELS[group[0]].fit)  # now, so that no import is timed
     for label, value in (
         ("batch", batch),
         ("look-back", 1 if look_back is None else look_back),
@@ -119,21 +121,23 @@ def run_bench(
             result.panels[name] = panel
         steps = list(horizons) or list(horizons_of(name))
         length = look_back_of(name) if look_back is None else look_back
-        for model in models:
-            advance(f"{name} {model}")
+        begin = len(result.rows)
+        for group in groups:
+            advance(f"{name} {', '.join(group)}")
             warned: list[str] = []
             with collected_warnings(warned):
-                _bench_model(result, panel, model, steps, protocols, batch, length, seed, keep)
-            notes += [f"{model}: {message}" for message in warned]
+                _bench_group(result, panel, group, steps, protocols, batch, length, seed, keep)
+            notes += [f"{', '.join(group)}: {message}" for message in warned]
+        result.rows[begin:] = sorted(result.rows[begin:], key=lambda row: models.index(row.model))
         if notes:
             result.notes[name] = notes
     return result
 
 
-def _bench_model(
+def _bench_group(
     result: BenchResult,
     panel: Panel,
-    model: str,
+    group: list[str],
     horizons: list[int],
     protocols: Sequence[Protocol],
     batch: int,
@@ -141,55 +145,65 @@ def _bench_model(
     seed: int,
     keep: bool,
 ) -> None:
+    """Models that are fitted together, one horizon after the other where each needs a fit of its own."""
     values, _ = standardise(panel)
     past = history(panel)
-    split = panel.split
-    assert split is not None
-    fits: list[tuple[list[int], dict[int, FittedModel], float]] = []
-    for group in [horizons] if MODELS[model].joint else [[h] for h in horizons]:
+    for steps in [horizons] if MODELS[group[0]].joint else [[h] for h in horizons]:
         before = time.process_time()
-        fitted = fit_model(model, past, group, look_back=look_back, seed=seed)
-        fits.append((group, fitted, (time.process_time() - before) / len(group)))
-    for group, fitted, fit_cpu_s in fits:
-        for horizon in group:
-            if keep:
-                result.fitted[panel.name, horizon, model] = fitted[horizon]
+        fitted = fit_models(group, past, steps, look_back=look_back, seed=seed)
+        fit_cpu_s = (time.process_time() - before) / (len(steps) * len(group))
+        for horizon in steps:
+            models = {name: fitted[name][horizon] for name in group}
             for protocol in protocols:
                 drop = batch if protocol == "paper" else None
-                before = time.process_time()
-                scored = score(
-                    fitted[horizon],
-                    values,
-                    split.validation_end,
-                    split.test_end,
-                    drop_to_multiple_of=drop,
-                    dtype=np.float32,
-                )
-                exact = _exact_mse(fitted[horizon], values, split.validation_end, split.test_end, drop)
-                published = published_mse(panel.name, horizon, model)
-                row = Row(
-                    panel.name,
-                    horizon,
-                    model,
-                    protocol,
-                    scored.mse if exact is None else exact,
-                    scored.mae,
-                    scored.windows,
-                    fitted[horizon].look_back,
-                    fit_cpu_s,
-                    time.process_time() - before,
-                    *(published or (None, None)),
-                )
-                result.rows.append(row)
-                result.mse_by_step[panel.name, horizon, model, protocol] = scored.mse_by_step
+                _score_group(result, panel, values, models, protocol, drop, fit_cpu_s)
+            if keep:
+                result.fitted.update({(panel.name, horizon, name): model for name, model in models.items()})
 
 
-def _exact_mse(model: FittedModel, values: np.ndarray, first: int, last: int, drop: int | None) -> float | None:
-    """From the moments of the windows, in double precision, where the model is linear."""
-    if not isinstance(model, LinearMap):
-        return None
-    windows = count_windows(first, last, model.horizon, drop_to_multiple_of=drop)
-    return gram_mse(model, values, first, last, windows=windows)
+def _score_group(
+    result: BenchResult,
+    panel: Panel,
+    values: np.ndarray,
+    models: dict[str, FittedModel],
+    protocol: Protocol,
+    drop: int | None,
+    fit_cpu_s: float,
+) -> None:
+    """Absolute errors from the forecasts, squared ones of linear maps from the moments, which all of them share."""
+    split = panel.split
+    assert split is not None
+    first, last = split.validation_end, split.test_end
+    before = time.process_time()
+    maps = {name: model for name, model in models.items() if isinstance(model, LinearMap)}
+    exact: dict[str, np.ndarray] = {}
+    if maps:
+        horizon = next(iter(maps.values())).horizon
+        windows = count_windows(first, last, horizon, drop_to_multiple_of=drop)
+        exact = dict(
+            zip(maps, gram_mse_by_step(list(maps.values()), values, first, last, windows=windows), strict=True)
+        )
+    shared_cpu_s = (time.process_time() - before) / len(models)
+    for name, model in models.items():
+        before = time.process_time()
+        scored = score(
+            model, values, first, last, drop_to_multiple_of=drop, dtype=np.float32, mse_by_step=exact.get(name)
+        )
+        row = Row(
+            panel.name,
+            model.horizon,
+            name,
+            protocol,
+            scored.mse,
+            scored.mae,
+            scored.windows,
+            model.look_back,
+            fit_cpu_s,
+            shared_cpu_s + time.process_time() - before,
+            *(published_mse(panel.name, model.horizon, name) or (None, None)),
+        )
+        result.rows.append(row)
+        result.mse_by_step[panel.name, model.horizon, name, protocol] = scored.mse_by_step
 
 
 def as_table(rows: Sequence[Row], command: str) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def bench(
     """
     from manyheads.forecasting.bench import DEFAULT_MODELS, as_table, choose_sets, run_bench
     from manyheads.forecasting.bench_report import table_rows, write_report
-    from manyheads.forecasting.models import MODELS
+    from manyheads.forecasting.models import MODELS, fitted_together
     from manyheads.lab.files import write_csv
     from manyheads.lab.terminal import progress, table
 
@@ -50,7 +50,7 @@ def bench(
         models = tuple(name for name, spec in MODELS.items() if spec.kind != "gradient")
     models = models or DEFAULT_MODELS
     protocols = ("honest", "paper") if protocol == "both" else (protocol,)
-    total = len(choose_sets(sets)[0]) * len(models)
+    total = len(choose_sets(sets)[0]) * len(fitted_together(models))
     with progress("bench", total) as advance:
         result = run_bench(
             sets,

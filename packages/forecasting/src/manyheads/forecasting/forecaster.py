@@ -240,8 +240,10 @@ class Forecaster:
 
     def _fit_rows(self, values: np.ndarray, panel: Panel) -> LinearMap:
         rows = len(values)
-        look_back = self.look_back or max(1, min(336, (rows - self.horizon) // 3))
-        auto = find_model(self.model).joint
+        spec = find_model(self.model)
+        asked = None if spec.own_look_back else self.look_back
+        look_back = asked or max(1, min(336, (rows - self.horizon) // 3))
+        auto = spec.joint
         needed = self.horizon + (6 if auto else look_back)
         if rows < needed:
             raise DataError(

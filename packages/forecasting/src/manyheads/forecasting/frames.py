@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from manyheads.core.errors import DataError
 from manyheads.forecasting.series import SENTINEL, Panel
 
 _IN_MEMORY = "the table"
+_NO_YEAR_FIRST = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}")
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime")
 
 
@@ -111,6 +113,8 @@ def _table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
             frame = frame.reset_index(names=frame.index.name or "ds")
         return frame.reset_index(drop=True), _IN_MEMORY, 0
     path = Path(source)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the path of a CSV file")
     if not path.is_file():
         raise DataError(f"{path} is not there: give the path of a CSV file")
     raw = path.read_bytes()
@@ -164,6 +168,8 @@ def _stamps(column: pd.Series, name: str, place: str, lines: np.ndarray) -> pd.D
         parsed = pd.to_datetime(column, errors="coerce")
     except ValueError:  # several offsets from UTC
         parsed = pd.to_datetime(column, errors="coerce", utc=True)
+    if _NO_YEAR_FIRST.match(str(column.iloc[0])):
+        parsed = _day_or_month_first(column, parsed, name, place)
     if getattr(parsed.dtype, "tz", None) is not None:
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
     bad = np.flatnonzero(parsed.isna().to_numpy())
@@ -175,6 +181,19 @@ def _stamps(column: pd.Series, name: str, place: str, lines: np.ndarray) -> pd.D
             f"({column.iloc[0]}): correct it"
         )
     return pd.DatetimeIndex(parsed)
+
+
+def _day_or_month_first(column: pd.Series, month_first: pd.Series, name: str, place: str) -> pd.Series:
+    """Stamps such as 13.01.2024 or 01/13/2024: whichever order gives a date to every row; both must not."""
+    day_first = pd.to_datetime(column, errors="coerce", dayfirst=True)
+    if day_first.isna().any():
+        return month_first
+    if month_first.notna().all() and not day_first.equals(month_first):
+        raise DataError(
+            f"{place}, column {name!r}: {column.iloc[0]} … {column.iloc[-1]} are dates with the day first and with the "
+            "month first: write them as 2024-01-31"
+        )
+    return day_first
 
 
 def _panel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from manyheads.forecasting.models.linear_map import LinearMap
@@ -29,10 +30,13 @@ def forecast_fan(
     axes.plot(before, past, color="0.35", linewidth=1, label="past")
     if actual is not None:
         axes.plot(after, actual, color="0.35", linewidth=1, linestyle=":", label="what happened")
-    for coverage, (low, high) in sorted((intervals or {}).items(), reverse=True):
-        axes.fill_between(after, low, high, color="C0", alpha=0.18, linewidth=0, label=f"{coverage:.0%} interval")
+    for index, (coverage, (low, high)) in enumerate(sorted((intervals or {}).items(), reverse=True)):
+        alpha = min(0.18 + 0.14 * index, 1.0)  # the legend shows each band as dark as it is
+        axes.fill_between(after, low, high, color="C0", alpha=alpha, linewidth=0, label=f"{coverage:.0%} interval")
     axes.plot(after, forecast, color="C0", linewidth=1.4, label="forecast")
     axes.set(ylabel=unit, xlabel="" if past_stamps is not None else "steps from now")
+    if past_stamps is not None:
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
     axes.set_title(title, loc="left")
     figure.legend(loc="outside upper right", fontsize="small", frameon=False, ncols=5)
     axes.margins(x=0)

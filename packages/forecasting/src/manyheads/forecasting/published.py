@@ -110,5 +110,5 @@ def published_mse(set_name: str, horizon: int, model: str) -> tuple[float, str] 
     if model.startswith("closed-form-auto"):
         row, source = _SEARCHCAST_MSE.get(set_name), SEARCHCAST
     else:
-        row, source = _TABLE_2_MSE.get(set_name, {}).get(model.removesuffix("-cf").removesuffix("-i")), TABLE_2
+        row, source = _TABLE_2_MSE.get(set_name, {}).get(model.split("-")[0]), TABLE_2
     return None if row is None else (row[index], source)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from manyheads.forecasting.closed_form.auto import fit_auto
 from manyheads.forecasting.closed_form.normal_equations import Form
-from manyheads.forecasting.closed_form.ridge import fit_ridge
+from manyheads.forecasting.closed_form.ridge import fit_ridge, fit_ridges
 from manyheads.forecasting.series import FittedModel, FitWarning, History
 
 
 def fit_family(
     history: History,
     horizons: Sequence[int],
+    members: Sequence[Mapping[str, Any]],
     *,
     look_back: int,
-    seed: int = 0,
-    form: Form,
-    individual: bool,
+) -> list[dict[int, FittedModel]]:
+    """One ridge regression a member (``form``, ``individual``) and horizon. Warns with :class:`FitWarning`."""
+    pairs = [(member["form"], member["individual"]) for member in members]
+    fits = {h: fit_ridges(history, h, pairs, look_back=look_back) for h in horizons}
+    _warn(message for of_horizon in fits.values() for fit in of_horizon for message in fit.warnings)
+    return [{h: fits[h][index].map for h in horizons} for index in range(len(members))]
+
+
+def fit_chosen(
+    history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0, form: Form
 ) -> dict[int, FittedModel]:
-    """One ridge regression a horizon; ``seed`` is not used, nothing here is random. Warns with :class:`FitWarning`."""
-    fits = {h: fit_ridge(history, h, form=form, look_back=look_back, individual=individual) for h in horizons}
+    """Look-back and sharing chosen on validation with the penalty; ``look_back`` and ``seed`` are not used.
+
+    Warns with :class:`FitWarning`.
+    """
+    fits = {h: fit_ridge(history, h, form=form, look_back=None, individual=None) for h in horizons}
     _warn(message for fit in fits.values() for message in fit.warnings)
     return {h: fit.map for h, fit in fits.items()}
 

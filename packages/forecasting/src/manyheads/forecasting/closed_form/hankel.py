@@ -17,8 +17,7 @@ Shapes: ``C`` channels, ``L`` look-back, ``H`` horizon.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,18 +59,9 @@ class Moments:
         )
 
 
-def window_moments(
-    series: np.ndarray,
-    look_back: int,
-    horizon: int,
-    start: int,
-    stop: int,
-    *,
-    side: Literal["ones", "deviation"] = "ones",
-) -> Moments:
-    """Moments of the windows that start at rows ``start .. stop - 1`` of ``series`` ``(T,)``.
+def window_moments(series: np.ndarray, look_back: int, horizon: int, start: int, stop: int) -> Moments:
+    """Moments of the windows that start at rows ``start .. stop - 1`` of ``series`` ``(T,)``; the side feature is 1.
 
-    ``side="deviation"`` takes the population standard deviation of each look-back as the side feature.
     Raises :class:`DataError` where a window would leave the series.
     """
     width, windows = look_back + horizon, stop - start
@@ -80,14 +70,16 @@ def window_moments(
             f"windows [{start}, {stop}) of {look_back} + {horizon} steps do not fit into a series of {len(series)} rows"
         )
     reach = np.ascontiguousarray(series[start : stop - 1 + width], dtype=np.float64)
-    if side == "ones":
-        side_sums, side_energy = _running_sum(reach, windows), float(windows)
-    else:
-        feature = look_back_deviation(reach, look_back)[:windows]
-        side_sums, side_energy = _correlate(reach, feature), float(feature @ feature)
-    return Moments(
-        _products(reach, look_back, windows), _running_sum(reach * reach, windows), side_sums, side_energy, windows
-    )
+    squares, side = _running_sum(reach * reach, windows), _running_sum(reach, windows)
+    return Moments(_products(reach, look_back, windows), squares, side, float(windows), windows)
+
+
+def with_deviation(moments: Moments, series: np.ndarray, start: int) -> Moments:
+    """The same windows of ``series``, from row ``start``, with the population standard deviation of each look-back as
+    the side feature; the products, which cost most, are kept."""
+    reach = np.asarray(series[start : start + moments.windows - 1 + len(moments.squares)], dtype=np.float64)
+    feature = look_back_deviation(reach, moments.look_back)[: moments.windows]
+    return replace(moments, side=_correlate(reach, feature), side_energy=float(feature @ feature))
 
 
 def look_back_deviation(series: np.ndarray, look_back: int) -> np.ndarray:

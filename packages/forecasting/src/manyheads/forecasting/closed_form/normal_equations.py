@@ -17,7 +17,8 @@ pairs that give the same ``W`` leaves ``W' P^-1 W`` with ``P = (I - A)'(I - A) +
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,13 +43,17 @@ class NormalEquations:
     side_energy: float  # sum f^2
     windows: int
 
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
     def without_side(self, fitted_on: NormalEquations) -> NormalEquations:
         """The same with the side feature regressed out of ``z`` and ``r`` by the coefficients of ``fitted_on``."""
         a = fitted_on.side_gram / fitted_on.side_energy
         c = fitted_on.side_cross / fitted_on.side_energy
         u, w, e = self.side_gram, self.side_cross, self.side_energy
-        gram = self.gram - np.outer(u, a) - np.outer(a, u) + e * np.outer(a, a)
-        cross = self.cross - np.outer(u, c) - np.outer(a, w) + e * np.outer(a, c)
+        half = np.outer(u - 0.5 * e * a, a)
+        gram = self.gram - half - half.T
+        cross = self.cross - np.outer(u, c) - np.outer(a, w - e * c)
         energy = self.energy - 2 * c * w + e * c * c
         return NormalEquations(gram, cross, energy, u - e * a, w - e * c, e, self.windows)
 
@@ -95,6 +100,7 @@ def moving_average(look_back: int, kernel_size: int = KERNEL_SIZE) -> np.ndarray
     return average
 
 
+@cache
 def penalty_root(form: Form, look_back: int) -> np.ndarray | None:
     """``R`` with ``W = R U`` and the penalty ``|U|^2``; None where ``R`` is the identity."""
     if form != "dlinear":

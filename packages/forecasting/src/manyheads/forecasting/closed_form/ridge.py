@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.forecasting.closed_form.hankel import window_moments
+from manyheads.forecasting.closed_form.hankel import window_moments, with_deviation
 from manyheads.forecasting.closed_form.normal_equations import (
     Form,
     NormalEquations,
@@ -60,89 +60,103 @@ def fit_ridge(
 
     ``look_back=None`` and ``individual=None`` are chosen the same way, among :data:`LOOK_BACKS` and both kinds of
     sharing. Where there are fewer validation windows than coefficients a step (``look_back``), nothing can be chosen
-    on them: plain least squares is fitted and a warning says so.
+    on them: plain least squares (shared, with the shortest look-back) is fitted and a warning says so.
 
     Raises :class:`DataError` where the train part is shorter than ``look_back + horizon``, :class:`ArgumentError` for
     a penalty below 0 and an empty list of penalties.
     """
-    check_form(form)
-    if not penalties or min(penalties) < 0:
-        raise ArgumentError(f"penalties: found {list(penalties)}, expected at least one, none below 0")
     look_backs = (
         [length for length in LOOK_BACKS if length + horizon <= history.train_end] if look_back is None else [look_back]
-    )
-    if not look_backs or min(look_backs) < 1 or min(look_backs) + horizon > history.train_end:
+    ) or LOOK_BACKS[:1]
+    members = [(form, kind) for kind in ((False, True) if individual is None else (individual,))]
+    fits = [
+        fit
+        for length in look_backs
+        for fit in fit_ridges(history, horizon, members, look_back=length, penalties=penalties)
+    ]
+    able = [fit for fit in fits if not fit.warnings] or fits[:1]
+    return min(able, key=lambda fit: np.inf if fit.validation_mse is None else fit.validation_mse)
+
+
+def fit_ridges(
+    history: History,
+    horizon: int,
+    members: Sequence[tuple[Form, bool]],
+    *,
+    look_back: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> list[RidgeFit]:
+    """Several members ``(form, individual)`` of the family at once: they share the moments, which cost most.
+
+    Channels are taken one by one, so that memory grows with the number of fitted weights alone. Warns and raises like
+    :func:`fit_ridge`.
+    """
+    for form, _ in members:
+        check_form(form)
+    if not penalties or min(penalties) < 0:
+        raise ArgumentError(f"penalties: found {list(penalties)}, expected at least one, none below 0")
+    if look_back < 1 or look_back + horizon > history.train_end:
         raise DataError(
             f"the train part has {history.train_end} rows, fewer than look-back + horizon = "
-            f"{look_back or min(LOOK_BACKS)} + {horizon}: give more rows, a shorter look-back or a shorter horizon"
+            f"{look_back} + {horizon}: give more rows, a shorter look-back or a shorter horizon"
         )
-    fits = [_fit(history, horizon, form, length, individual, tuple(penalties)) for length in look_backs]
-    return min(fits, key=lambda fit: np.inf if fit.validation_mse is None else fit.validation_mse)
-
-
-def _fit(
-    history: History, horizon: int, form: Form, look_back: int, individual: bool | None, penalties: tuple[float, ...]
-) -> RidgeFit:
-    train, validation = [], []
+    train_windows = history.train_end - look_back - horizon + 1
+    validation_windows = max(history.rows - history.train_end - horizon + 1, 0)
     first_validation = history.train_end - look_back  # its targets begin with the validation part
-    validation_windows = history.rows - history.train_end - horizon + 1
-    side = "deviation" if form == "rlinear" else "ones"
-    for series in history.values.T:
-        moments = window_moments(series, look_back, horizon, 0, history.train_end - look_back - horizon + 1, side=side)
-        train.append(normal_equations(moments, form))
-        if validation_windows > 0:
-            stop = first_validation + validation_windows
-            moments = window_moments(series, look_back, horizon, first_validation, stop, side=side)
-            validation.append(normal_equations(moments, form))
-
-    warnings: tuple[str, ...] = ()
+    tried, warnings = tuple(penalties), ()
     if validation_windows < look_back:
         warnings = (
-            f"{max(validation_windows, 0)} validation windows are too few to choose a penalty for {look_back} "
+            f"{validation_windows} validation windows are too few to choose a penalty for {look_back} "
             "coefficients a step: plain least squares is fitted",
         )
-        penalties = (0.0,)
-    kinds = (False, True) if individual is None and not warnings else (bool(individual),)
-    fits = [_fit_kind(train, validation, form, kind, penalties, warnings) for kind in kinds]
-    return min(fits, key=lambda fit: np.inf if fit.validation_mse is None else fit.validation_mse)
+        tried = (0.0,)
+    stretches = [(0, train_windows), (first_validation, first_validation + validation_windows)]
+    stretches = [(start, stop) for start, stop in stretches if stop > start]
+    forms = dict.fromkeys(form for form, _ in members)
+    solutions: dict[tuple[Form, bool], list[_Solution]] = {member: [] for member in members}
+    pooled: dict[Form, list[NormalEquations]] = {}
+    for series in history.values.T:
+        plain = [window_moments(series, look_back, horizon, start, stop) for start, stop in stretches]
+        for form in forms:
+            moments = plain
+            if form == "rlinear":
+                moments = [with_deviation(m, series, start) for m, (start, _) in zip(plain, stretches, strict=True)]
+            problems = [normal_equations(m, form) for m in moments]
+            if (form, True) in solutions:
+                solutions[form, True].append(_solve(problems, form, tried))
+            if (form, False) in solutions:
+                so_far = pooled.get(form)
+                pooled[form] = problems if so_far is None else [a + b for a, b in zip(so_far, problems, strict=True)]
+    for form, problems in pooled.items():
+        solutions[form, False].append(_solve(problems, form, tried))
+    return [_as_fit(solutions[form, kind], form, kind, warnings) for form, kind in members]
 
 
-def _fit_kind(
-    train: list[NormalEquations],
-    validation: list[NormalEquations],
-    form: Form,
-    individual: bool,
-    penalties: tuple[float, ...],
-    warnings: tuple[str, ...],
-) -> RidgeFit:
-    if individual:
-        held = validation or [None] * len(train)
-        solutions = [_solve(t, v, form, penalties) for t, v in zip(train, held, strict=True)]
-    else:
-        solutions = [_solve(total(train), total(validation) if validation else None, form, penalties)]
-    weights, biases, chosen, errors = (list(column) for column in zip(*solutions, strict=True))
-    look_back = train[0].gram.shape[0]
-    validation_mse = None if errors[0] is None else float(np.mean(errors))
-    linear_map = as_linear_map(form, np.stack(weights), np.stack(biases))
-    return RidgeFit(linear_map, form, look_back, individual, tuple(chosen), validation_mse, warnings)
+@dataclass(frozen=True)
+class _Solution:
+    weights: np.ndarray  # (L, H)
+    bias: np.ndarray  # (H,)
+    penalty: float
+    validation_mse: float | None
 
 
-def total(parts: Sequence[NormalEquations]) -> NormalEquations:
-    """The problem of all parts together."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    return NormalEquations(
-        *(sum(getattr(p, name) for p in parts) for name in ("gram", "cross", "energy", "side_gram", "side_cross")),
-        sum(p.side_energy for p in parts),
-        sum(p.windows for p in parts),
+def _as_fit(solutions: list[_Solution], form: Form, individual: bool, warnings: tuple[str, ...]) -> RidgeFit:
+    linear_map = as_linear_map(form, np.stack([s.weights for s in solutions]), np.stack([s.bias for s in solutions]))
+    errors = [s.validation_mse for s in solutions if s.validation_mse is not None]
+    return RidgeFit(
+        linear_map,
+        form,
+        linear_map.look_back,
+        individual,
+        tuple(s.penalty for s in solutions),
+        float(np.mean(errors)) if errors else None,
+        warnings,
     )
 
 
-def _solve(
-    train: NormalEquations, validation: NormalEquations | None, form: Form, penalties: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray, float, float | None]:
-    """Weights ``(L, H)``, bias ``(H,)``, the chosen penalty and its validation error."""
+def _solve(problems: Sequence[NormalEquations], form: Form, penalties: tuple[float, ...]) -> _Solution:
+    """From the sums over the train windows and, where there are any, over the validation windows."""
+    train = problems[0]
     problem = train.without_side(train)
     root = penalty_root(form, problem.gram.shape[0])
     gram, cross = problem.gram, problem.cross
@@ -159,8 +173,8 @@ def _solve(
         return np.where(kept, 1.0 / np.where(kept, values, 1.0), 0.0)
 
     best, error = penalties[0], None
-    if validation is not None:
-        held = validation.without_side(train)
+    if len(problems) > 1:
+        held = problems[1].without_side(train)
         held_gram = basis.T @ held.gram @ basis
         agreement = np.einsum("ih,ih->i", rotated, basis.T @ held.cross)
         overlap = held_gram * (rotated @ rotated.T)
@@ -173,4 +187,4 @@ def _solve(
         best, error = penalties[index], errors[index]
     weights = basis @ (shrink(best)[:, None] * rotated)
     bias = (train.side_cross - train.side_gram @ weights) / train.side_energy
-    return weights, bias, best, error
+    return _Solution(weights, bias, best, error)

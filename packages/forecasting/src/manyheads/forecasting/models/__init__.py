@@ -1,7 +1,7 @@
 """Every forecasting model by name.
 
-``fit_model("nlinear-cf", history, [96, 192], look_back=336)`` gives a fitted model a horizon. The module behind a name
-is imported when it is first fitted: only the models trained by gradient descent load torch.
+``fit_models(["nlinear-cf"], history, [96, 192], look_back=336)`` gives a fitted model a name and horizon. The module
+behind a name is imported when it is first fitted: only the models trained by gradient descent load torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from manyheads.lab.domain import load
 @dataclass(frozen=True)
 class ModelSpec:
     """A model and the function that fits it:
-    ``fit(history, horizons, *, look_back, seed, **options) -> dict[horizon, FittedModel]``."""
+    ``fit(history, horizons, *, look_back, seed, **options) -> dict[horizon, FittedModel]``, or, where a ``family``
+    shares its work, ``fit(history, horizons, members, *, look_back)``: the options of several in, as many such
+    dicts out."""
 
     name: str
     title: str
@@ -26,10 +28,13 @@ class ModelSpec:
     fit: str  # "module:function"
     options: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False  # one fit serves all horizons
+    family: bool = False  # models with the same ``fit`` are fitted together
+    own_look_back: bool = False  # takes its own, whatever is asked for
 
 
 _NAIVE = "manyheads.forecasting.models.naive:fit_naive"
 _CLOSED = "manyheads.forecasting.closed_form:fit_family"
+_CHOSEN = "manyheads.forecasting.closed_form:fit_chosen"
 _AUTO = "manyheads.forecasting.closed_form:fit_auto_maps"
 _GRADIENT = "manyheads.forecasting.train:fit_gradient"
 _FORMS = {"linear": "Linear", "nlinear": "NLinear", "dlinear": "DLinear", "rlinear": "RLinear"}
@@ -49,6 +54,7 @@ def _entries() -> list[ModelSpec]:
             kind,
             path,
             {"form": form, "individual": individual},
+            family=kind == "closed-form",
         )
         for form, title in _FORMS.items()
         for individual in (False, True)
@@ -57,8 +63,21 @@ def _entries() -> list[ModelSpec]:
             ("", "gradient descent", "gradient", _GRADIENT),
         )
     ]
+    chosen = [
+        ModelSpec(
+            f"{form}-chosen-cf",
+            f"{title}, look-back and sharing chosen on validation, closed form",
+            "closed-form",
+            _CHOSEN,
+            {"form": form},
+            own_look_back=True,
+        )
+        for form, title in _FORMS.items()
+    ]
     auto = [
-        ModelSpec("closed-form-auto", "One rule, nothing to tune", "closed-form", _AUTO, joint=True),
+        ModelSpec(
+            "closed-form-auto", "One rule, nothing to tune", "closed-form", _AUTO, joint=True, own_look_back=True
+        ),
         ModelSpec(
             "closed-form-auto-train",
             "The same rule, validation rows not used",
@@ -66,9 +85,10 @@ def _entries() -> list[ModelSpec]:
             _AUTO,
             {"train_only": True},
             joint=True,
+            own_look_back=True,
         ),
     ]
-    return [*naive, *family, *auto]
+    return [*naive, *family, *chosen, *auto]
 
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _entries()}
@@ -81,9 +101,33 @@ def find_model(name: str) -> ModelSpec:
     return MODELS[name]
 
 
+def fitted_together(names: Sequence[str]) -> list[list[str]]:
+    """The names in groups that one call fits: the members of a family, every other model alone."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        spec = find_model(name)
+        groups.setdefault(spec.fit if spec.family else name, []).append(name)
+    return list(groups.values())
+
+
+def fit_models(
+    names: Sequence[str], history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0
+) -> dict[str, dict[int, FittedModel]]:
+    """Fits the models ``names``, each for all of ``horizons``."""
+    fitted: dict[str, dict[int, FittedModel]] = {}
+    for group in fitted_together(names):
+        specs = [MODELS[name] for name in group]
+        fit = load(specs[0].fit)
+        if specs[0].family:
+            found = fit(history, horizons, [spec.options for spec in specs], look_back=look_back)
+        else:
+            found = [fit(history, horizons, look_back=look_back, seed=seed, **specs[0].options)]
+        fitted |= dict(zip(group, found, strict=True))
+    return fitted
+
+
 def fit_model(
     name: str, history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0
 ) -> dict[int, FittedModel]:
-    """Fits the model ``name`` for each of ``horizons``."""
-    spec = find_model(name)
-    return load(spec.fit)(history, horizons, look_back=look_back, seed=seed, **spec.options)
+    """Fits one model for each of ``horizons``."""
+    return fit_models([name], history, horizons, look_back=look_back, seed=seed)[name]

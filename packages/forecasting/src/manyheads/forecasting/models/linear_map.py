@@ -54,9 +54,10 @@ class LinearMap:
     def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
         """``(N, L', C)`` with ``L' >= L`` -> ``(N, H, C)``; a longer window is cut to its last ``L`` steps."""
         windows_CNL = np.ascontiguousarray(windows_NLC[:, -self.look_back :, :].transpose(2, 0, 1))
-        forecast_CNH = windows_CNL @ self.weight + self.bias[:, None, :]
+        forecast_CNH = windows_CNL @ self.weight
+        forecast_CNH += self.bias[:, None, :]
         if self.scale_bias is not None:
-            forecast_CNH = forecast_CNH + windows_CNL.std(axis=2, keepdims=True) * self.scale_bias[:, None, :]
+            forecast_CNH += windows_CNL.std(axis=2, keepdims=True) * self.scale_bias[:, None, :]
         return forecast_CNH.transpose(1, 2, 0)
 
 
