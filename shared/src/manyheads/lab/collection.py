@@ -2,7 +2,8 @@
 
 A folder is looked for in ``$MANYHEADS_DATA``, then in the checkout that the package was installed from, then among the
 archives that were fetched from an official address (checked by hash, unpacked once into the user's cache). The
-manifest, a CSV with the columns ``path`` and ``sha256`` and whatever else the domain keeps there, comes with the package.
+manifest, a CSV with the columns ``path`` and ``sha256`` and whatever else the domain keeps there, comes with the
+package.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Collection:
         for origin in self.origins:
             if origin.kind == "checkout":
                 package, _, relative = origin.location.partition(":")
-                places.append(Path(str(files(package))) / relative)
+                places.append((Path(str(files(package))) / relative).resolve())
             elif origin.kind == "url":
                 places.append(self._unpacked(origin) / (origin.member or ""))
         return places

@@ -12,8 +12,8 @@ ARABIC = Collection(
     domain="kws",
     title="Ten Arabic commands by 30 speakers, 900 clips of a second at 16 kHz, split by speaker",
     licence="CC BY 4.0",
-    citation="A. Ghandoura et al., Building and benchmarking an Arabic Speech Commands dataset for small-footprint keyword "
-    "spotting, Engineering Applications of Artificial Intelligence 102, 2021",
+    citation="A. Ghandoura et al., Building and benchmarking an Arabic Speech Commands dataset for small-footprint "
+    "keyword spotting, Engineering Applications of Artificial Intelligence 102, 2021",
     bytes=13875517,
     sha256="01c4fd756a619103273dff29184721cf3fe25b0cb886d1ba9ca221639b820a39",
     local="kws/arabic_sc_10w",
