@@ -34,7 +34,7 @@ class Origin:
     to do.
     """
 
-    kind: Literal["shipped", "url", "manual"]
+    kind: Literal["shipped", "checkout", "url", "manual"]
     location: str
     sha256: str | None = None
     member: str | None = None

@@ -1,0 +1,40 @@
+"""Keyword spotting that streams: LMUFormer and its spiking form, trained in parallel, run frame by frame.
+
+    from manyheads.kws import KeywordSpotter
+    spotter = KeywordSpotter.load("spotter.safetensors")
+    for detection in spotter.stream(chunk):
+        print(detection)
+
+Names are imported when they are used: ``import manyheads.kws`` alone loads neither soundfile nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from manyheads.lab.domain import Domain
+
+domain = Domain(
+    name="kws",
+    summary="streaming, spiking keyword spotting after LMUFormer: train, stream, eval, export",
+    package="manyheads-kws",
+    commands="manyheads.kws.cli:commands",
+    datasets="manyheads.kws.catalogue:datasets",
+    experiments="manyheads.kws.experiments:experiments",
+)
+
+_HOMES = {
+    "KeywordSpotter": "spotter",
+    "Detection": "spotter",
+    "Features": "features",
+    "LogMel": "features",
+    "read_sound": "audio",
+}
+__all__ = ["domain", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

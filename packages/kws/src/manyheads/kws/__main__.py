@@ -1,0 +1,7 @@
+"""``python -m manyheads.kws …`` is ``manyheads kws …``."""
+
+import sys
+
+from manyheads.lab.cli import main
+
+sys.exit(main(["kws", *sys.argv[1:]]))

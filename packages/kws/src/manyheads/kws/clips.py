@@ -1,0 +1,109 @@
+"""Clips of spoken words: which there are, who spoke them, and how they are split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
+from manyheads.kws.catalogue import datasets
+from manyheads.lab.data import find
+
+Split = Literal["train", "validation", "test", ""]
+SUFFIXES = (".wav", ".flac")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of one word."""
+
+    path: Path
+    label: str
+    speaker: str
+    split: Split
+
+
+def clips_of(name: str) -> list[Clip]:
+    """The clips of a set by name, or of a folder of ``label/*.wav``.
+
+    Raises :class:`UnknownNameError` and :class:`DataError`.
+    """
+    if Path(name).is_dir():
+        return clips_of_folder(Path(name))
+    try:
+        collection = find(name, datasets)
+    except UnknownNameError as error:
+        raise UnknownNameError("set or folder", name, [d.name for d in datasets]) from error
+    folder = collection.open()
+    if collection.rows:
+        return [Clip(folder / r["path"], r["label"], r["speaker"], r["split"]) for r in collection.rows]  # ty: ignore[invalid-argument-type]
+    return speech_commands(folder)
+
+
+def speech_commands(folder: Path) -> list[Clip]:
+    """Google Speech Commands with its official lists; everything that is on neither is for training."""
+    lists: dict[str, Split] = {}
+    for filename, split in (("validation_list.txt", "validation"), ("testing_list.txt", "test")):
+        path = folder / filename
+        if not path.is_file():
+            raise DataError(f"{path}: no such file: expected the lists of Speech Commands beside its folders")
+        lists |= dict.fromkeys(path.read_text().split(), split)
+    found = sorted(p for p in folder.glob("*/*.wav") if not p.parent.name.startswith("_"))
+    return [
+        Clip(p, p.parent.name, p.name.split("_")[0], lists.get(f"{p.parent.name}/{p.name}", "train")) for p in found
+    ]
+
+
+def clips_of_folder(folder: Path) -> list[Clip]:
+    """``label/*.wav`` or ``.flac``; the part before ``_nohash_`` names the speaker, as in Speech Commands, otherwise each
+    clip is a speaker of its own. Split 80 / 10 / 10 by speaker, by a hash of the speaker's name, so that a clip that is
+    added later moves no other.
+
+    Raises :class:`DataError` for fewer than two labels, a label with fewer than three clips, and a part without clips.
+    """
+    found = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.parent.name.startswith("_"))
+    clips = []
+    for path in found:
+        speaker = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else f"{path.parent.name}/{path.stem}"
+        clips.append(Clip(path, path.parent.name, speaker, _part_of(speaker)))
+    counts = Counter(clip.label for clip in clips)
+    if len(counts) < 2:
+        raise DataError(f"{folder}: found {len(counts)} labels, expected two or more folders of .wav or .flac files")
+    label, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < 3:
+        raise DataError(f"{folder / label}: found {fewest} clips, expected at least 3: to train, to choose and to test")
+    for split in ("train", "validation", "test"):
+        if not any(clip.split == split for clip in clips):
+            raise DataError(
+                f"{folder}: none of {len(clips)} clips fell into the {split} part: more clips or speakers are needed"
+            )
+    return clips
+
+
+def _part_of(speaker: str) -> Split:
+    share = int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:4], "big") / 2**32
+    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def hold_out(clips: Iterable[Clip], speaker: str) -> list[Clip]:
+    """All clips of one speaker become the test part, all others are for training."""
+    clips = list(clips)
+    speakers = sorted({clip.speaker for clip in clips})
+    if speaker not in speakers:
+        raise ArgumentError(f"held out: found {speaker!r}, expected one of {', '.join(speakers)}")
+    return [replace(clip, split="test" if clip.speaker == speaker else "train") for clip in clips]
+
+
+def labels_of(clips: Iterable[Clip]) -> tuple[str, ...]:
+    """The labels in order."""
+    return tuple(sorted({clip.label for clip in clips}))
+
+
+def only(clips: Sequence[Clip], labels: Iterable[str]) -> list[Clip]:
+    """The clips with one of these labels."""
+    wanted = set(labels)
+    return [clip for clip in clips if clip.label in wanted]

@@ -1,0 +1,109 @@
+"""Log-mel features against Kaldi's, and streams against the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manyheads.core.errors import ArgumentError
+from manyheads.kws.features import Features, LogMel, RunningMean, mel_triangles
+
+
+def sound(seconds=1.0, rate=16000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.arange(int(seconds * rate)) / rate
+    tone = torch.sin(2 * torch.pi * (300 + 900 * t) * t) * (0.2 + 0.8 * torch.sin(2 * torch.pi * 3 * t).abs())
+    return (0.4 * tone + 0.05 * torch.randn(len(t), generator=generator)).unsqueeze(0)
+
+
+@pytest.mark.parametrize("bins", [40, 80])
+@pytest.mark.parametrize(("rate", "shape"), [(16000, "povey"), (16000, "hanning"), (8000, "povey")])
+def test_features_are_those_of_kaldi(bins, rate, shape):
+    kaldi = pytest.importorskip("kaldi_native_fbank")
+    if (bins, rate) == (80, 8000):
+        bins = 64  # 80 bins leave one of them empty there
+    options = kaldi.FbankOptions()
+    options.frame_opts.samp_freq, options.frame_opts.dither = rate, 0.0
+    options.frame_opts.window_type, options.mel_opts.num_bins = shape, bins
+    options.energy_floor = 0.0
+    samples = sound(rate=rate)
+    reference = kaldi.OnlineFbank(options)
+    reference.accept_waveform(rate, samples[0].tolist())
+    reference.input_finished()
+    expected = np.stack([reference.get_frame(i) for i in range(reference.num_frames_ready)])
+    found, _ = LogMel(Features(rate, bins, shape=shape))(samples)
+    assert found.shape[1:] == expected.shape
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-3)
+
+
+@given(st.lists(st.integers(0, 900), min_size=1, max_size=12), st.sampled_from([8000, 16000]))
+def test_chunks_of_any_size_give_the_frames_of_the_whole(sizes, rate):
+    front = LogMel(Features(rate))
+    samples = sound(rate=rate)[:, : sum(sizes)]
+    whole, rest = front(samples)
+    state, parts = front.init_state(1), []
+    for chunk in samples.split(sizes, 1):
+        frames, state = front(chunk, state)
+        parts.append(frames)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+    assert torch.equal(state.samples, rest.samples)
+    assert state.samples.shape[1] < front.features.window_samples + front.features.hop_samples
+
+
+def test_a_second_has_98_frames_and_25_ms_one():
+    assert Features().frames(16000) == 98
+    assert [Features().frames(n) for n in (399, 400, 559, 560)] == [0, 1, 1, 2]
+
+
+def test_a_tone_peaks_in_the_bin_that_holds_it():
+    features = Features(bins=40)
+    t = torch.arange(16000) / 16000
+    frames, _ = LogMel(features)(torch.sin(2 * torch.pi * 1000 * t).unsqueeze(0))
+    line = round(1000 * features.fft_samples / 16000)
+    assert set(frames[0].argmax(1).tolist()) == {int(mel_triangles(features)[:, line].argmax())}
+
+
+def test_too_many_bins_are_refused_with_the_mend():
+    with pytest.raises(ArgumentError, match=r"bins: found 128, but bin .* take fewer bins"):
+        LogMel(Features(bins=128))
+
+
+@pytest.mark.parametrize(
+    ("features", "part"),
+    [(Features(hop=0.0), "hop"), (Features(low=9000.0), "low="), (Features(window=5.0), "window")],
+)
+def test_settings_that_make_no_frame_are_refused(features, part):
+    with pytest.raises(ArgumentError, match=part):
+        LogMel(features)
+
+
+def explicit_mean(x, tau):
+    d, out = np.exp(-1 / tau), []
+    m, w = np.zeros(x.shape[1]), 0.0
+    for row in x:
+        m, w = d * m + (1 - d) * row, d * w + (1 - d)
+        out.append(row - m / w)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("tau", [1.0, 50.0])
+def test_running_mean_is_its_recursion_in_any_chunks(tau):
+    x = torch.randn(2, 200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer = RunningMean(tau)
+    whole, end = layer(x)
+    for row in range(2):
+        np.testing.assert_allclose(whole[row].numpy(), explicit_mean(x[row].numpy(), tau), atol=1e-6)
+    state, parts = None, []
+    for chunk in x.split([1, 70, 0, 64, 65], 1):
+        y, state = layer(chunk, state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(state, end, rtol=0, atol=1e-6)
+
+
+def test_running_mean_makes_a_constant_zero():
+    y, _ = RunningMean()(torch.full((1, 90, 3), 4.0))
+    assert y.abs().max() < 1e-5
