@@ -2,7 +2,9 @@
 
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
 from .ponet import ponet_oracle
+from .routing import routing_oracle
 from .softmax import softmax_oracle
+from .ssa import ssa_oracle
 from .transformer_xl import gtrxl_oracle, transformer_xl_oracle
 
 ORACLES = {
@@ -10,6 +12,8 @@ ORACLES = {
     "combiner-axial": combiner_axial_oracle,
     "combiner-logsparse": combiner_logsparse_oracle,
     "combiner-fixed": combiner_fixed_oracle,
+    "routing": routing_oracle,
+    "ssa": ssa_oracle,
     "softmax": softmax_oracle,
     "transformer-xl": transformer_xl_oracle,
     "gtrxl": gtrxl_oracle,

@@ -13,7 +13,9 @@ from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
 from manyheads.core.layers.gtrxl import GTrXL
 from manyheads.core.layers.ponet import PoNet
+from manyheads.core.layers.routing import Routing
 from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.layers.ssa import SubsampledAttention
 from manyheads.core.layers.transformer_xl import TransformerXL
 
 
@@ -30,6 +32,13 @@ class Entry:
 def _root(tokens: int) -> int:
     """The power of two at the root of the length, or the next."""
     return 1 << -(-(tokens - 1).bit_length() // 2)
+
+
+def _routing_at_length(n: int) -> dict[str, dict[str, Any]]:
+    side = max(16, 16 * round(n**0.5 / 16))  # a multiple of the vector units' width
+    plain = {"heads": 2, "local_heads": 1, "clusters": side, "window": side, "block": side}
+    causal = {**plain, "causal": True, "shared_qk": True}
+    return {"plain": plain, "causal": causal, "latest-w": {**causal, "assignment": "latest-w"}}
 
 
 LAYERS: Mapping[str, Entry] = {
@@ -115,6 +124,40 @@ LAYERS: Mapping[str, Entry] = {
             "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
         },
         at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+    ),
+    "routing": Entry(
+        Routing,
+        {
+            "plain": {"heads": 2, "local_heads": 1, "clusters": 2, "window": 3, "block": 2},
+            "causal": {"heads": 2, "local_heads": 1, "clusters": 3, "window": 3, "block": 3, "causal": True},
+            "shared": {
+                **{"heads": 2, "local_heads": 0, "clusters": 2, "window": 4, "block": 2},
+                **{"causal": True, "shared_qk": True},
+            },
+            "latest-w": {
+                **{"heads": 2, "local_heads": 1, "clusters": 2, "window": 2, "block": 2},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+            "latest-w, all heads": {
+                **{"heads": 3, "local_heads": 0, "clusters": 2, "window": 3, "block": 1},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+        },
+        at_length=_routing_at_length,
+    ),
+    "ssa": Entry(
+        SubsampledAttention,
+        {
+            "plain": {"heads": 2, "ratio": 0.5, "seed": 0},
+            "causal": {"heads": 2, "ratio": 0.5, "causal": True, "seed": 0},
+            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5, "seed": 0},
+            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True, "seed": 0},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "ratio": 0.125, "seed": 0},
+            "causal": {"heads": 2, "ratio": 0.125, "causal": True, "seed": 0},
+            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5, "seed": 0},
+        },
     ),
 }
 
