@@ -4,7 +4,9 @@ from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_log
 from .lif import lif_oracle
 from .lmu import lmu_oracle, spiking_lmu_oracle
 from .ponet import ponet_oracle
+from .routing import routing_oracle
 from .softmax import softmax_oracle
+from .ssa import ssa_oracle
 from .transformer_xl import gtrxl_oracle, transformer_xl_oracle
 
 ORACLES = {
@@ -12,6 +14,8 @@ ORACLES = {
     "combiner-axial": combiner_axial_oracle,
     "combiner-logsparse": combiner_logsparse_oracle,
     "combiner-fixed": combiner_fixed_oracle,
+    "routing": routing_oracle,
+    "ssa": ssa_oracle,
     "softmax": softmax_oracle,
     "transformer-xl": transformer_xl_oracle,
     "gtrxl": gtrxl_oracle,

@@ -15,8 +15,10 @@ from manyheads.core.layers.gtrxl import GTrXL
 from manyheads.core.layers.lif import LIF
 from manyheads.core.layers.lmu import LegendreMemoryUnit
 from manyheads.core.layers.ponet import PoNet
+from manyheads.core.layers.routing import Routing
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.layers.spiking_lmu import SpikingLegendreMemoryUnit
+from manyheads.core.layers.ssa import SubsampledAttention
 from manyheads.core.layers.transformer_xl import TransformerXL
 
 
@@ -36,6 +38,14 @@ def _root(tokens: int) -> int:
 
 
 AWAKE = {"seed": 2}  # with other draws a shut ReLU or neurons that never fire leave little to check
+
+
+def _routing_at_length(n: int) -> dict[str, dict[str, Any]]:
+    side = max(16, 16 * round(n**0.5 / 16))  # a multiple of the vector units' width
+    plain = {"heads": 2, "local_heads": 1, "clusters": side, "window": side, "block": side}
+    causal = {**plain, "causal": True, "shared_qk": True}
+    return {"plain": plain, "causal": causal, "latest-w": {**causal, "assignment": "latest-w"}}
+
 
 LAYERS: Mapping[str, Entry] = {
     "softmax": Entry(
@@ -152,6 +162,40 @@ LAYERS: Mapping[str, Entry] = {
         {"plain": {}, "short": {"order": 5, "window": 6, "threshold": 0.5, "tau": 3.0, "surrogate": "atan"}},
         case=AWAKE,
         at_length=lambda n: {"plain": {"window": max(n, 256)}},
+    ),
+    "routing": Entry(
+        Routing,
+        {
+            "plain": {"heads": 2, "local_heads": 1, "clusters": 2, "window": 3, "block": 2},
+            "causal": {"heads": 2, "local_heads": 1, "clusters": 3, "window": 3, "block": 3, "causal": True},
+            "shared": {
+                **{"heads": 2, "local_heads": 0, "clusters": 2, "window": 4, "block": 2},
+                **{"causal": True, "shared_qk": True},
+            },
+            "latest-w": {
+                **{"heads": 2, "local_heads": 1, "clusters": 2, "window": 2, "block": 2},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+            "latest-w, all heads": {
+                **{"heads": 3, "local_heads": 0, "clusters": 2, "window": 3, "block": 1},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+        },
+        at_length=_routing_at_length,
+    ),
+    "ssa": Entry(
+        SubsampledAttention,
+        {
+            "plain": {"heads": 2, "ratio": 0.5, "seed": 0},
+            "causal": {"heads": 2, "ratio": 0.5, "causal": True, "seed": 0},
+            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5, "seed": 0},
+            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True, "seed": 0},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "ratio": 0.125, "seed": 0},
+            "causal": {"heads": 2, "ratio": 0.125, "causal": True, "seed": 0},
+            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5, "seed": 0},
+        },
     ),
 }
 

@@ -59,9 +59,9 @@ def speech_commands(folder: Path) -> list[Clip]:
 
 
 def clips_of_folder(folder: Path) -> list[Clip]:
-    """``label/*.wav`` or ``.flac``; the part before ``_nohash_`` names the speaker, as in Speech Commands, otherwise each
-    clip is a speaker of its own. Split 80 / 10 / 10 by speaker, by a hash of the speaker's name, so that a clip that is
-    added later moves no other.
+    """``label/*.wav`` or ``.flac``; what stands before ``_nohash_`` names the speaker, as in Speech Commands, otherwise
+    each clip is a speaker of its own. Split 80 / 10 / 10 by a hash of the speaker's name, so that a clip that is added
+    later moves no other.
 
     Raises :class:`DataError` for fewer than two labels, a label with fewer than three clips, and a part without clips.
     """

@@ -1,6 +1,8 @@
 """Maths without parameters, shared by the layers."""
 
 from manyheads.core.functional.attention import attention, attention_with_lse
+from manyheads.core.functional.block_local import block_local_attention, block_local_stream
+from manyheads.core.functional.clustered_attention import clustered_attention, latest_in_cluster
 from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.legendre import (
@@ -19,7 +21,22 @@ from manyheads.core.functional.prefix import prefix_softmax
 from manyheads.core.functional.recurrent_mask import RecurrentMask, carried, recurrent_mask
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
+from manyheads.core.functional.source_sampling import (
+    kept_sources,
+    local_sources,
+    sampled_attention,
+    uniform_sources,
+)
 from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
+from manyheads.core.functional.spherical_kmeans import (
+    affinity,
+    balanced_members,
+    cluster_statistics,
+    commitment_loss,
+    ema_update,
+    nearest,
+    to_sphere,
+)
 from manyheads.core.functional.windowed_attention import windowed_attention
 
 __all__ = [
@@ -28,11 +45,19 @@ __all__ = [
     "Neuron",
     "Partial",
     "RecurrentMask",
+    "affinity",
     "attention",
     "attention_with_lse",
+    "balanced_members",
+    "block_local_attention",
+    "block_local_stream",
     "by_episode",
     "carried",
+    "cluster_statistics",
+    "clustered_attention",
+    "commitment_loss",
     "discretise",
+    "ema_update",
     "empty_partial",
     "fast_length",
     "fft_convolution",
@@ -40,12 +65,16 @@ __all__ = [
     "fire",
     "impulse_response",
     "keep_first",
+    "kept_sources",
+    "latest_in_cluster",
     "legendre_matrices",
     "legendre_memory",
     "legendre_polynomials",
     "legendre_system",
     "lif",
+    "local_sources",
     "merge",
+    "nearest",
     "pack",
     "pack_order",
     "partial_attention",
@@ -56,6 +85,7 @@ __all__ = [
     "relative_attention",
     "require_room",
     "same_segment",
+    "sampled_attention",
     "segment_ids",
     "segment_starts",
     "sinusoids",
@@ -63,6 +93,8 @@ __all__ = [
     "spike_rate",
     "split_episodes",
     "take_along",
+    "to_sphere",
+    "uniform_sources",
     "unpack",
     "windowed_attention",
 ]
