@@ -13,7 +13,7 @@ from pathlib import Path
 
 from manyheads.core.registry import LAYERS, Entry
 from manyheads.lab.files import write_atomically, write_figure
-from manyheads.lab.show import draw, view_layer
+from manyheads.lab.show import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "layers"
@@ -64,7 +64,7 @@ def snippet(name: str, entry: Entry) -> str:
     """Runs as it stands: a whole input, a stream where the layer can, its mixing matrix where it has one."""
     info = entry.layer.info
     config = next(c for c in entry.examples.values() if c.get("context_dim") is None)
-    dim = entry.case.get("dim", 64)
+    dim = entry.case.get("dim", DIM)
     layer = entry.layer(dim, **config)
     grid = entry.case.get("grid", (32,)) if layer.tokens is not None or info.grid_ranks[0] > 1 else (32,)
     shape = ", ".join(map(str, (2, *grid, dim)))

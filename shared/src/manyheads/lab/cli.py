@@ -109,7 +109,7 @@ def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | N
 
 def data_list() -> Outcome:
     """The data sets of all installed domains and whether they are here."""
-    from manyheads.lab.data import all_datasets, where
+    from manyheads.lab.data import all_datasets
     from manyheads.lab.terminal import table
 
     document = [
@@ -121,8 +121,8 @@ def data_list() -> Outcome:
             "citation": d.citation,
             "bytes": d.bytes,
             "sha256": d.sha256,
-            "available": where(d) is not None,
-            "where": where(d),
+            "available": d.where() is not None,
+            "where": d.where(),
             "sources": [f"$MANYHEADS_DATA/{d.local}", *(f"{o.kind}: {o.location}" for o in d.origins)],
         }
         for d in all_datasets()
@@ -139,21 +139,16 @@ def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome
         out: write a copy of each, decompressed, into this folder.
     """
     from manyheads.core.errors import ArgumentError
-    from manyheads.lab.data import find, read, where
-    from manyheads.lab.files import write_atomically
+    from manyheads.lab.data import all_datasets, find
     from manyheads.lab.terminal import progress
 
     if not names:
         raise ArgumentError("names: found none, expected data sets by name (manyheads data list shows them)")
-    sets = [find(name) for name in names]
+    sets, document = [find(name, all_datasets()) for name in names], []
     with progress("fetch", len(sets)) as advance:
         for dataset in sets:
             advance(dataset.name)
-            content = read(dataset)
-            if out is not None:
-                write_atomically(out / dataset.filename, content)
-    places = [where(dataset) if out is None else str(out / dataset.filename) for dataset in sets]
-    document = [{"name": dataset.name, "where": place} for dataset, place in zip(sets, places, strict=True)]
+            document.append({"name": dataset.name, "where": dataset.fetch(out)})
     return Outcome(document, "\n".join(f"{d['name']}: {d['where']}" for d in document))
 
 
@@ -164,9 +159,10 @@ def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
         names: data sets by name; all by default.
     """
     from manyheads.core.errors import DataError
-    from manyheads.lab.data import all_datasets, find, verify
+    from manyheads.lab.data import all_datasets, find
 
-    results = {d.name: verify(d) for d in ([find(name) for name in names] or all_datasets())}
+    known = all_datasets()
+    results = {d.name: d.verify() for d in ([find(name, known) for name in names] or known)}
     wrong = [f"{name}: {result}" for name, result in results.items() if result not in ("ok", "absent")]
     if wrong:
         raise DataError("; ".join(wrong))

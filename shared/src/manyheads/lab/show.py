@@ -17,7 +17,7 @@ from manyheads.core.registry import find_layer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DIM = 32
+DIM = 48  # which many numbers of heads divide
 PERIOD = 8
 SHADES = " ░▒▓█"
 

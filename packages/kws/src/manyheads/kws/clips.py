@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.kws.catalogue import datasets
@@ -40,7 +40,7 @@ def clips_of(name: str) -> list[Clip]:
         raise UnknownNameError("set or folder", name, [d.name for d in datasets]) from error
     folder = collection.open()
     if collection.rows:
-        return [Clip(folder / r["path"], r["label"], r["speaker"], r["split"]) for r in collection.rows]  # ty: ignore[invalid-argument-type]
+        return [Clip(folder / r["path"], r["label"], r["speaker"], cast(Split, r["split"])) for r in collection.rows]
     return speech_commands(folder)
 
 
