@@ -1,9 +1,13 @@
 """Slow references, one a layer, written from the equations in float64. They share no code with the layers."""
 
+from .auto_correlation import auto_correlation_oracle
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
+from .fourier_block import fourier_block_oracle
+from .hiformer import heterogeneous_oracle, hiformer_oracle
 from .lif import lif_oracle
 from .lmu import lmu_oracle, spiking_lmu_oracle
 from .ponet import ponet_oracle
+from .prob_sparse import prob_sparse_oracle
 from .routing import routing_oracle
 from .softmax import softmax_oracle
 from .ssa import ssa_oracle
@@ -22,4 +26,9 @@ ORACLES = {
     "lmu": lmu_oracle,
     "lif": lif_oracle,
     "spiking-lmu": spiking_lmu_oracle,
+    "prob-sparse": prob_sparse_oracle,
+    "auto-correlation": auto_correlation_oracle,
+    "fourier-block": fourier_block_oracle,
+    "heterogeneous": heterogeneous_oracle,
+    "hiformer": hiformer_oracle,
 }

@@ -8,13 +8,17 @@ from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
+from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
+from manyheads.core.layers.fourier_block import FourierBlock
 from manyheads.core.layers.gtrxl import GTrXL
+from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
 from manyheads.core.layers.lif import LIF
 from manyheads.core.layers.lmu import LegendreMemoryUnit
 from manyheads.core.layers.ponet import PoNet
+from manyheads.core.layers.prob_sparse import ProbSparse
 from manyheads.core.layers.routing import Routing
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.layers.spiking_lmu import SpikingLegendreMemoryUnit
@@ -196,6 +200,54 @@ LAYERS: Mapping[str, Entry] = {
             "causal": {"heads": 2, "ratio": 0.125, "causal": True, "seed": 0},
             "local": {"heads": 2, "ratio": 0.125, "spread": 0.5, "seed": 0},
         },
+    ),
+    "prob-sparse": Entry(
+        ProbSparse,
+        {
+            "plain": {"heads": 2, "factor": 1},
+            "causal": {"heads": 2, "factor": 1, "causal": True},
+            "sum": {"heads": 2, "factor": 1, "causal": True, "running": "sum", "bias": False},
+            "many": {"heads": 1, "factor": 2.6, "causal": True, "seed": 5},
+        },
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
+    ),
+    "auto-correlation": Entry(
+        AutoCorrelation,
+        {
+            "plain": {"heads": 2, "factor": 1.6},
+            "per-head": {"heads": 2, "factor": 1.6, "per_head": True, "bias": False},
+            "all": {"heads": 1, "factor": 9},
+        },
+        at_length=lambda n: {"plain": {}},
+    ),
+    "fourier-block": Entry(
+        FourierBlock,
+        {
+            "plain": {"heads": 2, "length": 12, "modes": 4},
+            "lowest": {"heads": 1, "length": 7, "modes": 3, "select": "lowest", "bias": False},
+            "all": {"heads": 1, "length": 8, "modes": 5},
+        },
+        at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
+    ),
+    "heterogeneous": Entry(
+        Heterogeneous,
+        {
+            "plain": {"fields": 5, "heads": 2},
+            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
+        },
+        case={"grid": (5,)},
+        at_length=lambda n: {"plain": {"fields": n}} if n <= 512 else {},  # records of more fields are not met
+    ),
+    "hiformer": Entry(
+        Hiformer,
+        {
+            "plain": {"fields": 5, "heads": 2},
+            "low-rank": {"fields": 5, "heads": 2, "rank": 4},
+            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
+            "low-rank-pruned": {"fields": 5, "heads": 1, "rank": 7, "queries": 1},
+        },
+        case={"grid": (5,)},
+        at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
     ),
 }
 

@@ -2,9 +2,12 @@
 
 from manyheads.core.functional.attention import attention, attention_with_lse
 from manyheads.core.functional.block_local import block_local_attention, block_local_stream
+from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.clustered_attention import clustered_attention, latest_in_cluster
 from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
+from manyheads.core.functional.fourier_basis import fourier_basis
+from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.legendre import (
     LegendreSystem,
     discretise,
@@ -18,6 +21,7 @@ from manyheads.core.functional.lif import Neuron, fire, lif, spike_rate
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
 from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack
 from manyheads.core.functional.prefix import prefix_softmax
+from manyheads.core.functional.prefix_sum import prefix_sum
 from manyheads.core.functional.recurrent_mask import RecurrentMask, carried, recurrent_mask
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
@@ -53,6 +57,7 @@ __all__ = [
     "block_local_stream",
     "by_episode",
     "carried",
+    "circular_correlation",
     "cluster_statistics",
     "clustered_attention",
     "commitment_loss",
@@ -63,6 +68,9 @@ __all__ = [
     "fft_convolution",
     "finish",
     "fire",
+    "fourier_basis",
+    "hashed_choice",
+    "hashed_integers",
     "impulse_response",
     "keep_first",
     "kept_sources",
@@ -81,6 +89,7 @@ __all__ = [
     "pool_span",
     "prefix_softmax",
     "prefix_spans",
+    "prefix_sum",
     "recurrent_mask",
     "relative_attention",
     "require_room",
