@@ -7,6 +7,7 @@ from manyheads.core.functional.clustered_attention import clustered_attention, l
 from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.fourier_basis import fourier_basis
+from manyheads.core.functional.gru import gru_scan
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.legendre import (
     LegendreSystem,
@@ -19,18 +20,29 @@ from manyheads.core.functional.legendre import (
 )
 from manyheads.core.functional.lif import Neuron, fire, lif, spike_rate
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
-from manyheads.core.functional.packing import keep_first, pack, pack_order, require_room, take_along, unpack
+from manyheads.core.functional.packing import (
+    hold_first,
+    hold_last,
+    keep_first,
+    pack,
+    pack_order,
+    require_room,
+    take_along,
+    unpack,
+)
 from manyheads.core.functional.prefix import prefix_softmax
 from manyheads.core.functional.prefix_sum import prefix_sum
 from manyheads.core.functional.recurrent_mask import RecurrentMask, carried, recurrent_mask
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
-from manyheads.core.functional.segments import same_segment, segment_ids, segment_starts
-from manyheads.core.functional.source_sampling import (
-    kept_sources,
-    local_sources,
-    sampled_attention,
-    uniform_sources,
+from manyheads.core.functional.segments import (
+    positions,
+    same_segment,
+    segment_cumsum,
+    segment_ids,
+    segment_starts,
+    visible,
 )
+from manyheads.core.functional.source_sampling import kept_sources, local_sources, sampled_attention, uniform_sources
 from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
 from manyheads.core.functional.spherical_kmeans import (
     affinity,
@@ -69,8 +81,11 @@ __all__ = [
     "finish",
     "fire",
     "fourier_basis",
+    "gru_scan",
     "hashed_choice",
     "hashed_integers",
+    "hold_first",
+    "hold_last",
     "impulse_response",
     "keep_first",
     "kept_sources",
@@ -87,6 +102,7 @@ __all__ = [
     "pack_order",
     "partial_attention",
     "pool_span",
+    "positions",
     "prefix_softmax",
     "prefix_spans",
     "prefix_sum",
@@ -95,6 +111,7 @@ __all__ = [
     "require_room",
     "same_segment",
     "sampled_attention",
+    "segment_cumsum",
     "segment_ids",
     "segment_starts",
     "sinusoids",
@@ -105,5 +122,6 @@ __all__ = [
     "to_sphere",
     "uniform_sources",
     "unpack",
+    "visible",
     "windowed_attention",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.functional.segments import same_segment, segment_ids
+from manyheads.core.functional.segments import same_segment, segment_ids, visible
 from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
@@ -218,27 +218,3 @@ class SoftmaxAttention(Layer):
         )
         new_keys, new_values = (part[:, :, :slots] for part in packed)
         return KeyValueState(new_keys, new_values, used)
-
-
-def visible(
-    real_queries: Tensor,
-    query_segments: Tensor,
-    usable_keys: Tensor,
-    key_segments: Tensor,
-    offset: int,
-    *,
-    causal: bool,
-    window: int | None,
-) -> Tensor:
-    """``(B, T, S)``: which key each query may look at; the keys ``offset …`` are the queries' own tokens."""
-    allowed = same_segment(query_segments, key_segments) & usable_keys.unsqueeze(1) & real_queries.unsqueeze(2)
-    tokens, device = real_queries.shape[1], real_queries.device
-    own = torch.arange(tokens, device=device).unsqueeze(1) + offset
-    key = torch.arange(usable_keys.shape[1], device=device)
-    if causal:
-        allowed = allowed & (key <= own)
-    if window is not None:
-        rank = usable_keys.cumsum(1)
-        distance = (rank[:, offset:].unsqueeze(2) - rank.unsqueeze(1)).abs()
-        allowed = allowed & (distance < window)
-    return allowed

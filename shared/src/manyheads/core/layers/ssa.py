@@ -41,8 +41,9 @@ from manyheads.core.functional import (
     segment_ids,
     uniform_sources,
 )
+from manyheads.core.functional.segments import visible
 from manyheads.core.layer import LayerInfo, LayerOutput
-from manyheads.core.layers.softmax import SoftmaxAttention, visible
+from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
