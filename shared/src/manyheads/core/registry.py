@@ -8,17 +8,26 @@ from typing import Any
 
 from manyheads.core.errors import UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
+from manyheads.core.layers.activator import Activator
 from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
+from manyheads.core.layers.extractors import (
+    HigherPerformanceExtractor,
+    MinimalistExtractor,
+    SuperHighPerformanceExtractor,
+    WorthwhileExtractor,
+)
 from manyheads.core.layers.fourier_block import FourierBlock
 from manyheads.core.layers.gtrxl import GTrXL
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
+from manyheads.core.layers.lama import LowRankAttentionPooling
 from manyheads.core.layers.lif import LIF
 from manyheads.core.layers.lmu import LegendreMemoryUnit
 from manyheads.core.layers.ponet import PoNet
 from manyheads.core.layers.prob_sparse import ProbSparse
+from manyheads.core.layers.random_feature import RandomFeatureAttention
 from manyheads.core.layers.routing import Routing
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.layers.spiking_lmu import SpikingLegendreMemoryUnit
@@ -248,6 +257,72 @@ LAYERS: Mapping[str, Entry] = {
         },
         case={"grid": (5,)},
         at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
+    ),
+    "extractor-she": Entry(
+        SuperHighPerformanceExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+            "width": {"max_len": 32, "width": 4},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}},
+    ),
+    "extractor-he": Entry(
+        HigherPerformanceExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
+    ),
+    "extractor-we": Entry(
+        WorthwhileExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
+    ),
+    "extractor-me": Entry(MinimalistExtractor, {"plain": {}, "width": {"width": 4}}),
+    "activator": Entry(
+        Activator,
+        {
+            "plain": {"hidden": 8},
+            "only-glu": {"hidden": 8, "second_block": False},
+            "token": {"axis": "token", "tokens": 7},
+            "silu": {"activation": "silu"},
+        },
+        at_length=lambda n: {"plain": {}, "token": {"axis": "token", "tokens": n, "hidden": 128}},
+    ),
+    "lama": Entry(
+        LowRankAttentionPooling,
+        {
+            "plain": {"heads": 2},
+            "learned": {"heads": 3, "context": "learned", "temperature": True},
+            "causal": {"heads": 2, "causal": True},
+            "recurrent": {"heads": 2, "causal": True, "context": "learned", "temperature": True},
+            "window": {"heads": 2, "causal": True, "window": 4},
+            "growing": {"heads": 3, "causal": True, "max_len": 32, "temperature": True},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 4},
+            "recurrent": {"heads": 4, "causal": True, "context": "learned"},
+            "window": {"heads": 4, "causal": True, "window": 128},
+        },
+    ),
+    "random-feature": Entry(
+        RandomFeatureAttention,
+        {
+            "plain": {"heads": 5},
+            "biased": {"heads": 4, "biased": True, "seed": 3},
+            "causal": {"heads": 4, "causal": True},
+            "growing": {"heads": 4, "causal": True, "max_len": 32},
+            "cross": {"heads": 4, "context_dim": 5},
+        },
+        at_length=lambda n: {"plain": {"heads": 4}},
     ),
 }
 
