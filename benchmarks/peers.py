@@ -45,7 +45,16 @@ def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
         routing = SelfAttention(
             DIM, 1, tokens, HEADS, HEADS // 2, window_size=width, causal=True, shared_qk=True, rel_pos_emb=False
         )
-        ours = _ours("routing", heads=HEADS, local_heads=HEADS // 2, clusters=width, window=width, shared_qk=True)
+        ours = _ours(
+            "routing",
+            heads=HEADS,
+            local_heads=HEADS // 2,
+            clusters=width,
+            window=width,
+            block=width,
+            causal=True,
+            shared_qk=True,
+        )
         yield "routing, half of the heads local", "routing-transformer", x, ours, _first(routing)
         side = math.isqrt(tokens)
         grid = torch.randn(1, side, side, DIM, requires_grad=True)

@@ -90,7 +90,7 @@ def snippet(name: str, entry: Entry) -> str:
         ]
     if info.linear_in_value:
         lines += ["", "from manyheads.core.methods.mixing_matrix import mixing_matrix", ""]
-        lines.append("matrix = mixing_matrix(layer, x)  # (B, heads, T, T): what each output is made of")
+        lines.append("matrix = mixing_matrix(layer, x)  # (B, heads, outputs, inputs): what each output is made of")
     return "\n".join(lines)
 
 
