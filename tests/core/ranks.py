@@ -1,7 +1,7 @@
 """The processes of the tests of sequence parallelism: ``ranks.py FOLDER JOB-RANKS …``.
 
-Starts groups of RANKS processes one after another, forked from here, as importing torch costs seconds. Each process runs
-every measurement below in the same order as the others of its group, and writes what it found to
+Starts groups of RANKS processes one after another, forked from here, as importing torch costs seconds. Each process
+runs every measurement below in the same order as the others of its group, and writes what it found to
 ``FOLDER/JOB-RANKS/RANK.json``; the tests read the numbers. The reference is an explicit masked softmax over the whole
 sequence, on every rank, from the same seed. Bytes are counted a second time here, where torch.distributed is called.
 """

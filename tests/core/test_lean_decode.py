@@ -324,6 +324,12 @@ def test_what_does_not_fit_is_named(decode, change, message):
         decode(given.pop("q"), given.pop("k"), given.pop("v"), **given)
 
 
+def test_a_batch_without_rows_gives_none():
+    q, k, v = cache()
+    for decode in (lean_decode, split_decode):
+        assert decode(q[:0], k[:0], v[:0]).shape == (0, 4, 1, 8)
+
+
 def test_numbers_below_one_are_refused():
     q, k, v = cache()
     for call, name in (

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import ArgumentError
-from manyheads.core.functional.attention import fused_attention_with_lse
+from manyheads.core.functional.attention import attention, fused_attention_with_lse
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.stream_k import flash_decoding_splits, stream_k
 
@@ -65,7 +65,7 @@ def lean_decode(
         raise ArgumentError(f"lean_decode: tile: found {tile}, expected 1 or more")
     batch, heads, _, _ = q.shape
     caches, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)
-    grouped = q.reshape(batch, caches, heads // caches, -1).to(wide)
+    grouped = q.reshape(batch, caches, heads // caches, q.shape[-1]).to(wide)
     schedule = stream_k([-(-count // tile) for count in used for _ in range(caches)], workers)
     merged: dict[int, Partial] = {}
     for span in (span for spans in schedule.workers for span in spans):
@@ -79,7 +79,7 @@ def lean_decode(
     nothing = grouped.new_zeros(heads // caches, v.shape[-1])
     outputs = [finish(merged[i])[0] if i in merged else nothing for i in range(batch * caches)]
     out = torch.stack(outputs) if outputs else grouped.new_zeros(0, *nothing.shape)
-    return out.reshape(batch, heads, 1, -1).to(q.dtype)
+    return out.reshape(batch, heads, 1, v.shape[-1]).to(q.dtype)
 
 
 def split_decode(
@@ -94,7 +94,7 @@ def split_decode(
     """The same result by torch's fused kernel on the CPU, for inference; arguments and shapes as :func:`lean_decode`.
 
     Args:
-        splits: S parts a cache; by default :func:`decode_splits` of the caches, tokens and threads.
+        splits: S parts a cache; by default :func:`decode_splits` of the caches, tokens and threads, off the CPU 1.
 
     Raises:
         ArgumentError: as :func:`lean_decode`; gradients are recorded and an input asks for them.
@@ -109,18 +109,13 @@ def split_decode(
         raise ArgumentError(f"split_decode: splits: found {splits}, expected 1 or more")
     batch, heads, _, _ = q.shape
     caches = k.shape[1]
-    grouped = q.reshape(batch, caches, heads // caches, -1)
-    if len(set(used)) <= 1:
-        tokens = used[0] if used else 0
-        k, v = k[:, :, :tokens], v[:, :, :tokens]
-        splits = decode_splits(batch * caches, tokens) if splits is None else splits
-        if splits == 1:
-            return fused_attention_with_lse(grouped, k, v, scale=scale)[0].reshape(batch, heads, 1, -1)
-        if all(batch == 1 or part.stride(0) == caches * part.stride(1) for part in (k, v)):
-            out = _split(*(part.flatten(0, 1) for part in (grouped, k, v)), splits, scale)
-            return out.reshape(batch, heads, 1, -1)
-    rows = [_split(grouped[b], k[b, :, :n], v[b, :, :n], splits, scale) for b, n in enumerate(used)]
-    return torch.stack(rows).reshape(batch, heads, 1, -1)
+    grouped = q if heads == caches else q.reshape(batch, caches, heads // caches, q.shape[-1])
+    if len(set(used)) > 1:
+        rows = zip(*(part.split(1) for part in (grouped, k, v)), used, strict=True)
+        out = torch.cat([_decode(*row, splits, scale) for row in rows])
+    else:
+        out = _decode(grouped, k, v, used[0] if used else 0, splits, scale)
+    return out if heads == caches else out.reshape(batch, heads, 1, v.shape[-1])
 
 
 def decode_splits(caches: int, tokens: int, threads: int | None = None) -> int:
@@ -134,12 +129,26 @@ def decode_splits(caches: int, tokens: int, threads: int | None = None) -> int:
     return flash_decoding_splits(caches, tokens // PART, threads or torch.get_num_threads())
 
 
-def _split(q: Tensor, k: Tensor, v: Tensor, splits: int | None, scale: float | None) -> Tensor:
-    """``q (R, G, E)``, ``k (R, N, E)``, ``v (R, N, F)`` -> ``(R, G, F)``, each cache in equal parts and a rest."""
-    rows, tokens, _ = k.shape
-    splits = max(1, min(decode_splits(rows, tokens) if splits is None else splits, tokens))
+def _decode(q: Tensor, k: Tensor, v: Tensor, used: int, splits: int | None, scale: float | None) -> Tensor:
+    """``q (B, K, G, E)`` over the first ``used`` tokens -> ``(B, K, G, F)``."""
+    batch, caches, tokens, _ = k.shape
+    if not used or not batch:
+        return q.new_zeros(*q.shape[:3], v.shape[-1])
+    if used < tokens:
+        k, v = k[:, :, :used], v[:, :, :used]
+    if splits is None:
+        splits = decode_splits(batch * caches, used) if q.device.type == "cpu" else 1
+    splits = min(splits, used)
     if splits == 1:
-        return fused_attention_with_lse(*(part.unsqueeze(0) for part in (q, k, v)), scale=scale)[0].squeeze(0)
+        return attention(q, k, v, scale=scale)
+    if any(part.stride(0) != caches * part.stride(1) for part in (k, v)):  # heads and rows are no one axis: no copy
+        return torch.stack([_split(q[b], k[b], v[b], splits, scale) for b in range(batch)])
+    return _split(*(part.flatten(0, 1) for part in (q, k, v)), splits, scale).unflatten(0, (batch, caches))
+
+
+def _split(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None) -> Tensor:
+    """``q (R, G, E)``, ``k (R, N, E)``, ``v (R, N, F)`` -> ``(R, G, F)``, each cache in equal parts and a rest."""
+    tokens = k.shape[1]
     size = tokens // splits
     even = splits * size
     folded = (part[:, :even].unflatten(1, (splits, size)) for part in (k, v))
