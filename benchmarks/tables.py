@@ -192,7 +192,8 @@ def decoding() -> str:
     ]
     loads = sorted(float(row["load"]) for row in rows)
     told = (
-        f"Least wall time of {int(rows[0]['turns']):,} turns each, by turns, {rows[0]['threads']} threads, width 64, "
+        f"Least wall time of {min(int(row['turns']) for row in rows):,} to {max(int(row['turns']) for row in rows):,} "
+        f"alternating turns, {rows[0]['threads']} threads, width 64, "
         f"float32; load of the machine {loads[0]:.1f} to {loads[-1]:.1f}."
     )
     header = ("one query a head", "S", "plain SDPA, ms", "`split_decode`, ms", "times faster")

@@ -45,9 +45,7 @@ class Ranks:
                 "group: no process group is initialised, expected torch.distributed.init_process_group() before "
                 "(torchrun sets what it needs)"
             )
-        world = dist.group.WORLD
-        assert world is not None
-        self.group = world if group is None else group
+        self.group = group  # None is not resolved: holding the world's group would keep it alive past its destruction
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
             raise ArgumentError("group: this process is not a member, expected a group that it belongs to")
@@ -57,7 +55,7 @@ class Ranks:
         """Starts to send to the next rank and to receive the like from the one before; call the result to have it."""
         outgoing = _bytes(tensor)
         incoming = torch.empty_like(outgoing)
-        after, before = (dist.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1))
+        after, before = (self._global((self.rank + step) % self.size) for step in (1, -1))
         self._count(outgoing.numel(), backward)
         with self._watched():
             works = dist.batch_isend_irecv(
@@ -94,6 +92,9 @@ class Ranks:
         with self._watched():
             dist.all_to_all_single(received, sent, group=self.group)
         return list(received.view(outgoing.dtype).view(outgoing.shape).unbind())
+
+    def _global(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def _count(self, sent: int, backward: bool) -> None:
         if backward:
