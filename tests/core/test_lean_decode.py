@@ -266,7 +266,7 @@ def test_a_cache_is_split_only_where_threads_would_be_idle():
     assert decode_splits(2, 65536, 2) == 1
     assert decode_splits(3, 65536, 2) == 2
     assert decode_splits(64, 65536, 8) == 1
-    assert decode_splits(1, 4000, 8) == 1  # too short to be worth a merge
+    assert decode_splits(1, 8191, 8) == 1  # too short to be worth a merge
     assert decode_splits(1, 0, 8) == 1
 
 

@@ -12,9 +12,9 @@ folded into the axis over which torch's fused kernel spreads its threads: one ca
 
 Cost: time ``H N (E + F)``, spread over the threads; memory ``S H F`` beside the cache.
 
-It gains where the kernel has fewer tasks (B K) than threads, or a number that leaves threads idle in its last round: up
-to as many times as there are threads for one row and one head. It gains nothing where B K is a multiple of the threads:
-there S is 1 and the fused kernel runs as it is. Where heads share a cache it gains also by reading it once.
+It gains where the kernel has fewer tasks (B K) than threads, up to as many times as there are threads for one row and
+one long cache. It gains nothing where B K is a multiple of the threads: there S is 1 and the fused kernel runs as it
+is. Where heads share a cache it gains also by reading it once. docs/running.md has the measurements.
 
 Differs from the paper: there is no GPU kernel. The paper's workers are streaming multiprocessors that take tiles in
 lock-step; here a worker of the schedule is a turn of a loop, and :func:`split_decode` cuts caches into equal parts
@@ -34,7 +34,7 @@ from manyheads.core.functional.attention import attention, fused_attention_with_
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.stream_k import flash_decoding_splits, stream_k
 
-PART = 2048  # tokens; below it the merge costs what a second thread saves
+PART = 4096  # tokens; below it the merge and the second thread cost more than they save
 
 
 def lean_decode(
@@ -123,7 +123,7 @@ def decode_splits(caches: int, tokens: int, threads: int | None = None) -> int:
 
     Args:
         caches: B K, what the kernel spreads over the threads.
-        tokens: N; a part has 2,048 at least.
+        tokens: N; a part has 4,096 at least.
         threads: torch's by default.
     """
     return flash_decoding_splits(caches, tokens // PART, threads or torch.get_num_threads())
