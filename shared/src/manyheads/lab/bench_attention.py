@@ -118,7 +118,7 @@ def _decode(batch: int, heads: int, caches: int, tokens: int, *, turns: int, thr
                     least[way] = min(least[way], time.perf_counter() - started)
         return {
             "part": "decode",
-            "case": f"batch {batch}, {heads} heads, {caches} of the cache, {tokens:,} tokens",
+            "case": f"B = {batch}, H = {heads}, K = {caches}, N = {tokens:,}",
             "threads": threads,
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "turns": taken,
