@@ -43,6 +43,7 @@ JOBS: dict[str, list[str]] = {
         f"manyheads report --root {RUNS} --csv {{csv}}",
     ],
     "layers": ["manyheads bench layers --csv {csv}"],
+    "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
 }
 
 

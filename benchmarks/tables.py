@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "running.md")
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
 WEEKS = (24, 36, 48, 60)
@@ -160,6 +160,91 @@ def _times(row: Row, cpu_s: float) -> str:
     return f"{cpu_s / float(row['cpu_s']):.0f}"
 
 
+def schedules() -> str:
+    """Tiles of time of the three schedules."""
+    shown = [
+        (row["case"], row["flash_attention"], row["flash_decoding"], row["stream_k"], f"{float(row['occupancy']):.3f}")
+        for row in read("attention_run")
+        if row["part"] == "schedule"
+    ]
+    header = (
+        "tiles of time, 108 workers, 256 keys a tile",
+        "FlashAttention-2",
+        "FlashDecoding",
+        "stream-K",
+        "occupancy",
+    )
+    return markdown(header, shown)
+
+
+def decoding() -> str:
+    """One query a head over a cache, and the load of the machine meanwhile."""
+    rows = [row for row in read("attention_run") if row["part"] == "decode"]
+    shown = [
+        (
+            row["case"],
+            row["splits"],
+            f"{float(row['sdpa_wall_ms']):.3f}",
+            f"{float(row['split_wall_ms']):.3f}",
+            f"{float(row['times_faster']):.2f}",
+        )
+        for row in rows
+    ]
+    loads = sorted(float(row["load"]) for row in rows)
+    told = (
+        f"Least wall time of {min(int(row['turns']) for row in rows):,} to {max(int(row['turns']) for row in rows):,} "
+        f"alternating turns, {rows[0]['threads']} threads, width 64, "
+        f"float32; load of the machine {loads[0]:.1f} to {loads[-1]:.1f}."
+    )
+    header = ("one query a head", "S", "plain SDPA, ms", "`split_decode`, ms", "times faster")
+    return markdown(header, shown) + "\n\n" + told
+
+
+def sequences() -> str:
+    """A sequence on one process and on two."""
+    shown = [
+        (
+            f"{row['case']}: {row['kind']}",
+            f"{float(row['error']):.1e}",
+            f"{int(row['bytes_forward']):,}",
+            f"{int(row['bytes_backward']):,}",
+            f"{int(row['largest_tensor']):,}",
+            f"{int(row['scores_least']):,} to {int(row['scores']):,}"
+            if row["scores"] != row["scores_least"]
+            else f"{int(row['scores']):,}",
+            f"{float(row['forward_cpu_s']) * 1e3:.0f} + {float(row['backward_cpu_s']) * 1e3:.0f}",
+        )
+        for row in read("attention_run")
+        if row["part"] == "sequence"
+    ]
+    header = (
+        "2 heads of 64",
+        "error",
+        "bytes forward",
+        "backward",
+        "largest tensor",
+        "scores a process",
+        "CPU ms a process",
+    )
+    return markdown(header, shown)
+
+
+def factors() -> str:
+    """The factor of the kernel and the factor of splitting, forward and backward together, apart."""
+    rows = [row for row in read("attention_run") if row["part"] == "sequence" and "causal" not in row["case"]]
+    cost = {(int(r["tokens"]), r["kind"]): float(r["forward_cpu_s"]) + float(r["backward_cpu_s"]) for r in rows}
+    shown = [
+        (
+            f"{tokens:,} tokens",
+            f"{cost[tokens, 'naive'] / cost[tokens, 'blocked']:.1f}",
+            *(f"{cost[tokens, 'blocked'] / cost[tokens, kind]:.2f}" for kind in ("ring", "all-gather", "ulysses")),
+        )
+        for tokens in sorted({tokens for tokens, _ in cost})
+    ]
+    header = ("CPU time", "naive / blocked, 1 process", "blocked / ring of 2", "/ all-gather", "/ ulysses")
+    return markdown(header, shown)
+
+
 def speed() -> str:
     """What the jobs cost."""
     rows = [row for row in read("processes") if "train" not in row["command"] or "auto-train" in row["command"]]
@@ -171,7 +256,11 @@ def speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (auto, summary, naive, closed_form, gradient, original, ratio, speed)
+    f.__name__: f
+    for f in (
+        *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
+        *(schedules, decoding, sequences, factors),
+    )
 }
 
 
