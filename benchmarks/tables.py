@@ -7,14 +7,21 @@ figure is copied by hand. ``--check`` changes nothing and fails where a page is 
 from __future__ import annotations
 
 import csv
+import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "running.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "running.md",
+    ROOT / "docs/layers/cost.md",
+)
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
 WEEKS = (24, 36, 48, 60)
@@ -255,11 +262,71 @@ def speed() -> str:
     return markdown(("one process", "CPU s", "peak MB", "processor"), shown)
 
 
+def cost() -> str:
+    """What each layer costs at 8,192 tokens, and how its time grows from 1,024 on."""
+    by_layer: dict[str, dict[int, Row]] = {}
+    for row in read("layers"):
+        by_layer.setdefault(row["layer"], {})[int(row["length"])] = row
+    shown = []
+    for name, lengths in by_layer.items():
+        most = 8192 if 8192 in lengths else max(lengths)
+        row = lengths[most]
+        both = float(row["forward_cpu_s"]) + float(row["backward_cpu_s"])
+        shown.append(
+            (
+                f"{name}" if most == 8192 else f"{name}, {most:,} tokens",
+                row["causal"],
+                f"{float(row['forward_cpu_s']) * 1e3:.1f}",
+                f"{both * 1e3:.1f}",
+                f"{float(row['speedup']):.1f}",
+                slope(lengths),
+                f"{float(row['peak_bytes']) / 1e6:,.0f}",
+                f"{float(row['flops']) / 1e9:.2f}",
+                f"{float(row['fraction_of_bound']):.2f}",
+            )
+        )
+    first = read("layers")[0]
+    told = (
+        f"Width 128, one row, one thread, float32. This machine: {float(first['gemm_gflops']):.0f} GFLOP/s of matrix "
+        f"products, {float(first['copy_gb_s']):.1f} GB/s copied."
+    )
+    header = (
+        *("layer", "causal", "forward, CPU ms", "and backward", "times faster than softmax", "slope of forward"),
+        *("peak MB", "GFLOP", "share of the bound"),
+    )
+    return markdown(header, shown) + "\n\n" + told
+
+
+def slope(lengths: dict[int, Row]) -> str:
+    """The log-log slope of forward time by least squares, over the lengths from 1,024 on."""
+    points = [(math.log(n), math.log(float(row["forward_cpu_s"]))) for n, row in lengths.items() if n >= 1024]
+    if len(points) < 3:
+        return "none"
+    return f"{statistics.linear_regression(*zip(*points, strict=True)).slope:.2f}"
+
+
+def peers() -> str:
+    """Our layers beside public implementations."""
+    shown = [
+        (
+            row["layer"],
+            row["peer"],
+            row["shape"],
+            f"{float(row['forward_ratio']):.2f}",
+            f"{float(row['both_ratio']):.2f}",
+        )
+        for row in read("peers")
+    ]
+    header = ("layer", "beside", "input", "times as fast, forward", "with backward")
+    return markdown(header, shown)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
         *(schedules, decoding, sequences, factors),
+        *(cost, peers),
     )
 }
 
