@@ -8,8 +8,8 @@
             W_2 S(N(W_1 S(N(x)) + b_1)) + b_2                              with
     head    W x + b;  with spikes W S(N(x)) + b
 
-N batch norm, f ReLU; with spikes S, leaky integrate-and-fire neurons along the steps, stands for f, at the mixer's entry
-(threshold 0.5) and on m. Shapes: B batch, T steps, D channels, K memories, q order.
+N batch norm, f ReLU; with spikes S, leaky integrate-and-fire neurons along the steps, stands for f, on m and at the
+mixer's entry (threshold 0.5). Shapes: B batch, T steps, D channels, K memories, q order.
 
 ``published=True`` is the arithmetic of the paper's code: no N on u and h without spikes, batch norm after the ReLU of
 the stem. Otherwise h has its N, and the stem's N comes before its ReLU. Differs from the paper: convolutions are
@@ -20,10 +20,9 @@ figure. The body of the paper could not be read.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,8 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError
 from manyheads.core.state import State
 from manyheads.kws.models.mixer import FeedForward, LegendreMixer
-from manyheads.kws.models.network import Network, NetworkConfig, Passage, Product, step_macs, trained_head
-from manyheads.kws.models.sites import SpikeSite, fold_alone
+from manyheads.kws.models.network import NetworkConfig, Passage, Product
+from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 
 
@@ -71,7 +70,7 @@ class LMUFormerConfig(NetworkConfig):
         return LMUFormer(self, bins, labels)
 
 
-class Block(nn.Module):
+class Block(Stage):
     """Mixer and feed-forward network, each beside a residual path."""
 
     def __init__(self, prefix: str, config: LMUFormerConfig) -> None:
@@ -97,54 +96,12 @@ class Block(nn.Module):
         y, ffn = self.ffn(x, state[1], passage, delay, rate)
         return x + y, (mixer, ffn)
 
-
-S = TypeVar("S", bound="Staged")
-
-
-class Staged(Network):
-    """A stem, blocks and a head: what LMUFormer and the networks round other layers share."""
-
-    stem: Stem
-    blocks: nn.ModuleList
-    head_site: SpikeSite | None
-    head: nn.Linear
-    dropout: nn.Dropout
-
-    def init_parts(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        made = {"device": device, "dtype": dtype}
-        blocks = tuple(block.init_state(batch, **made) for block in self.blocks)
-        head = () if self.head_site is None else self.head_site.init_state(batch, **made)
-        return self.stem.init_state(batch, **made), blocks, head
-
-    def run(self, frames: Tensor, parts: State, passage: Passage) -> tuple[Tensor, State]:
-        stem, blocks, head = parts
-        x, stem = self.stem(frames, stem, passage)
-        after, delay, rate = [], self.lookahead, self.stride
-        for block, state in zip(self.blocks, blocks, strict=True):
-            x, state = block(x, state, passage, delay, rate)
-            after.append(state)
-        if self.head_site is not None:
-            x, head = self.head_site(x, head, passage, delay, rate)
-        logits = passage.blank(self.head(self.dropout(x)), delay, rate)
-        return logits, (stem, tuple(after), head)
-
     def products(self) -> list[Product]:
-        found = self.stem.products()
-        for block in self.blocks:
-            found += block.mixer.products() + block.ffn.products()
-        source = None if self.head_site is None else self.head_site.name
-        return [*found, Product("head", step_macs(self.head), source)]
+        return self.mixer.products() + self.ffn.products()
 
-    def fold(self: S) -> S:
-        folded = copy.deepcopy(self).eval().requires_grad_(False)
-        folded.stem.fold()
-        for block in folded.blocks:
-            block.mixer.fold()
-            block.ffn.fold()
-        if folded.head_site is not None:
-            fold_alone(folded.head_site)
-        folded.folded = True
-        return folded
+    def fold(self) -> None:
+        self.mixer.fold()
+        self.ffn.fold()
 
 
 class LMUFormer(Staged):
@@ -156,7 +113,6 @@ class LMUFormer(Staged):
 
     def __init__(self, config: LMUFormerConfig, bins: int, labels: Sequence[str]) -> None:
         super().__init__(config, bins, labels, stride=config.stride, lookahead=config.lookahead)
-        check_stem(config.kind, config.stem)
         for name in ("channels", "depth", "order", "window", "memories", "ratio"):
             if getattr(config, name) < 1:
                 raise ArgumentError(f"lmuformer: {name}: found {getattr(config, name)}, expected 1 or more")
@@ -172,11 +128,4 @@ class LMUFormer(Staged):
         )
         prefixes = [f"block{n + 1}." if config.depth > 1 else "" for n in range(config.depth)]
         self.blocks = nn.ModuleList(Block(prefix, config) for prefix in prefixes)
-        self.head_site = SpikeSite("head", config.channels) if config.spiking else None
-        self.head = trained_head(config.channels, len(self.labels))
-        self.dropout = nn.Dropout(config.dropout)
-
-
-def check_stem(kind: str, stem: str) -> None:
-    if stem not in ("1d", "2d"):
-        raise ArgumentError(f"{kind}: stem: found {stem!r}, expected '1d' or '2d'")
+        self.add_head(config.channels, spiking=config.spiking, dropout=config.dropout)

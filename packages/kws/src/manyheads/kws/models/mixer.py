@@ -9,7 +9,7 @@ from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.legendre_memory import LegendreMemory
 from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
-from manyheads.kws.models.sites import Site, SpikeSite, fold_after, fold_alone, fold_norm
+from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm
 
 
 class LegendreMixer(nn.Module):
@@ -37,20 +37,14 @@ class LegendreMixer(nn.Module):
         self.skip = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         self.output_norm: nn.Module = SequenceBatchNorm(channels)
-        if spiking:
-            self.input_site: nn.Module = SpikeSite(f"{prefix}input", memories)
-            self.memory_site: SpikeSite | None = SpikeSite(f"{prefix}memory", memories * order)
-            self.hidden_site: nn.Module = SpikeSite(f"{prefix}hidden", channels)
-        else:
-            self.input_site = Site(memories, "relu", norm=False)
-            self.memory_site = None
-            self.hidden_site = Site(channels, "relu", norm=norm)
+        self.input_site = SpikeSite(f"{prefix}input", memories) if spiking else Site(memories, "relu", norm=False)
+        self.memory_site = SpikeSite(f"{prefix}memory", memories * order) if spiking else None
+        self.hidden_site = SpikeSite(f"{prefix}hidden", channels) if spiking else Site(channels, "relu", norm=norm)
 
     def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        made = {"device": device, "dtype": dtype}
-        memory = self.memory.initial(batch, self.memories, **made)
+        memory = self.memory.initial(batch, self.memories, device=device, dtype=dtype)
         sites = (self.entry, self.input_site, self.memory_site, self.hidden_site)
-        return memory, tuple(() if site is None else site.init_state(batch, **made) for site in sites)
+        return memory, tuple(() if s is None else s.init_state(batch, device=device, dtype=dtype) for s in sites)
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         memory, (entry, inputs, spiked, hidden) = state
@@ -94,20 +88,14 @@ class LegendreMixer(nn.Module):
         """Batch norms are folded away in place; that of the entry, which the residual path goes round, and that of the
         memory, which has no weight, become affine maps."""
         self.output_norm = fold_norm(self.output, self.output_norm)
-        if isinstance(self.input_site, Site | SpikeSite):
-            fold_after(self.encoder, self.input_site)
-        if isinstance(self.hidden_site, Site | SpikeSite):
-            if isinstance(self.hidden_site.norm, SequenceBatchNorm):
-                self.readout.weight.data *= _scale_of(self.hidden_site.norm)
-            fold_after(self.skip, self.hidden_site)
+        fold_after(self.encoder, self.input_site)
+        if isinstance(self.hidden_site.norm, SequenceBatchNorm):
+            with torch.no_grad():  # two products make h; the bias is of the second
+                self.readout.weight.mul_(affine_of(self.hidden_site.norm)[0].unsqueeze(1))
+        fold_after(self.skip, self.hidden_site)
         for site in (self.entry, self.memory_site):
             if site is not None:
                 fold_alone(site)
-
-
-def _scale_of(norm: SequenceBatchNorm) -> Tensor:
-    assert norm.running_var is not None
-    return (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).unsqueeze(1)
 
 
 class FeedForward(nn.Module):
@@ -117,14 +105,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.entry = SpikeSite(f"{prefix}ffn1", channels) if spiking else None
         self.widen = nn.Linear(channels, hidden)
-        self.inner: Site | SpikeSite = SpikeSite(f"{prefix}ffn2", hidden) if spiking else Site(hidden, "gelu")
+        self.inner = SpikeSite(f"{prefix}ffn2", hidden) if spiking else Site(hidden, "gelu")
         self.narrow = nn.Linear(hidden, channels)
         self.last = None if spiking else Site(channels, "relu")
         self.prefix = prefix
 
     def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        made = {"device": device, "dtype": dtype}
-        return () if self.entry is None else self.entry.init_state(batch, **made), self.inner.init_state(batch, **made)
+        entry = () if self.entry is None else self.entry.init_state(batch, device=device, dtype=dtype)
+        return entry, self.inner.init_state(batch, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         entry, inner = state

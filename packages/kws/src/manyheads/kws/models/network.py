@@ -263,14 +263,6 @@ def from_fields(kind: type[NetworkConfig], values: dict[str, Any]) -> NetworkCon
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def trained_head(width: int, labels: int) -> nn.Linear:
-    """The last product, drawn as in LMUFormer's code: normal with deviation 0.02, cut at 2, no bias at first."""
-    head = nn.Linear(width, labels)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head
-
-
 def step_macs(module: nn.Module, positions: int = 1) -> int:
     """Multiply-adds of a product with the module's weight at so many places."""
     weight = module.weight

@@ -31,6 +31,9 @@ Producer = nn.Linear | CausalConvolution | CausalConvolution2d
 class ChannelAffine(nn.Module):
     """``a x + c`` a channel: what batch norm is in evaluation."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
@@ -60,7 +63,7 @@ class Site(nn.Module):
 class SpikeSite(nn.Module):
     """Spikes: leaky integrate-and-fire neurons after batch norm, ``x (B, T, …, C)``, one for each number of a step.
 
-    The state is their membranes ``(B, neurons)``. Steps outside of the stream put 0 into neurons at rest, which stay so.
+    The state is their membranes ``(B, neurons)``. Outside of the stream neurons at rest get 0 and stay so.
     """
 
     def __init__(self, name: str, channels: int, *, positions: int = 1, threshold: float = 1.0) -> None:

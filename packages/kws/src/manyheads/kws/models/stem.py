@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ class Stem(nn.Module):
         published: bool,
     ) -> None:
         super().__init__()
+        if form not in ("1d", "2d"):
+            raise ArgumentError(f"stem: found {form!r}, expected '1d' or '2d'")
         flat = form == "1d"
         kernels = tuple(kernels) if flat else (3,) * len(PLANES)
         if not kernels or stride not in (1, 2) or (stride == 2 and len(kernels) < 2):
@@ -102,39 +105,51 @@ class Stem(nn.Module):
         self.shortcut = True
 
     @staticmethod
-    def _site(name: str, width: int, spiking: bool, published: bool, positions: int) -> nn.Module:
+    def _site(name: str, width: int, spiking: bool, published: bool, positions: int) -> Site | SpikeSite:
         return SpikeSite(name, width, positions=positions) if spiking else Site(width, "relu", norm_last=published)
 
+    @property
+    def each_convolution(self) -> list[CausalConvolution | CausalConvolution2d]:
+        return cast("list[CausalConvolution | CausalConvolution2d]", list(self.convolutions))
+
+    @property
+    def each_site(self) -> list[Site | SpikeSite]:
+        return cast("list[Site | SpikeSite]", list(self.sites))
+
     def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        made = {"device": device, "dtype": dtype}
-        windows = tuple(
-            c.init_state(batch, **made) if self.flat else c.init_state(batch, bins, **made)
-            for c, bins in zip(self.convolutions, self.bins, strict=False)
-        )
-        sites = tuple(site.init_state(batch, **made) for site in self.sites)
-        # what the residual path has to wait for the position's look-ahead
-        held = torch.zeros(batch, self.position.lookahead, self.position.inputs, **made)
-        membrane = () if self.position_site is None else self.position_site.init_state(batch, **made)
-        return windows, sites, self.position.init_state(batch, **made), membrane, held
+        windows = []
+        for convolution, bins in zip(self.each_convolution, self.bins, strict=False):
+            if isinstance(convolution, CausalConvolution2d):
+                windows.append(convolution.init_state(batch, bins, device=device, dtype=dtype))
+            else:
+                windows.append(convolution.init_state(batch, device=device, dtype=dtype))
+        sites = tuple(site.init_state(batch, device=device, dtype=dtype) for site in self.each_site)
+        position = self.position.init_state(batch, device=device, dtype=dtype)
+        site = self.position_site
+        membrane = () if site is None else site.init_state(batch, device=device, dtype=dtype)
+        # the residual path has to wait for the position's look-ahead
+        held = torch.zeros(batch, self.position.lookahead, self.position.inputs, device=device, dtype=dtype)
+        return tuple(windows), sites, position, membrane, held
 
     def forward(self, frames: Tensor, state: State, passage: Passage) -> tuple[Tensor, State]:
         windows, sites, position, membrane, held = state
         windows, sites = list(windows), list(sites)
         x = passage.blank(frames, 0) if self.flat else passage.blank(frames, 0).unsqueeze(3)
         delay, rate = 0, 1
-        for n, convolution in enumerate(self.convolutions):
+        convolutions, each_site = self.each_convolution, self.each_site
+        for n, convolution in enumerate(convolutions):
             x, windows[n] = convolution(x, windows[n])
             delay += convolution.lookahead * rate
             rate *= convolution.stride
-            if n < len(self.sites):
-                x, sites[n] = self.sites[n](x, sites[n], passage, delay, rate)
-            following = self.convolutions[n + 1] if n + 1 < len(self.convolutions) else self.position
+            if n < len(each_site):
+                x, sites[n] = each_site[n](x, sites[n], passage, delay, rate)
+            following = convolutions[n + 1] if n + 1 < len(convolutions) else self.position
             fill = following.fill if isinstance(following, CausalConvolution) else None
             x = passage.blank(x, delay, rate, fill)
         if self.flatten is not None:
             x = self.flatten(x.flatten(2))
-            if len(self.sites) > len(self.convolutions):
-                x, sites[-1] = self.sites[-1](x, sites[-1], passage, delay, rate)
+            if len(each_site) > len(convolutions):
+                x, sites[-1] = each_site[-1](x, sites[-1], passage, delay, rate)
             x = passage.blank(x, delay, rate, self.position.fill)
         y = x
         if self.position_site is not None:
@@ -152,10 +167,10 @@ class Stem(nn.Module):
         found: list[Product] = []
         source: str | None = None
         each_rate = list(itertools.accumulate(reversed(self.strides), lambda a, b: a * b))[::-1]
-        for n, convolution in enumerate(self.convolutions):
+        for n, convolution in enumerate(self.each_convolution):
             runs = each_rate[n + 1] if n + 1 < len(each_rate) else 1  # outputs a step of the network
             found.append(Product(f"stem{n + 1}", step_macs(convolution, runs * self.bins[n + 1]), source))
-            site = self.sites[n] if n < len(self.sites) else None
+            site = self.each_site[n] if n < len(self.sites) else None
             source = site.name if isinstance(site, SpikeSite) else None
         if self.flatten is not None:
             found.append(Product("flatten", step_macs(self.flatten), source))
@@ -164,17 +179,17 @@ class Stem(nn.Module):
 
     def fold(self) -> None:
         """Batch norms are folded away in place."""
-        producers = [*self.convolutions, *([] if self.flatten is None else [self.flatten])]
+        producers = [*self.each_convolution, *([] if self.flatten is None else [self.flatten])]
         followers = [*producers[1:], self.position]
-        for n, site in enumerate(self.sites):
-            if not getattr(site, "norm_last", False):
+        for n, site in enumerate(self.each_site):
+            if isinstance(site, SpikeSite) or not site.norm_last:
                 fold_after(producers[n], site)
         if self.position_site is not None:
             fold_alone(self.position_site)
             return
         self._join_shortcut()
-        for site, follower in zip(self.sites, followers, strict=True):
-            if site.norm_last and isinstance(follower, CausalConvolution):
+        for site, follower in zip(self.each_site, followers, strict=True):
+            if isinstance(site, Site) and isinstance(follower, CausalConvolution):
                 fold_before(site, follower)
             else:
                 fold_alone(site)
