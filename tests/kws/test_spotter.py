@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 from dataclasses import replace
@@ -108,7 +109,7 @@ def test_streams_in_one_batch_are_each_as_if_alone_with_resets_of_their_own():
     resets = {1: 13_370, 2: 24_001}  # a row and the sample before which it begins afresh
     cuts = [0, *sorted(resets.values()), tapes.shape[1]]
     found = {row: [] for row in range(3)}
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in itertools.pairwise(cuts):
         for row, at in resets.items():
             if at == start:
                 found[row].clear()
@@ -301,7 +302,7 @@ def test_bad_arguments_are_refused():
         spotter.reset(3)
     with pytest.raises(ArgumentError, match="found 40 bins, the network reads 16"):
         KeywordSpotter(spotter.network, replace(FEATURES, bins=40, sample_rate=16000))
-    with pytest.raises(ArgumentError, match="too few for one output, expected at least 0.035 s"):
+    with pytest.raises(ArgumentError, match=r"too few for one output, expected at least 0\.035 s"):
         spotter.predict(TAPE[:200])
     with pytest.raises(DataError, match="no such file"):
         spotter.predict_file("absent.wav")

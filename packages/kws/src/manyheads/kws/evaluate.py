@@ -51,8 +51,8 @@ class ClipResults:
         np.add.at(counts, (self.truth, np.where(self.predicted < 0, len(self.labels), self.predicted)), 1)
         return counts
 
-    def early(self, times: Sequence[float]) -> np.ndarray:
-        """Accuracy when each clip is decided after so many seconds of it: by the mean of the logits that are known then.
+    def early(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Accuracy when each clip is decided after so many seconds of it, by the mean of the logits known then.
 
         Look-ahead counts as heard. Nothing is known before the first output; a clip that has ended keeps its decision.
         """
@@ -105,6 +105,10 @@ def check_labels(spotter: KeywordSpotter, labels: Iterable[str]) -> None:
     unknown = sorted(set(labels) - set(spotter.labels))
     if unknown:
         raise DataError(
-            f"labels: found {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}, but the spotter was trained on "
-            f"{', '.join(spotter.labels[:12])}{' …' if len(spotter.labels) > 12 else ''}: choose the set it belongs to"
+            f"labels: found {_listed(unknown)}, but the spotter was trained on "
+            f"{_listed(spotter.labels)}: choose the set it belongs to"
         )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -9,7 +9,7 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError
 from manyheads.kws.detection import Detection
-from manyheads.kws.spotter import KeywordSpotter
+from manyheads.kws.spotter import Heard, KeywordSpotter
 from manyheads.kws.tape import Spoken, Tape
 
 TOLERANCE = 0.5  # seconds after the end of a word in which it may still be detected
@@ -89,18 +89,19 @@ def det_curve(
     *,
     levels: Sequence[float] | None = None,
     tolerance: float = TOLERANCE,
+    heard: Sequence[Heard] | None = None,
 ) -> DetCurve:
-    """Hears every tape once and applies every threshold to its scores, smoothed and held quiet as the spotter's rule
-    says."""
-    levels = thresholds() if levels is None else np.sort(np.asarray(levels, dtype=float))
+    """Applies every threshold to the scores of every tape, smoothed and held quiet as the spotter's rule says;
+    ``heard`` are the scores where they are known."""
+    tried = thresholds() if levels is None else np.sort(np.asarray(levels, dtype=float))
     keywords = [label for label in spotter.labels if label not in spotter.rule.background]
-    heard = [spotter.scores(tape.samples, tape.sample_rate) for tape in tapes]
+    tracks = [spotter.scores(tape.samples, tape.sample_rate) for tape in tapes] if heard is None else heard
     total = sum(word.label in keywords for tape in tapes for word in tape.spoken)
     hours = sum(tape.seconds for tape in tapes) / 3600
     points = []
-    for level in levels:
+    for level in tried:
         misses = false_alarms = 0
-        for tape, track in zip(tapes, heard, strict=True):
+        for tape, track in zip(tapes, tracks, strict=True):
             [trigger] = spotter.triggers(1, float(level))
             events = trigger(track.scores, 0)
             found = [Detection(spotter.labels[e.label], float(track.times[e.step]), e.score, 0.0) for e in events]
@@ -128,7 +129,9 @@ def latency(hits: Sequence[tuple[Spoken, Detection]], lookahead: float = 0.0) ->
     start, end = (np.array([getattr(word, name) for word, _ in hits]) for name in ("start", "end"))
 
     def two(waits: np.ndarray) -> tuple[float, float]:
-        return (float(np.median(waits)), float(np.quantile(waits, 0.9))) if len(waits) else (float("nan"),) * 2
+        if not len(waits):
+            return float("nan"), float("nan")
+        return float(np.median(waits)), float(np.quantile(waits, 0.9))
 
     early = float((times < end).mean()) if len(hits) else float("nan")
     return Latency(len(hits), two(times - start), two(times - end), early)

@@ -63,7 +63,8 @@ def read_spotter(path: str | Path, *, labels: Sequence[str] | None = None, **cha
         network = config_from_json(header["model"]).make(features.bins, found)
         network.load_state_dict(tensors)
         surround = Surround(**header["surround"])
-        rule = Rule(**{**header["rule"], "background": tuple(header["rule"]["background"])})
+        rule = Rule(**header["rule"])
+        rule = replace(rule, background=tuple(rule.background))
     except (KeyError, TypeError, RuntimeError, ManyheadsError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its weights and its description do not fit each other ({reason})") from error
