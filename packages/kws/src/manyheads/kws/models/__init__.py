@@ -6,20 +6,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.kws.models.baselines import LayerNetwork, LayerNetworkConfig, ResidualCNN, ResidualCNNConfig
 from manyheads.kws.models.lmuformer import LMUFormer, LMUFormerConfig
-from manyheads.kws.models.network import Network, NetworkConfig, NetworkOutput, NetworkState, from_fields
+from manyheads.kws.models.network import (
+    Network,
+    NetworkConfig,
+    NetworkOutput,
+    NetworkState,
+    Product,
+    from_fields,
+)
+from manyheads.kws.models.published import from_reference, published
 
-CONFIGS: Mapping[str, type[NetworkConfig]] = {config.kind: config for config in (LMUFormerConfig,)}
+CONFIGS: Mapping[str, type[NetworkConfig]] = {
+    config.kind: config for config in (LMUFormerConfig, ResidualCNNConfig, LayerNetworkConfig)
+}
 
 __all__ = [
     "CONFIGS",
     "LMUFormer",
     "LMUFormerConfig",
+    "LayerNetwork",
+    "LayerNetworkConfig",
     "Network",
     "NetworkConfig",
     "NetworkOutput",
     "NetworkState",
+    "Product",
+    "ResidualCNN",
+    "ResidualCNNConfig",
     "config_from_json",
+    "from_reference",
+    "published",
 ]
 
 

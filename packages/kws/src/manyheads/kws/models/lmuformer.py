@@ -111,6 +111,8 @@ class LMUFormer(Staged):
         ArgumentError: sizes below 1, a stride other than 1 or 2, a look-ahead that the convolutions cannot take.
     """
 
+    config: LMUFormerConfig
+
     def __init__(self, config: LMUFormerConfig, bins: int, labels: Sequence[str]) -> None:
         super().__init__(config, bins, labels, stride=config.stride, lookahead=config.lookahead)
         for name in ("channels", "depth", "order", "window", "memories", "ratio"):
