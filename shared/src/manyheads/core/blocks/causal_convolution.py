@@ -1,6 +1,6 @@
 """Convolutions along time that stream: over ``(B, T, C)`` and over ``(B, T, M, C)``, time by bins.
 
-    y[j] = b + sum_{i < k} W[i] x[s (j + 1) - 1 - d (k - 1 - i)],   x[t] = fill for t < 0
+    y[j] = b + sum_{i < k} W[i] x[s (j + 1) - 1 - d (k - 1 - i)],   x[t] = 0 for t < 0
 
 with kernel k, stride s and dilation d along time: output j needs the input up to ``s (j + 1) - 1`` and no later. In
 chunks, whose lengths are multiples of s, the state holds the last ``d (k - 1) + 1 - s`` frames.
@@ -45,7 +45,7 @@ class CausalConvolution(nn.Module):
         ArgumentError: sizes below 1, a stride beyond the kernel's reach, a look-ahead that does not fit.
     """
 
-    fill: Tensor | None
+    row_weight: Tensor | None
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class CausalConvolution(nn.Module):
         self.stride, self.dilation, self.lookahead = stride, dilation, lookahead
         made = nn.Conv1d(inputs, outputs, kernel, bias=bias)
         self.weight, self.bias = made.weight, made.bias
-        self.register_buffer("fill", None)  # (C,): what stands before the start; None for 0
+        self.register_buffer("row_weight", None, persistent=False)  # (C', k C): see freeze
 
     @property
     def context(self) -> int:
@@ -75,8 +75,7 @@ class CausalConvolution(nn.Module):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> ConvolutionState:
         """Before the first frame."""
-        frames = torch.zeros(batch, self.context, self.inputs, device=device, dtype=dtype)
-        return ConvolutionState(frames if self.fill is None else frames + self.fill.to(frames))
+        return ConvolutionState(torch.zeros(batch, self.context, self.inputs, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, state: ConvolutionState | None = None) -> tuple[Tensor, ConvolutionState]:
         """Any number of frames that is a multiple of the stride, none included."""
@@ -89,10 +88,16 @@ class CausalConvolution(nn.Module):
         if self.kernel == 1 and self.stride == 1:
             return functional.linear(seen, self.weight[:, :, 0], self.bias), state
         if seen.shape[1] == self.kernel and self.dilation == 1:  # one output: a product
-            window = seen.mT.flatten(1)
+            if self.row_weight is not None:
+                return functional.linear(seen.flatten(1), self.row_weight, self.bias).unsqueeze(1), state
+            window = seen.transpose(1, 2).flatten(1)
             return functional.linear(window, self.weight.flatten(1), self.bias).unsqueeze(1), state
-        y = functional.conv1d(seen.mT, self.weight, self.bias, self.stride, 0, self.dilation)
-        return y.mT, state
+        y = functional.conv1d(seen.transpose(1, 2), self.weight, self.bias, self.stride, 0, self.dilation)
+        return y.transpose(1, 2), state
+
+    def freeze(self) -> None:
+        """Keeps the weight in the order of a stream's window too, as the weight will not change any more."""
+        self.row_weight = self.weight.detach().transpose(1, 2).flatten(1).contiguous()
 
 
 class CausalConvolution2d(nn.Module):
@@ -179,7 +184,7 @@ def _extend(x: Tensor, state: ConvolutionState, context: int, stride: int) -> tu
             f"{(x.shape[0], context, *x.shape[2:])}"
         )
     seen = torch.cat([state.frames.to(x.dtype), x], 1)
-    return seen, ConvolutionState(seen[:, seen.shape[1] - context :])
+    return seen, ConvolutionState(seen[:, -context:] if context else seen[:, :0])
 
 
 def _check(inputs: int, outputs: int, kernel: int, stride: int, dilation: int, lookahead: int) -> None:

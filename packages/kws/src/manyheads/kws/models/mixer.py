@@ -62,7 +62,7 @@ class LegendreMixer(nn.Module):
     def _remember(self, u: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
         """``u (B, T, K)`` -> ``(B, T, K q)`` and the last memory."""
         if u.shape[1] == 1:
-            memory = self.memory.step(u[:, 0], initial)
+            memory = self.memory.step(u.squeeze(1), initial)
             return memory.flatten(1).unsqueeze(1), memory
         batch, tokens, count = u.shape
         every = self.memory(u.mT.flatten(0, 1), initial.flatten(0, 1)).view(batch, count, tokens, self.order)

@@ -69,13 +69,10 @@ class Passage:
         real = at + self.seen.unsqueeze(1) >= 0
         return real if self.end is None else real & (at < self.end)
 
-    def blank(self, x: Tensor, delay: int, rate: int = 1, fill: Tensor | None = None) -> Tensor:
-        """``x (B, T, …)`` with ``fill``, or 0, where the step lies outside of the stream."""
+    def blank(self, x: Tensor, delay: int, rate: int = 1) -> Tensor:
+        """``x (B, T, …)`` with 0 where the step lies outside of the stream."""
         real = self.real(x.shape[1], delay, rate)
-        if real is None:
-            return x
-        real = real.view(*real.shape, *[1] * (x.dim() - 2))
-        return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device) if fill is None else fill.to(x))
+        return x if real is None else x * real.view(*real.shape, *[1] * (x.dim() - 2)).to(x.dtype)
 
 
 @dataclass(frozen=True)

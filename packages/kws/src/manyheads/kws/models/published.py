@@ -10,25 +10,25 @@ may begin with ``module.``, as its training wraps the network. A norm has ``weig
 constants ``A``, ``B``, ``H``, ``fft_H``; they are computed here and are let go. ``+ n`` is a bias of n. With spikes the
 last norm of the stem stands before ``rpe_conv``.
 
-| without spikes                                | with spikes                           | shape, without / with         |
-|-----------------------------------------------|---------------------------------------|-------------------------------|
-| ``patch_embed.conv_layers.0.0.weight``        | ``patch_embed.proj_conv.weight``      | (256, 128, 3)                 |
-| ``patch_embed.conv_layers.{1…3}.0.weight``    | ``patch_embed.proj_conv{1…3}.weight`` | (256, 256, 3)                 |
-| ``patch_embed.conv_layers.{0…3}.3`` norm      | ``patch_embed.proj_bn{,1,2,3}`` norm  | 256                           |
-| ``patch_embed.rpe_conv.weight``               | the same                              | (256, 256, 3)                 |
-| –                                             | ``block.0.attn.prev_bn`` norm         | 256                           |
-| ``block.0.attn.lmu.W_u``                      | the same                              | (1, 256) + 1                  |
-| –                                             | ``block.0.attn.lmu.bn_u``, ``bn_m``   | 1, 512                        |
-| ``block.0.attn.lmu.W_h``: memory, then input  | the same                              | (256, 512) / (256, 768) + 256 |
-| –                                             | ``block.0.attn.lmu.bn_h`` norm        | 256                           |
-| ``block.0.attn.proj_conv``                    | the same                              | (256, 256, 1) + 256           |
-| ``block.0.attn.proj_bn`` norm                 | the same                              | 256                           |
-| ``block.0.mlp.fc1_conv``                      | the same                              | (1024, 256, 1) + 1024         |
-| ``block.0.mlp.fc1_bn`` norm, after fc1        | before fc1                            | 1024 / 256                    |
-| ``block.0.mlp.fc2_conv``                      | the same                              | (256, 1024, 1) + 256          |
-| ``block.0.mlp.fc2_bn`` norm, after fc2        | before fc2                            | 256 / 1024                    |
-| –                                             | ``head_bn`` norm                      | 256                           |
-| ``head``                                      | the same                              | (35, 256) + 35                |
+| without spikes                                | with spikes                           | shape                        |
+|-----------------------------------------------|---------------------------------------|------------------------------|
+| ``patch_embed.conv_layers.0.0.weight``        | ``patch_embed.proj_conv.weight``      | (256, 128, 3)                |
+| ``patch_embed.conv_layers.{1…3}.0.weight``    | ``patch_embed.proj_conv{1…3}.weight`` | (256, 256, 3)                |
+| ``patch_embed.conv_layers.{0…3}.3`` norm      | ``patch_embed.proj_bn{,1,2,3}`` norm  | 256                          |
+| ``patch_embed.rpe_conv.weight``               | the same                              | (256, 256, 3)                |
+| –                                             | ``block.0.attn.prev_bn`` norm         | 256                          |
+| ``block.0.attn.lmu.W_u``                      | the same                              | (1, 256) + 1                 |
+| –                                             | ``block.0.attn.lmu.bn_u``, ``bn_m``   | 1, 512                       |
+| ``block.0.attn.lmu.W_h``: memory, then input  | the same                              | (256, 512 / 768) + 256       |
+| –                                             | ``block.0.attn.lmu.bn_h`` norm        | 256                          |
+| ``block.0.attn.proj_conv``                    | the same                              | (256, 256, 1) + 256          |
+| ``block.0.attn.proj_bn`` norm                 | the same                              | 256                          |
+| ``block.0.mlp.fc1_conv``                      | the same                              | (1024, 256, 1) + 1024        |
+| ``block.0.mlp.fc1_bn`` norm, after fc1        | before fc1                            | 1024 / 256                   |
+| ``block.0.mlp.fc2_conv``                      | the same                              | (256, 1024, 1) + 256         |
+| ``block.0.mlp.fc2_bn`` norm, after fc2        | before fc2                            | 256 / 1024                   |
+| –                                             | ``head_bn`` norm                      | 256                          |
+| ``head``                                      | the same                              | (35, 256) + 35               |
 
 ``W_h`` is one matrix there; here it is two, ``readout`` of the memory and ``skip`` of the input, which has the bias.
 """

@@ -1,9 +1,8 @@
 """What follows a product: normalisation and a nonlinearity, with or without spikes; and how the former is folded away.
 
-In evaluation batch norm is ``y = a x + c`` a channel. After a product it goes into the product's weight and bias; where
-it stands before one (after a ReLU, in the published stem) it goes into the next, and what stands before the stream's
-first frame becomes ``-c / a`` there, so that the zeros of the padding stay zeros. Where neither is possible, as on a
-residual path, it becomes :class:`ChannelAffine`.
+In evaluation batch norm is ``y = a x + c`` a channel. After a product it goes into its weight and bias; before a
+convolution (after a ReLU, in the published stem) a goes into the convolution and ``x + c / a`` stays, as the zeros of
+the padding must stay zeros. Where neither is possible, as beside a residual path, it becomes :class:`ChannelAffine`.
 """
 
 from __future__ import annotations
@@ -43,6 +42,19 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
 
 
+class ChannelShift(nn.Module):
+    """``x + c`` a channel."""
+
+    shift: Tensor
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift.to(x.dtype)
+
+
 class Site(nn.Module):
     """Real numbers: ``f(N(x))``, or ``N(f(x))`` where ``norm_last``; ``x (B, T, …, C)``."""
 
@@ -76,10 +88,20 @@ class SpikeSite(nn.Module):
         return torch.zeros(batch, self.neurons, device=device, dtype=carried(dtype))
 
     def forward(self, x: Tensor, state: Tensor, passage: Passage, delay: int, rate: int) -> tuple[Tensor, Tensor]:
-        driven = passage.blank(normalise(self.norm, x), delay, rate).flatten(2)
-        spikes, membrane = lif(driven, state, self.neuron)
+        driven = passage.blank(normalise(self.norm, x), delay, rate)
+        spikes, membrane = _fire(driven if x.dim() == 3 else driven.flatten(2), state, self.neuron)
         passage.rates[self.name] = spike_rate(spikes, passage.real(spikes.shape[1], delay, rate))
-        return spikes.view(x.shape), membrane
+        return spikes if x.dim() == 3 else spikes.unflatten(2, x.shape[2:]), membrane
+
+
+def _fire(x: Tensor, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
+    if not torch.jit.is_tracing():
+        return lif(x, membrane, neuron)
+    spikes = []  # a tracer does not see into the fused loop
+    for x_t in x.split(1, 1):
+        spike, membrane = lif(x_t, membrane, neuron)
+        spikes.append(spike)
+    return torch.cat(spikes, 1), membrane
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
@@ -95,6 +117,18 @@ def affine_of(norm: SequenceBatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias.detach() - norm.running_mean * scale
+
+
+def site_affine(site: SpikeSite) -> tuple[Tensor, Tensor]:
+    """``a`` and ``c`` of what drives each neuron, ``(neurons,)``."""
+    if isinstance(site.norm, SequenceBatchNorm):
+        scale, shift = affine_of(site.norm)
+    elif isinstance(site.norm, ChannelAffine):
+        scale, shift = site.norm.scale, site.norm.shift
+    else:
+        scale, shift = torch.ones(site.neurons), torch.zeros(site.neurons)
+    positions = site.neurons // scale.numel()
+    return scale.repeat(positions), shift.repeat(positions)
 
 
 def fold_after(product: Producer, site: Site | SpikeSite) -> None:
@@ -113,8 +147,8 @@ def fold_norm(product: Producer, norm: nn.Module) -> nn.Module:
 
 
 def fold_before(site: Site, product: CausalConvolution) -> None:
-    """The site's last norm goes into the convolution after it, or stays as an affine map where a channel's scale is so
-    small that nothing could stand for the padding."""
+    """The scale of the site's last norm goes into the convolution after it; all stays where a channel's scale is next
+    to nothing."""
     if not isinstance(site.norm, SequenceBatchNorm):
         return
     scale, shift = affine_of(site.norm)
@@ -122,11 +156,8 @@ def fold_before(site: Site, product: CausalConvolution) -> None:
         site.norm = ChannelAffine(scale, shift)
         return
     with torch.no_grad():
-        added = torch.einsum("oik,i->o", product.weight, shift)
         product.weight.mul_(scale.view(1, -1, 1))
-        product.bias = nn.Parameter(added if product.bias is None else product.bias + added, requires_grad=False)
-    product.fill = -shift / scale
-    site.norm = nn.Identity()
+    site.norm = ChannelShift(shift / scale)
 
 
 def fold_alone(site: Site | SpikeSite) -> None:

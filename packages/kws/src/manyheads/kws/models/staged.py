@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.blocks.causal_convolution import CausalConvolution
 from manyheads.core.state import State
 from manyheads.kws.models.network import Network, Passage, Product, step_macs
 from manyheads.kws.models.sites import SpikeSite, fold_alone
@@ -87,5 +88,8 @@ class Staged(Network):
             stage.fold()
         if folded.head_site is not None:
             fold_alone(folded.head_site)
+        for module in folded.modules():
+            if isinstance(module, CausalConvolution):
+                module.freeze()
         folded.folded = True
         return folded

@@ -128,7 +128,8 @@ class Stem(nn.Module):
         site = self.position_site
         membrane = () if site is None else site.init_state(batch, device=device, dtype=dtype)
         # the residual path has to wait for the position's look-ahead
-        held = torch.zeros(batch, self.position.lookahead, self.position.inputs, device=device, dtype=dtype)
+        late, width = self.position.lookahead, self.position.inputs
+        held = torch.zeros(batch, late, width, device=device, dtype=dtype) if late else ()
         return tuple(windows), sites, position, membrane, held
 
     def forward(self, frames: Tensor, state: State, passage: Passage) -> tuple[Tensor, State]:
@@ -143,14 +144,12 @@ class Stem(nn.Module):
             rate *= convolution.stride
             if n < len(each_site):
                 x, sites[n] = each_site[n](x, sites[n], passage, delay, rate)
-            following = convolutions[n + 1] if n + 1 < len(convolutions) else self.position
-            fill = following.fill if isinstance(following, CausalConvolution) else None
-            x = passage.blank(x, delay, rate, fill)
+            x = passage.blank(x, delay, rate)
         if self.flatten is not None:
             x = self.flatten(x.flatten(2))
             if len(each_site) > len(convolutions):
                 x, sites[-1] = each_site[-1](x, sites[-1], passage, delay, rate)
-            x = passage.blank(x, delay, rate, self.position.fill)
+            x = passage.blank(x, delay, rate)
         y = x
         if self.position_site is not None:
             y, membrane = self.position_site(x, membrane, passage, delay, rate)
