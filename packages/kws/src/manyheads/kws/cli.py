@@ -34,7 +34,7 @@ def train(
     fresh: bool = False,
     tensorboard: bool = False,
 ) -> Outcome:
-    """Trains an experiment, reports mean and sd over seeds, and writes a spotter for each; a broken run is resumed.
+    """Trains an experiment, reports mean and sd over seeds, and leaves a spotter of each; a broken run is resumed.
 
     Args:
         experiment: its name (see list).
@@ -49,7 +49,7 @@ def train(
     from rich.console import Group
 
     from manyheads.kws import domain
-    from manyheads.kws.trained import write_spotters
+    from manyheads.kws.trained import spotters_of
     from manyheads.lab.experiment import find_experiment, run
     from manyheads.lab.experiment_commands import overridden, report_text
     from manyheads.lab.files import write_atomically
@@ -58,7 +58,7 @@ def train(
     chosen = chosen.smoke() if smoke else chosen
     report = run(chosen, root=root, seeds=seeds or None, resume=not fresh, tensorboard=tensorboard)
     folder = root / chosen.name / chosen.hash
-    written = write_spotters(chosen, folder, report.seeds)
+    written = spotters_of(folder, report.seeds)
     if out is not None and written:
         write_atomically(out, written[0].read_bytes())
     document: dict[str, Any] = {**asdict(report), "spotters": [str(path) for path in written]}

@@ -45,6 +45,19 @@ def clips_of_part(name: str, part: str, held_out: str = "") -> list[Clip]:
     return chosen
 
 
+def negatives_of(name: str, spotter: KeywordSpotter, part: str) -> list[Clip]:
+    """The words of a set that the spotter does not know, by speakers whom it has not heard either.
+
+    Raises :class:`DataError` where none are left.
+    """
+    from manyheads.kws.spotting import other_words
+
+    clips = [c for c in other_words(name, spotter.labels) if part == "all" or c.split == part]
+    if not clips:
+        raise DataError(f"negatives: {name} has no words in its {part} part that the spotter does not know")
+    return clips
+
+
 def evaluate(
     spotter: Path | None = None,
     /,
@@ -66,7 +79,7 @@ def evaluate(
         spotter: what 'train' wrote; the newest below runs/ by default.
         set: clips with known words, by name or as a folder of label/*.wav; by default those that it was trained on.
         part: train, validation, test or all of them.
-        negatives: a set whose other words must not be detected; those that the spotter knows are left out.
+        negatives: a set whose words must not be detected, but for those that the spotter knows; the same part of it.
         snr: of words over noise in dB, one stream each.
         noise: a recording of noise; pink noise by default.
         tolerance: seconds after a word's end in which it may still be detected.
@@ -80,12 +93,9 @@ def evaluate(
     from manyheads.kws.report import write_report
 
     chosen = open_spotter(spotter)
-    name = set or str(chosen.trained.get("set", ""))
-    if not name:
-        raise ArgumentError("set: the spotter does not say what it was trained on: name a set or a folder")
-    held_out = str(chosen.trained.get("held_out", "")) if name == chosen.trained.get("set") else ""
+    name, _, held_out = trained_on(chosen, set, part)
     clips = clips_of_part(name, part, held_out)
-    other = [c for c in clips_of_part(negatives, "all") if c.label not in chosen.labels] if negatives else []
+    other = negatives_of(negatives, chosen, part) if negatives else []
     found = evaluate_spotter(
         chosen, clips, other, snr=snr, noise=noise, tolerance=tolerance, seed=seed, name=f"{name}, {part}"
     )
@@ -118,24 +128,45 @@ def export(
     out: Path = Path("exported"),
     int8: bool = True,
     nir: bool = False,
-    streams: int = 1,
+    measure: bool = True,
+    set: str | None = None,
+    part: str = "test",
 ) -> Outcome:
-    """Writes the step of the network, state in and state out, to ONNX, as float32 and int8; the neurons to NIR.
+    """Writes the network's step to ONNX, state in and out, as float32 and int8, and says what that costs in accuracy.
 
     Args:
         spotter: what 'train' wrote; the newest below runs/ by default.
         out: folder.
         int8: also with weights in 8 bits.
-        nir: also the spiking network as NIR, as far as NIR can say it.
-        streams: rows of the step's batch.
+        nir: also the spiking neurons as NIR.
+        measure: hear clips with the network and with each exported step.
+        set: these clips; by default those that it was trained on.
+        part: of that set.
     """
-    from manyheads.kws.exported import export_spotter
+    from rich.console import Group
+
+    from manyheads.kws.exported import export_spotter, measured
     from manyheads.lab.terminal import table
 
     chosen = open_spotter(spotter)
-    rows = export_spotter(chosen, out, int8=int8, nir=nir, streams=streams)
-    cells = [(row["file"], f"{row['bytes']:,}", row["what"]) for row in rows]
-    return Outcome({"spotter": chosen.trained["file"], "files": rows}, table(("file", "bytes", "what"), cells))
+    files = export_spotter(chosen, out, int8=int8, nir=nir)
+    document: dict[str, Any] = {"spotter": chosen.trained["file"], "files": files}
+    cells = [(row["file"], f"{row['bytes']:,}", row["what"]) for row in files]
+    shown: list[Any] = [table(("file", "bytes", "what"), cells)]
+    if measure:
+        document["accuracy"] = rows = measured(chosen, out, clips_of_part(*trained_on(chosen, set, part)))
+        found = [(r["what"], f"{r['accuracy']:.2%}", r["clips"], r["other_words"]) for r in rows]
+        shown.append(table(("heard with", "accuracy", "clips", "other words than the network"), found))
+    return Outcome(document, Group(*shown))
+
+
+def trained_on(spotter: KeywordSpotter, name: str | None, part: str) -> tuple[str, str, str]:
+    """Set, part and held out speaker: as asked for, or what the spotter was trained on."""
+    own = str(spotter.trained.get("set", ""))
+    if not name and not own:
+        raise ArgumentError("set: the spotter does not say what it was trained on: name a set or a folder")
+    held_out = str(spotter.trained.get("held_out", "")) if name in (None, own) else ""
+    return name or own, part, held_out
 
 
 commands: dict[str, Callable[..., Outcome]] = {"eval": evaluate, "export": export}

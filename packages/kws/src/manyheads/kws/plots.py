@@ -115,6 +115,7 @@ def det(curves: Mapping[str, DetCurve]) -> Figure:
     axes.set_ylim(top=1.1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all", title_fontsize="small")
     return figure

@@ -78,7 +78,7 @@ class KeywordSpotter:
         network: maps frames to logits.
         features: the frames; their ``sample_rate`` is that of the chunks.
         tau: time constant of the running mean that is taken from each bin, in frames.
-        rule: smoothing, threshold, refractory time.
+        rule: smoothing, threshold, refractory time; by default labels that begin with an underscore are not reported.
         streams: how many run side by side in one batch.
         surround: the quiet that single clips are heard in; streams are heard as they come.
         trained: what is known of the training; goes into the file.
@@ -108,7 +108,8 @@ class KeywordSpotter:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.log_mel = LogMel(features).to(self.device)
         self.running_mean = RunningMean(tau).to(self.device)
-        self.rule = (rule or Rule()).check()
+        silent = tuple(label for label in network.labels if label.startswith("_"))
+        self.rule = rule or Rule(background=silent)
 
     @classmethod
     def from_network(cls, network: Network, features: Features, **others: Any) -> KeywordSpotter:
@@ -217,15 +218,20 @@ class KeywordSpotter:
         return alone.hear(samples, sample_rate)[1][0]
 
     @torch.no_grad()
-    def clip_logits(self, samples: np.ndarray) -> Tensor:
-        """Logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each heard afresh in the quiet that the network was
-        trained in; step 0 is known :meth:`time_of_clip` (0) seconds after the clip's first sample."""
+    def clip_frames(self, samples: np.ndarray) -> Tensor:
+        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training
+        before and after."""
         frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
         lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
         quiet = self.log_mel.log_mel(lines).expand(len(frames), 1, -1)
-        around = [quiet.expand(-1, count, -1) for count in (self.surround.lead, self.surround.trail)]
-        centred = self.running_mean(torch.cat([around[0], frames, around[1]], 1))[0]
-        return self.network.whole(centred.to(self.dtype))
+        lead, trail = (quiet.expand(-1, count, -1) for count in (self.surround.lead, self.surround.trail))
+        return self.running_mean(torch.cat([lead, frames, trail], 1))[0].to(self.dtype)
+
+    @torch.no_grad()
+    def clip_logits(self, samples: np.ndarray) -> Tensor:
+        """Logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each heard afresh in its quiet; step 0 is known
+        :meth:`time_of_clip` (0) seconds after the clip's first sample."""
+        return self.network.whole(self.clip_frames(samples))
 
     def predict(self, samples: Any, sample_rate: int | None = None, *, notes: tuple[str, ...] = ()) -> Prediction:
         """The word of a clip ``(N,)``: the largest mean over time of the logits.
