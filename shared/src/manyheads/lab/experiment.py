@@ -81,8 +81,11 @@ class Optimiser:
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    schedule: Literal["constant", "halving", "cosine"] = "constant"
-    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs."""
+    schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps"] = "constant"
+    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
+    one-cycle: step by step, up from a 25th over the first ``warm_up`` of all steps and down to 0, both along a cosine;
+    steps: times 0.85 every 10 epochs."""
+    warm_up: float = 0.3
     clip_norm: float | None = None
 
 
@@ -94,6 +97,9 @@ class Budget:
     batch_size: int = 32
     patience: int | None = None
     """Epochs without a better validation loss before stopping."""
+    keep: Literal["best", "last"] = "best"
+    """The weights that are kept: of the best validation loss, or after the last step, where the epochs are fixed; only
+    the latter can do without a validation part."""
     max_steps: int | None = None
     checkpoint_every: int | None = None
     """Steps between checkpoints inside an epoch; each epoch ends with one in any case."""

@@ -51,9 +51,10 @@ def fit_supervised(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> SeedResult:
-    """Trains one seed and gives the test metrics of the weights with the best validation loss.
+    """Trains one seed and gives the test metrics of the weights with the best validation loss, or of the last ones.
 
-    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch.
+    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch, and
+    where weights are to be chosen without a validation part.
     """
     model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
     del model
@@ -75,6 +76,7 @@ def train_model(
     fabric = launch(budget)
     seed_everything(seed)
     splits = experiment.data.open()
+    _check_choice(budget, splits.validation)
     raw_model = experiment.model.build(splits)
     model, optimiser = fabric.setup(raw_model, make_optimiser(raw_model, experiment.optimiser))
     order, position = torch.Generator().manual_seed(seed), Position()
@@ -106,13 +108,14 @@ def train_model(
     bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
         while not position.finished:
-            set_learning_rate(optimiser.optimizer, experiment.optimiser, position.epoch, budget.epochs)
             start_of_order = order.get_state()
             shuffled = torch.randperm(len(splits.train), generator=order)
             loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
             model.train()
             while position.batch < batches and not _spent(position, budget):
                 chosen = shuffled[position.batch * budget.batch_size :][: budget.batch_size]
+                done = position.epoch + position.batch / batches
+                set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs)
                 batch = fabric.to_device(splits.train.batch(chosen[fabric.global_rank :: fabric.world_size]))
                 optimiser.zero_grad()
                 loss = experiment.objective.loss(model, batch)
@@ -134,7 +137,7 @@ def train_model(
             log(position.history[-1], position.step)
             save(order.get_state())
             if advance is not None:
-                advance(f"epoch {position.epoch}, validation {position.history[-1]['validation_loss']:.4g}")
+                advance(f"epoch {position.epoch}, {_said(position.history[-1])}")
 
     raw_model.load_state_dict(best)
     raw_model.eval()
@@ -159,20 +162,21 @@ def _end_epoch(
     raw_model: nn.Module,
     train_loss: float,
 ) -> None:
-    loss = validation_loss(experiment, model, validation, order, fabric)
+    loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
     rate = experiment.optimiser.learning_rate * rate_factor(
         experiment.optimiser, position.epoch, experiment.budget.epochs
     )
     position.epoch += 1
     position.batch, position.running_loss = 0, 0.0
     line = {"epoch": position.epoch, "step": position.step, "train_loss": train_loss, "learning_rate": rate}
-    position.history.append({**line, "validation_loss": loss})
-    if loss < position.best_loss:
-        position.best_loss, position.bad_epochs = loss, 0
+    position.history.append(line if loss is None else {**line, "validation_loss": loss})
+    better = loss is not None and loss < position.best_loss
+    if better:
+        position.best_loss = loss
+    position.bad_epochs = 0 if better else position.bad_epochs + 1
+    if better or experiment.budget.keep == "last":
         for name, tensor in raw_model.state_dict().items():
             best[name].copy_(tensor)
-    else:
-        position.bad_epochs += 1
     patience = experiment.budget.patience
     position.finished = (
         position.epoch >= experiment.budget.epochs
@@ -222,18 +226,43 @@ def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer
     return kinds[config.name](model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def rate_factor(config: Optimiser, epoch: int, epochs: int) -> float:
-    """The share of the learning rate in the epoch that comes after ``epoch`` whole ones."""
+def rate_factor(config: Optimiser, done: float, epochs: int) -> float:
+    """The share of the learning rate after ``done`` epochs; only one-cycle changes it inside an epoch."""
+    if config.schedule == "one-cycle":
+        rising = config.warm_up * epochs
+        if done < rising:
+            return 0.04 + 0.96 * _half_cosine(1.0 - done / rising)
+        return _half_cosine((done - rising) / (epochs - rising))
+    epoch = int(done)
     if config.schedule == "halving":
         return 0.5 ** max(epoch - 1, 0)
     if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+        return _half_cosine(epoch / epochs)
+    if config.schedule == "steps":
+        return 0.85 ** (epoch // 10)
     return 1.0
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, epoch: int, epochs: int) -> None:
+def _half_cosine(share: float) -> float:
+    """From 1 at 0 down to 0 at 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, done: float, epochs: int) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = config.learning_rate * rate_factor(config, epoch, epochs)
+        group["lr"] = config.learning_rate * rate_factor(config, done, epochs)
+
+
+def _check_choice(budget: Budget, validation: Part) -> None:
+    if budget.keep == "best" and len(validation) == 0:
+        raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
+    if budget.keep == "last" and budget.patience is not None:
+        raise ArgumentError(f"patience: found {budget.patience} with keep='last', expected None: the epochs are fixed")
+
+
+def _said(line: dict[str, float]) -> str:
+    name = "validation" if "validation_loss" in line else "train"
+    return f"{name} {line[name + '_loss']:.4g}"
 
 
 def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
