@@ -66,7 +66,7 @@ def slow(session: nox.Session) -> None:
 def core(session: nox.Session) -> None:
     """The tests of the core alone, with nothing but torch installed."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared"])
-    session.run("pytest", "-n", "2", "tests/core", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/core", *session.posargs)
 
 
 @nox.session
