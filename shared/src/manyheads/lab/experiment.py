@@ -58,7 +58,10 @@ class ModelConfig(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised, and what is reported."""
+    """What is minimised, and what is reported.
+
+    An objective may also have ``after(model, splits, folder)``, which leaves more in the folder of a trained seed.
+    """
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
@@ -81,6 +84,8 @@ class Optimiser:
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adam and adamw."""
     schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps"] = "constant"
     """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
     one-cycle: step by step, up from a 25th over the first ``warm_up`` of all steps and down to 0, both along a cosine;

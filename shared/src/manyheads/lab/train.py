@@ -53,8 +53,8 @@ def fit_supervised(
 ) -> SeedResult:
     """Trains one seed and gives the test metrics of the weights with the best validation loss, or of the last ones.
 
-    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch, and
-    where weights are to be chosen without a validation part.
+    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch,
+    and where weights are to be chosen without a validation part.
     """
     model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
     del model
@@ -147,6 +147,8 @@ def train_model(
     if folder is not None and fabric.is_global_zero:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
         checkpoint.save_tensors(folder / "model.safetensors", raw_model.state_dict(), described)
+        if (after := getattr(experiment.objective, "after", None)) is not None:
+            after(raw_model, splits, folder)
     fabric.barrier()
     return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
 
@@ -222,8 +224,11 @@ def seed_everything(seed: int) -> None:
 
 
 def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return kinds[config.name](model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), lr=rate, weight_decay=decay, betas=config.betas)
 
 
 def rate_factor(config: Optimiser, done: float, epochs: int) -> float:

@@ -19,6 +19,7 @@ from manyheads.kws.features import FLOOR, Features, mel_triangles
 
 WARPS = 61  # filterbanks on a logarithmic grid of warps
 CONTROL_POINTS = 5  # of an equaliser's curve
+TINY = 1e-10  # power of a spectral line far below that of digital silence with dither
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Augmentation:
     """Share of the clips that are mixed with another one of the batch; the labels are shared likewise."""
     mixup_shape: float = 10.0
     """The share of the second clip is drawn from Beta(shape, shape)."""
+    blend: float = 0.0
+    """Share of the clips that become a word between two speakers: another clip of the same word in the batch, brought
+    to the same length, mixed with this one as geometric mean of their spectra, in shares uniform from 0 to 1."""
     shift: int = 0
     """The clip begins up to so many frames earlier (its beginning is cut off) or later."""
     position: int = 0
@@ -56,7 +60,7 @@ class Augmentation:
         for name in ("tempo", "warp"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"augmentation: {name}: found {getattr(self, name)}, expected 1 or more")
-        for name in ("noise", "mixup"):
+        for name in ("noise", "mixup", "blend"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"augmentation: {name}: found {getattr(self, name)}, expected a share of 0 to 1")
         for name in ("gain", "equaliser", "masks", "shift", "position", "floor"):
@@ -147,6 +151,27 @@ def mixed(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     return first + share * (second - first)
 
 
+def blended(power: Tensor, lengths: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Each clip with its ``partner``, stretched linearly to the clip's length: ``a^(1 - share) b^share``, each line."""
+    ratio = (lengths[partner] - 1) / (lengths - 1).clamp_min(1)
+    source = (torch.arange(power.shape[1], device=power.device) * ratio.unsqueeze(1)).to(power)
+    last = lengths[partner].unsqueeze(1) - 1
+    source = source.minimum(last.to(source))
+    left = source.floor().long()
+    other = power[partner]
+    rows = torch.arange(len(power), device=power.device).unsqueeze(1)
+    stretched = torch.lerp(other[rows, left], other[rows, (left + 1).minimum(last)], (source - left).unsqueeze(2))
+    log_a, log_b = power.clamp_min(TINY).log(), stretched.clamp_min(TINY).log()
+    return torch.lerp(log_a, log_b, share.view(-1, 1, 1)).exp()
+
+
+def partners(target: Tensor) -> Tensor:
+    """For each row another one with the same label, drawn at random; itself where there is none."""
+    same = (target @ target.T > 0.5).float()
+    same.fill_diagonal_(1e-6)
+    return torch.multinomial(same, 1).squeeze(1)
+
+
 def masked(frames: Tensor, axis: int, start: Tensor, width: Tensor) -> Tensor:
     """Frames ``(B, T, M)``, centred, with ``start <= index < start + width`` on an axis set to 0, their mean."""
     index = torch.arange(frames.shape[axis], device=frames.device)
@@ -177,6 +202,9 @@ def augmented(
     """A batch of clips ``(B, T, F)`` changed at random as ``config`` says; the masks come after the frames are centred,
     by :func:`spec_augment`."""
     batch = len(power)
+    if config.blend:
+        share = torch.rand(batch) * (torch.rand(batch) < config.blend)
+        power = blended(power, lengths, partners(target), share)
     pace = ((torch.rand(batch) * 2 - 1) * math.log(config.tempo)).exp()
     onset = lead + torch.randint(-config.shift, config.shift + 1, (batch,))
     onset = onset + torch.randint(0, config.position + 1, (batch,))

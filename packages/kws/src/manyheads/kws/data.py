@@ -23,6 +23,7 @@ from manyheads.kws.features import Features, LogMel, RunningMean
 from manyheads.lab.experiment import Splits
 
 SPECTRA_BYTES = 1 << 30
+PLAIN = Features()
 
 
 class ClipBatch(NamedTuple):
@@ -81,6 +82,10 @@ class ClipPart:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def heard_frames(self) -> Tensor:
+        """``(N,)`` frames of each clip."""
+        return self.spectra.lengths[self.indices]
+
     def batch(self, indices: Tensor) -> ClipBatch:
         chosen = self.indices[indices]
         power, lengths = self.spectra.batch(chosen)
@@ -125,7 +130,7 @@ class ClipSet:
     """A set of spoken words by name, or a folder of ``label/*.wav``."""
 
     set: str
-    features: Features = Features()
+    features: Features = PLAIN
     augmentation: Augmentation = NONE
     held_out: str = ""
     """A speaker whose clips are the test part; all others are for training and there is no validation part."""
@@ -171,8 +176,18 @@ def splits_of(clips: Sequence[Clip], config: ClipSet) -> Splits:
         chosen = torch.tensor([i for i, clip in enumerate(clips) if clip.split == split], dtype=torch.long)
         return ClipPart(spectra, chosen, targets, labels, front, augmentation)
 
-    facts = {"labels": labels, "bins": config.features.bins, "features": config.features, "tau": config.tau}
-    facts |= {"notes": notes}
+    facts = {
+        "labels": labels,
+        "bins": config.features.bins,
+        "features": config.features,
+        "tau": config.tau,
+        "lead": config.lead,
+        "trail": config.trail,
+        "quiet": config.quiet,
+        "set": config.set,
+        "held_out": config.held_out,
+        "notes": notes,
+    }
     return Splits(part("train", config.augmentation), part("validation", None), part("test", None), facts)
 
 

@@ -30,7 +30,7 @@ class Rule:
     """From 0 to 1; above 1 nothing is ever detected."""
     smoothing: float = 0.5
     """Window over which the logits are averaged."""
-    refractory: float = 0.5
+    refractory: float = 1.0
     """After a detection none is reported for so long."""
     background: tuple[str, ...] = ()
     """Labels that are never reported, such as silence."""

@@ -64,9 +64,14 @@ class ClipResults:
             right += [step > 0 and decided[step - 1] == truth for step in steps]
         return right / len(self.truth)
 
+    @property
+    def longest(self) -> float:
+        """Seconds after which all is known: the clips and the quiet that they are heard in."""
+        return max([float(self.seconds.max()), *(float(known[-1]) for known in self.known if len(known))])
+
     def time_to(self, share: float) -> float:
         """The first time at which the early decision reaches ``share`` of the final accuracy and stays there."""
-        times = np.arange(1, round(float(self.seconds.max()) * 100) + 1) / 100
+        times = np.arange(1, round(self.longest * 100) + 2) / 100
         below = np.flatnonzero(self.early(times) < share * self.accuracy)
         return float(times[min(below[-1] + 1, len(times) - 1)]) if len(below) else float(times[0])
 

@@ -13,6 +13,7 @@ microphone driver gives differs from place to place.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -81,7 +82,8 @@ def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Pa
 
 def quantise(source: str | Path, target: str | Path) -> Path:
     """Writes the step with the weights of its products in int8, a scale a column, the activations quantised as they
-    come; the state stays float32. Gives the path of the file."""
+    come. The states stay float32, and so does the transition of the memory: it is no weight but a constant of the
+    graph, and rounded it would be another system. Convolutions over bins ("2d") stay float32 too. Gives the path."""
     _need("onnxruntime", "onnx")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -241,9 +243,7 @@ def _with_metadata(path: Path, facts: dict[str, Any]) -> bytes:
 
 
 def _need(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
+    if importlib.util.find_spec(package) is None:
         raise MissingPackageError(f"{package} is not installed: pip install 'manyheads-kws[{extra}]'")
 
 
@@ -262,8 +262,7 @@ def export_nir(network: Network, path: str | Path) -> Path:
     if not sites:
         raise ArgumentError(f"export: {network.config.kind}: found no spiking neurons, expected spiking=True")
     _need("nir", "nir")
-    import nir
-
+    nir = importlib.import_module("nir")
     from manyheads.kws.models.sites import site_affine
 
     nodes: dict[str, Any] = {}

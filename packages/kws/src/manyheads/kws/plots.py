@@ -125,9 +125,7 @@ def early_decision(results: ClipResults, *, title: str = "") -> Figure:
     """Accuracy against the seconds of a clip that were heard."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    longest = float(results.seconds.max())
-    last = max(longest, max((float(known[-1]) for known in results.known if len(known)), default=longest))
-    times = np.arange(0, round(last * 100) + 1) / 100
+    times = np.arange(0, round(results.longest * 100) + 1) / 100
     axes.plot(times, 100 * results.early(times), color="C0", linewidth=1.4)
     axes.axhline(100 * results.accuracy, color="0.5", linewidth=0.8, linestyle=":", label="in the end")
     reached = results.time_to(0.99)

@@ -219,8 +219,8 @@ class KeywordSpotter:
 
     @torch.no_grad()
     def clip_frames(self, samples: np.ndarray) -> Tensor:
-        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training
-        before and after."""
+        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training before
+        and after."""
         frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
         lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
         quiet = self.log_mel.log_mel(lines).expand(len(frames), 1, -1)

@@ -46,6 +46,7 @@ class CausalConvolution(nn.Module):
     """
 
     row_weight: Tensor | None
+    image_weight: Tensor | None
 
     def __init__(
         self,
@@ -64,7 +65,8 @@ class CausalConvolution(nn.Module):
         self.stride, self.dilation, self.lookahead = stride, dilation, lookahead
         made = nn.Conv1d(inputs, outputs, kernel, bias=bias)
         self.weight, self.bias = made.weight, made.bias
-        self.register_buffer("row_weight", None, persistent=False)  # (C', k C): see freeze
+        self.register_buffer("row_weight", None)  # (C', k C): see freeze
+        self.register_buffer("image_weight", None, persistent=False)  # (C', C, 1, k)
 
     @property
     def context(self) -> int:
@@ -92,11 +94,15 @@ class CausalConvolution(nn.Module):
                 return functional.linear(seen.flatten(1), self.row_weight, self.bias).unsqueeze(1), state
             window = seen.transpose(1, 2).flatten(1)
             return functional.linear(window, self.weight.flatten(1), self.bias).unsqueeze(1), state
-        y = functional.conv1d(seen.transpose(1, 2), self.weight, self.bias, self.stride, 0, self.dilation)
-        return y.transpose(1, 2), state
+        # as an image of height 1 with the channels last: in and out lie as they are, nothing is transposed
+        image = seen.transpose(1, 2).unsqueeze(2)
+        weight = self.weight.unsqueeze(2) if self.image_weight is None else self.image_weight
+        y = functional.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation))
+        return y.squeeze(2).transpose(1, 2), state
 
     def freeze(self) -> None:
-        """Keeps the weight in the order of a stream's window too, as the weight will not change any more."""
+        """Keeps the weight in the orders of a stream's window and of an image too: it will not change any more."""
+        self.image_weight = self.weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
         self.row_weight = self.weight.detach().transpose(1, 2).flatten(1).contiguous()
 
 
