@@ -51,6 +51,8 @@ def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
         side = math.isqrt(tokens)
         grid = torch.randn(1, side, side, DIM, requires_grad=True)
         axial = AxialAttention(DIM, num_dimensions=2, heads=HEADS)
+        lines = [_ours("axial", heads=HEADS, axis=axis) for axis in (0, 1)]
+        yield "axial, along both axes", "axial-attention", grid, lambda x, lines=lines: lines[0](x) + lines[1](x), axial
         for plan in ("vertical", "rowmajor"):
             ours = _ours("combiner-axial", heads=HEADS, plan=plan)
             yield f"combiner-axial, {plan}: causal, full support", "axial-attention", grid, ours, axial

@@ -2,6 +2,7 @@
 
 from .activator import activator_oracle
 from .auto_correlation import auto_correlation_oracle
+from .axial import axial_oracle
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
 from .extractors import extractor_oracle
 from .fourier_block import fourier_block_oracle
@@ -18,6 +19,7 @@ from .ssa import ssa_oracle
 from .transformer_xl import gtrxl_oracle, transformer_xl_oracle
 
 ORACLES = {
+    "axial": axial_oracle,
     "ponet": ponet_oracle,
     "combiner-axial": combiner_axial_oracle,
     "combiner-logsparse": combiner_logsparse_oracle,

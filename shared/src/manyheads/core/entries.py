@@ -9,6 +9,7 @@ from typing import Any
 from manyheads.core.layer import Layer
 from manyheads.core.layers.activator import Activator
 from manyheads.core.layers.auto_correlation import AutoCorrelation
+from manyheads.core.layers.axial import AxialAttention
 from manyheads.core.layers.combiner import CombinerFixed
 from manyheads.core.layers.combiner_axial import CombinerAxial
 from manyheads.core.layers.combiner_logsparse import CombinerLogsparse
@@ -74,6 +75,16 @@ LAYERS: Mapping[str, Entry] = {
             "causal": {"heads": 2, "causal": True},
             "window": {"heads": 2, "causal": True, "window": 128},
         },
+    ),
+    "axial": Entry(
+        AxialAttention,
+        {
+            "plain": {"heads": 2},
+            "columns, causal": {"heads": 2, "axis": 0, "causal": True, "bias": True},
+            "rows, causal": {"heads": 3, "axis": 1, "causal": True},
+        },
+        case={"grid": (3, 4)},
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
     ),
     "combiner-fixed": Entry(
         CombinerFixed,
