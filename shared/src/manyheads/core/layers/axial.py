@@ -3,13 +3,13 @@
     y[…, i, …] = W_o sum_j softmax_j(q[…, i, …] . k[…, j, …] / sqrt(E)) v[…, j, …]
 
 Only the index along the axis varies; the other axes are a batch. A layer along each axis in turn gives every token the
-whole grid. Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H heads,
-E = D / H head width.
+whole grid. Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H
+heads, E = D / H head width.
 
-Cost: time ``O(N L D + N D^2)``, memory ``O(N D)``: on a square grid ``N^1.5`` for a layer, against ``N^2`` of full attention.
+Cost: time ``O(N L D + N D^2)``, memory ``O(N D)``: on a square grid ``N^1.5``, against ``N^2`` of full attention.
 
-Differs from the paper: none of its shifts, position embeddings and blocks is here, as those belong to its model. Causal means
-along the axis, and so in raster order too. Padding is ours.
+Differs from the paper: none of its shifts, position embeddings and blocks is here, as those belong to its model. Causal
+means along the axis, and so in raster order too. Padding is ours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class AxialAttention(Layer):
     Args:
         dim: width D.
         heads: H; divides ``dim``.
-        axis: the grid axis along which tokens see each other: 0 for columns, 1 for rows of an image, negative from the end.
+        axis: the grid axis along which tokens see each other: of an image 0 for its columns, 1 for its rows; negative
+            from the end.
         causal: each token sees itself and what comes before it along the axis.
         bias: biases in the four projections.
 
