@@ -103,6 +103,9 @@ class Block(Stage):
         self.mixer.fold()
         self.ffn.fold()
 
+    def freeze_clips(self, steps: int) -> None:
+        self.mixer.freeze_clips(steps)
+
 
 class LMUFormer(Staged):
     """See the module and :class:`LMUFormerConfig`.
