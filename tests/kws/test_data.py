@@ -108,6 +108,22 @@ def test_another_set_is_scored_as_well_and_used_for_nothing_else(words, tmp_path
     assert len(splits.test) == len(plain.test)
 
 
+def test_a_set_beside_is_for_training_only_and_never_one_of_the_words(words, tmp_path):
+    other = word_folder(tmp_path / "other", speakers=30)
+    plain, more = words.open(), replace(words, beside=str(other), elsewhere=str(other)).open()
+    assert more.facts["labels"] == ("_high", "_low", "_middle", "high", "low", "middle")
+    assert [len(a) - len(b) for a, b in zip(parts(more), parts(plain), strict=True)] == [90, 0, 0]
+    for part in (more.test, more.test.elsewhere):
+        said = {part.labels[i] for i in part.batch(torch.arange(len(part))).target.argmax(1).tolist()}
+        assert said == set(WORDS)
+    added = more.train.batch(torch.arange(len(plain.train), len(more.train))).target.argmax(1)
+    assert added.bincount().tolist() == [30, 30, 30]
+
+
+def parts(splits):
+    return splits.train, splits.validation, splits.test
+
+
 def test_another_set_without_the_words_is_refused(words, tmp_path):
     other = word_folder(tmp_path / "other", speakers=30)
     shutil.rmtree(other / "low")

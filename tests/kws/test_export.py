@@ -171,3 +171,35 @@ def test_nir_holds_the_neurons(tmp_path: Path) -> None:
 def test_nir_of_a_network_without_spikes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="no spiking neurons"):
         export.export_nir(awake("1d")[0], tmp_path / "neurons.nir")
+
+
+@pytest.mark.parametrize("name", ["2d", "1d", "1d-ahead", "published", "residual-cnn"])
+@torch.no_grad()
+def test_whole_clips_equal_the_network(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    network, _ = awake(name, torch.float32)
+    path = export.export_clip(network, tmp_path / "clip.onnx", frames=61)
+    x = frames(3, 61, torch.float32)
+    found = onnxruntime.InferenceSession(str(path)).run(None, {"frames": x.numpy()})[0]
+    expected = network.whole(x)
+    assert (torch.from_numpy(found) - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["2d", "1d-ahead", "published"])
+@torch.no_grad()
+def test_memory_and_readout_joined_for_clips_change_nothing(name: str) -> None:
+    network, _ = awake(name)
+    x = frames(3, 60)
+    folded = network.fold()
+    folded.freeze_clips(60)
+    assert folded.blocks[0].mixer.clip_response is not None
+    for count in (60, 41):  # the length that it is prepared for, and another
+        torch.testing.assert_close(folded.whole(x[:, :count]), network.whole(x[:, :count]), atol=1e-10, rtol=0)
+
+
+def test_clips_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="found spikes"):
+        export.export_clip(awake("1d-spiking")[0], tmp_path / "clip.onnx", frames=60)
+    with pytest.raises(ArgumentError, match="frames: found 0"):
+        export.export_clip(awake("1d")[0], tmp_path / "clip.onnx", frames=0)

@@ -105,7 +105,7 @@ def test_evaluation_as_json_and_as_a_page(capsys, place):
     assert sum(map(sum, document["confusion"])) == 120
     assert document["early"]["0.5"] <= 1
     assert "Confusion" in (place / "e.html").read_text()
-    assert (place / "e.csv").read_text().splitlines()[0].startswith("experiment,seed,set,clips,accuracy")
+    assert (place / "e.csv").read_text().splitlines()[0].startswith("experiment,seed,set,snr_db,clips,accuracy")
 
 
 def test_the_threshold_is_tuned_in_the_file(capsys, place):

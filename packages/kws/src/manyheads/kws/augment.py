@@ -71,7 +71,7 @@ class Augmentation:
 
 
 NONE = Augmentation()
-LIGHT = Augmentation(tempo=1.15, warp=1.12, gain=0.5, equaliser=0.3, masks=1, position=12, floor=1.0)
+LIGHT = Augmentation(tempo=1.15, warp=1.12, gain=0.5, equaliser=0.3, masks=1, floor=1.0)
 HEAVY = replace(
     LIGHT, tempo=1.25, warp=1.25, gain=1.0, equaliser=0.7, noise=0.8, masks=2, mixup=0.5
 )  # helps with noise, costs on unseen speakers (docs/kws.md)

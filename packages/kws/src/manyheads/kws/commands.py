@@ -87,9 +87,9 @@ def evaluate(
         tune: set the threshold in the spotter's file to the one with the fewest misses at so many false alarms an hour
             on this part, which should then be the validation part.
         report: write a page with pictures there.
-        csv: write the figures as one row there.
+        csv: write the figures there, a row for each stream; rows of other spotters and sets stay.
     """
-    from manyheads.kws.evaluation import evaluate_spotter, summary_row, text_of, tune_threshold
+    from manyheads.kws.evaluation import evaluate_spotter, merged_rows, summary_rows, text_of, tune_threshold
     from manyheads.kws.report import write_report
 
     chosen = open_spotter(spotter)
@@ -111,7 +111,7 @@ def evaluate(
             f"threshold set to {threshold:.4f} in {path}: at most {tune:g} false alarms an hour on this part"
         )
     if csv is not None:
-        write_csv(csv, [summary_row(found)])
+        write_csv(csv, merged_rows(csv, summary_rows(found)))
         closing.append(f"written: {csv}")
     if report is not None:
         document["report"] = str(write_report(found, report).resolve())

@@ -20,7 +20,7 @@ from manyheads.kws.audio import Sound, read_sound
 from manyheads.kws.augment import NONE, Augmentation, augmented, place, spec_augment, warped_filterbanks
 from manyheads.kws.clips import Clip, clips_of, hold_out, labels_of, only
 from manyheads.kws.features import Features, LogMel, RunningMean
-from manyheads.lab.experiment import Part, Splits
+from manyheads.lab.experiment import Splits
 
 SPECTRA_BYTES = 1 << 30
 PLAIN = Features()
@@ -148,6 +148,10 @@ class ClipSet:
     """Power of each spectral line in them."""
     longest: int = 0
     """Training windows are cut after so many frames; never where 0. Scoring always hears whole clips."""
+    beside: str = ""
+    """Another set that is for training as a whole, each of its words under a label of its own: more speakers for the
+    same sounds. Those labels begin with an underscore, so that a spotter does not report them; a clip that is taken for
+    one of them counts as wrong."""
     elsewhere: str = ""
     """Another set; all its clips with these words are scored as well, and used for nothing else."""
 
@@ -160,27 +164,29 @@ class ClipSet:
                 raise ArgumentError(f"labels: found {absent[0]!r}, expected some of {', '.join(labels_of(clips))}")
             clips = only(clips, self.labels)
         clips = hold_out(clips, self.held_out) if self.held_out else clips
+        words = labels_of(clips)
+        if self.beside:
+            clips += [replace(clip, label=f"_{clip.label}", split="train") for clip in clips_of(self.beside)]
         splits = splits_of(clips, self)
-        return replace(splits, test=self._beside(splits.test)) if self.elsewhere else splits
-
-    def _beside(self, test: Part) -> ClipPart:
-        assert isinstance(test, ClipPart)
-        clips = [replace(clip, split="test") for clip in only(clips_of(self.elsewhere), test.labels)]
-        if labels_of(clips) != test.labels:
-            absent = sorted(set(test.labels) - set(labels_of(clips)))
+        if not self.elsewhere:
+            return splits
+        other = [replace(clip, split="test") for clip in only(clips_of(self.elsewhere), words)]
+        absent = sorted(set(words) - set(labels_of(other)))
+        if absent:
             raise DataError(f"{self.elsewhere}: found no clip of {', '.join(absent)}, expected all words of {self.set}")
-        other = splits_of(clips, replace(self, set=self.elsewhere)).test
-        assert isinstance(other, ClipPart)
-        return replace(test, elsewhere=other)
+        scored = splits_of(other, replace(self, set=self.elsewhere), splits.facts["labels"]).test
+        assert isinstance(splits.test, ClipPart)
+        assert isinstance(scored, ClipPart)
+        return replace(splits, test=replace(splits.test, elsewhere=scored))
 
 
-def splits_of(clips: Sequence[Clip], config: ClipSet) -> Splits:
-    """Reads clips and splits them as they say themselves."""
+def splits_of(clips: Sequence[Clip], config: ClipSet, labels: tuple[str, ...] = ()) -> Splits:
+    """Reads clips and splits them as they say themselves; ``labels`` are those of the clips unless given."""
     sounds = read_clips(clips, config.features)
     notes = notes_of(sounds)
     for note in notes:
         print(f"{config.set}: {note}", file=sys.stderr)
-    labels = labels_of(clips)
+    labels = labels or labels_of(clips)
     targets = torch.tensor([labels.index(clip.label) for clip in clips])
     spectra = Spectra(sounds, config.features)
     front = FrontEnd(

@@ -28,7 +28,7 @@ class Rule:
 
     threshold: float = 0.8
     """From 0 to 1; above 1 nothing is ever detected."""
-    smoothing: float = 0.5
+    smoothing: float = 0.3
     """Window over which the logits are averaged."""
     refractory: float = 1.0
     """After a detection none is reported for so long."""

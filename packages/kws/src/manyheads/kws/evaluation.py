@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from manyheads.kws.misses import TOLERANCE, DetCurve, Latency, Match, det_curve,
 from manyheads.kws.spikes import SpikeCount, count_spikes
 from manyheads.kws.spotter import Heard, KeywordSpotter
 from manyheads.kws.tape import Tape, compose
+from manyheads.lab.command import command_line
 
 HEARD_AT_MOST = 200  # clips on which spikes are counted
 RATES = (1.0, 10.0, 60.0)  # false alarms an hour that are quoted
@@ -167,31 +169,53 @@ def tune_threshold(found: Evaluation, false_alarms_per_hour: float) -> float:
     return min(allowed)[1]
 
 
-def summary_row(found: Evaluation) -> dict[str, Any]:
-    """The figures that a table quotes."""
-    trained, first = found.spotter.trained, found.streams[0].document()
-    row: dict[str, Any] = {
-        "experiment": trained.get("experiment", ""),
-        "seed": trained.get("seed", ""),
-        "set": found.name,
-        "clips": len(found.clips.truth),
-        "accuracy": found.clips.accuracy,
-        "standard_error": found.clips.standard_error,
-        "seconds_to_99_percent": found.clips.time_to(0.99),
+KEY = ("experiment", "seed", "set", "snr_db")
+
+
+def summary_rows(found: Evaluation) -> list[dict[str, Any]]:
+    """The figures that a table quotes, a row for each stream."""
+    trained, clips, command = found.spotter.trained, found.clips, command_line()
+    own: dict[str, Any] = {
+        "clips": len(clips.truth),
+        "accuracy": f"{clips.accuracy:.6f}",
+        "seconds_to_99_percent": f"{clips.time_to(0.99):.2f}",
         "parameters": found.spotter.network.parameter_count,
-        "snr_db": first["snr_db"],
-        "hours": first["hours"],
-        "threshold": found.spotter.rule.threshold,
-        "miss_rate": first["miss_rate"],
-        "false_alarms_per_hour": first["false_alarms_per_hour"],
-        "latency_after_end_median": first["latency"]["after_end"][0],
-        "latency_after_start_median": first["latency"]["after_start"][0],
     }
     if found.spikes is not None:
-        count = spike_document(found.spikes)
-        row |= {key: count[key] for key in ("zero_share", "dense_macs", "effective_acs", "effective_macs", "saving")}
-        row |= {key: count[key] for key in ("energy_nj", "dense_energy_nj")}
-    return row
+        s = found.spikes
+        own |= {"zero_share": f"{s.zero_share:.4f}", "dense_macs": s.dense, "saving": f"{s.saving:.3f}"}
+        own |= {"effective_acs": f"{s.effective_acs:.0f}", "effective_macs": f"{s.effective_macs:.0f}"}
+        own |= {"energy_nj": f"{s.energy_nj:.1f}", "dense_energy_nj": f"{s.dense_energy_nj:.1f}"}
+    rows = []
+    for stream in found.streams:
+        d, wait = stream.document(), stream.latency
+        key = (trained.get("experiment", ""), trained.get("seed", ""), found.name, f"{stream.snr:g}")
+        at_sixty = d["at_false_alarms_per_hour"]["60"]
+        rows.append(
+            {
+                **dict(zip(KEY, key, strict=True)),
+                **own,
+                "hours": f"{d['hours']:.4f}",
+                "threshold": f"{found.spotter.rule.threshold:.4f}",
+                "miss_rate": f"{d['miss_rate']:.4f}",
+                "false_alarms_per_hour": f"{d['false_alarms_per_hour']:.1f}",
+                "miss_rate_at_60_an_hour": "" if at_sixty is None else f"{at_sixty['miss_rate']:.4f}",
+                "latency_after_start": f"{wait.after_start[0]:.3f}",
+                "latency_after_end": f"{wait.after_end[0]:.3f}",
+                "command": command,
+            }
+        )
+    return rows
+
+
+def merged_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table and these, which replace those of the same spotter, set and noise."""
+    kept: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open() as stream:
+            kept = list(csv.DictReader(stream))
+    new = {tuple(str(row[name]) for name in KEY) for row in rows}
+    return [row for row in kept if tuple(row.get(name, "") for name in KEY) not in new] + list(rows)
 
 
 def text_of(found: Evaluation) -> Any:

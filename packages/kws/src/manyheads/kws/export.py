@@ -13,31 +13,32 @@ microphone driver gives differs from place to place.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.core.errors import ArgumentError, DataError
 from manyheads.core.state import State, leaves
 from manyheads.kws.models.network import Network, Passage
 from manyheads.kws.models.sites import SpikeSite
+from manyheads.kws.models.staged import Staged
+from manyheads.kws.step_runner import StepRunner, need_package
 from manyheads.lab.files import write_atomically
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 OPSET = 17
+
+__all__ = ["StepRunner", "export_clip", "export_nir", "export_step", "quantise"]
 
 
 def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Path:
@@ -46,9 +47,7 @@ def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Pa
     Raises :class:`MissingPackageError` without onnx, :class:`ArgumentError` for an opset below 17, and for a network
     with operations that ONNX does not have (those round attention layers) or a state that does not begin with zeros.
     """
-    _need("onnx", "onnx")
-    if opset < OPSET:
-        raise ArgumentError(f"export: opset: found {opset}, expected {OPSET} or more")
+    need_package("onnx", "onnx")
     path = Path(path)
     step = _Step(network if network.folded else network.fold())
     flat = step.initial(2)
@@ -57,34 +56,34 @@ def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Pa
     inputs = ["frames", *(f"state_{n}" for n in range(len(flat)))]
     outputs = ["logits", *(f"next_{n}" for n in range(len(flat)))]
     frames = torch.zeros(2, network.stride, network.bins)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet():
-        made = Path(folder) / "step.onnx"
-        try:
-            torch.onnx.export(
-                step,
-                (frames, *flat),
-                str(made),
-                opset_version=opset,
-                dynamo=False,  # the graphs are as lean, and it takes a tenth of the time
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
-            )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise ArgumentError(
-                f"export: {network.config.kind}: an operation of this network has no form in ONNX {opset}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        facts = {"bins": network.bins, "stride": network.stride, "lookahead": network.lookahead}
-        write_atomically(path, _with_metadata(made, {**facts, "labels": list(network.labels)}))
+    _export(step, (frames, *flat), path, inputs, outputs, opset, network)
     return path
+
+
+def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = OPSET) -> Path:
+    """Writes the network for whole clips of one length as ONNX: ``(B, frames, M)`` -> logits ``(B, frames // stride,
+    C)``, as :meth:`Network.whole` gives them. For scoring many clips; its memory is one product for all steps.
+
+    Raises what :func:`export_step` raises, and :class:`ArgumentError` for spikes, whose loop over the steps would have
+    to be written out.
+    """
+    need_package("onnx", "onnx")
+    if any(isinstance(module, SpikeSite) for module in network.modules()):
+        raise ArgumentError(f"export: {network.config.kind}: found spikes, expected none: export_step takes them")
+    if frames < network.stride:
+        raise ArgumentError(f"export: frames: found {frames}, expected {network.stride} or more")
+    folded = network if network.folded else network.fold()
+    folded.freeze_clips(frames)
+    example = torch.zeros(2, frames, network.bins)
+    _export(_Clip(folded), (example,), Path(path), ["frames"], ["logits"], opset, folded)
+    return Path(path)
 
 
 def quantise(source: str | Path, target: str | Path) -> Path:
     """Writes the step with the weights of its products in int8, a scale a column, the activations quantised as they
     come. The states stay float32, and so does the transition of the memory: it is no weight but a constant of the
     graph, and rounded it would be another system. Convolutions over bins ("2d") stay float32 too. Gives the path."""
-    _need("onnxruntime", "onnx")
+    need_package("onnxruntime", "onnx")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.onnx_model import ONNXModel
@@ -102,75 +101,13 @@ def quantise(source: str | Path, target: str | Path) -> Path:
     return target
 
 
-class StepRunner:
-    """Runs an exported step through ONNX Runtime for some streams at once; keeps their states.
+class _Clip(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
 
-    The buffers are bound once, and the states of two steps take turns, so that nothing is copied between steps.
-
-    Args:
-        path: what :func:`export_step` or :func:`quantise` wrote.
-        streams: B.
-        threads: of ONNX Runtime.
-
-    Raises:
-        MissingPackageError: without onnxruntime.
-        DataError: a file that is not there or was not written by these functions.
-    """
-
-    def __init__(self, path: str | Path, *, streams: int = 1, threads: int = 1) -> None:
-        _need("onnxruntime", "onnx")
-        if streams < 1:
-            raise ArgumentError(f"runner: streams: found {streams}, expected 1 or more")
-        self.session = _session(Path(path), threads)
-        found = self.session.get_modelmeta().custom_metadata_map.get("manyheads.step")
-        if found is None:
-            raise DataError(f"{path}: not a step that manyheads exported: it has no metadata 'manyheads.step'")
-        facts = json.loads(found)
-        self.streams, self.labels = streams, tuple(facts["labels"])
-        self.bins, self.stride, self.lookahead = facts["bins"], facts["stride"], facts["lookahead"]
-        frames, *states = self.session.get_inputs()
-        self._frames = np.zeros((streams, *frames.shape[1:]), np.float32)
-        self._logits = np.zeros((streams, len(self.labels)), np.float32)
-        dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
-        self._states = tuple(
-            [np.zeros((streams, *state.shape[1:]), dtypes[state.type]) for state in states] for _ in range(2)
-        )
-        self._bindings = [self._bind(turn) for turn in range(2)]
-        self._turn = 0
-
-    def _bind(self, turn: int) -> onnxruntime.IOBinding:
-        from onnxruntime import OrtValue
-
-        bound = self.session.io_binding()
-        frames, *inputs = [put.name for put in self.session.get_inputs()]
-        logits, *outputs = [put.name for put in self.session.get_outputs()]
-        pairs = [(bound.bind_ortvalue_input, frames, self._frames), (bound.bind_ortvalue_output, logits, self._logits)]
-        for name, value in zip(inputs, self._states[turn], strict=True):
-            pairs.append((bound.bind_ortvalue_input, name, value))
-        for name, value in zip(outputs, self._states[1 - turn], strict=True):
-            pairs.append((bound.bind_ortvalue_output, name, value))
-        for bind, name, value in pairs:
-            bind(name, OrtValue.ortvalue_from_numpy(value))
-        return bound
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """``(B, stride, M)`` -> logits ``(B, C)``; the array is written over by the next call."""
-        if frames.shape != self._frames.shape:
-            raise ArgumentError(f"runner: frames: found shape {frames.shape}, expected {self._frames.shape}")
-        np.copyto(self._frames, frames)
-        self.session.run_with_iobinding(self._bindings[self._turn])
-        self._turn = 1 - self._turn
-        return self._logits
-
-    def reset(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
-        """The streams ``rows``, or all, begin anew."""
-        for state in self._states[self._turn]:
-            state[slice(None) if rows is None else np.asarray(rows)] = 0
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the states of all streams."""
-        return sum(state.nbytes for state in self._states[0])
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.network.whole(frames)
 
 
 class _Step(nn.Module):
@@ -202,19 +139,38 @@ def _filled(template: State, flat: list[Tensor], frames: Tensor) -> Any:
     return type(template)(*children) if hasattr(template, "_fields") else tuple(children)
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not path.is_file():
-        raise DataError(f"{path}: no such file: export_step writes one")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base
-        raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    opset: int,
+    network: Network,
+) -> None:
+    """Writes a module as ONNX whose first axes are the batch."""
+    if opset < OPSET:
+        raise ArgumentError(f"export: opset: found {opset}, expected {OPSET} or more")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet():
+        made = Path(folder) / "made.onnx"
+        try:
+            torch.onnx.export(
+                module,
+                example,
+                str(made),
+                opset_version=opset,
+                dynamo=False,  # the graphs are as lean, and it takes a tenth of the time
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise ArgumentError(
+                f"export: {network.config.kind}: an operation of this network has no form in ONNX {opset}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        facts = {"bins": network.bins, "stride": network.stride, "lookahead": network.lookahead}
+        write_atomically(path, _with_metadata(made, {**facts, "labels": list(network.labels)}))
 
 
 @contextlib.contextmanager
@@ -242,11 +198,6 @@ def _with_metadata(path: Path, facts: dict[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
-def _need(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise MissingPackageError(f"{package} is not installed: pip install 'manyheads-kws[{extra}]'")
-
-
 def export_nir(network: Network, path: str | Path) -> Path:
     """Writes the spiking neurons as a NIR file, one ``Affine`` and ``LIF`` pair a site: what batch norm is in
     evaluation, then the neurons.
@@ -261,7 +212,7 @@ def export_nir(network: Network, path: str | Path) -> Path:
     sites = [module for module in network.modules() if isinstance(module, SpikeSite)]
     if not sites:
         raise ArgumentError(f"export: {network.config.kind}: found no spiking neurons, expected spiking=True")
-    _need("nir", "nir")
+    need_package("nir", "nir")
     nir: Any = importlib.import_module("nir")
     from manyheads.kws.models.sites import site_affine
 

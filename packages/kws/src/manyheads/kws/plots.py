@@ -42,6 +42,8 @@ def timeline(
     top = float(max(np.abs(low).max(initial=0), np.abs(high).max(initial=0), 1e-3))
     colours = _colours(labels, scores, detections)
     for word in truth or ():
+        if word.start >= seconds:
+            continue
         known = word.label in labels
         wave.axvspan(word.start, word.end, color=colours.get(word.label, "0.85") if known else "0.85", alpha=0.25)
         wave.text(
@@ -158,14 +160,16 @@ def spike_rates(count: SpikeCount) -> Figure:
 
 
 def _colours(labels: Sequence[str], scores: np.ndarray, detections: Sequence[Detection]) -> dict[str, object]:
-    """A colour for each label that mattered, the same one in every picture of these labels."""
-    table = colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    """A colour for each keyword that mattered, the same one in every picture of these labels."""
+    keywords = [label for label in labels if not label.startswith("_")]
+    few = len(keywords) <= 10
+    table = colormaps["tab10" if few else "tab20"]
     found = {detection.label for detection in detections}
-    peak = scores.max(0) if len(scores) else np.zeros(len(labels))
+    peak = dict(zip(labels, scores.max(0) if len(scores) else np.zeros(len(labels)), strict=True))
     return {
         label: table(index % table.N)
-        for index, label in enumerate(labels)
-        if label in found or (len(labels) <= 10 and peak[index] >= SHOWN)
+        for index, label in enumerate(keywords)
+        if label in found or (few and peak[label] >= SHOWN)
     }
 
 

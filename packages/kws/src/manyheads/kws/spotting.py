@@ -23,12 +23,16 @@ class SpottingSet(ClipSet):
     """A :class:`ClipSet` with a second set of words that are none of its labels."""
 
     others: str = "gsc_v001_sample"
+    repeat: int = 3
+    """How often each of the other words is heard in an epoch, as there are few of them beside the keywords."""
 
     def open(self) -> Splits:
         clips = clips_of(self.set)
         clips = only(clips, self.labels) if self.labels else clips
         clips = hold_out(clips, self.held_out) if self.held_out else clips
-        return splits_of([*clips, *other_words(self.others, labels_of(clips))], self)
+        others = other_words(self.others, labels_of(clips))
+        again = [clip for clip in others if clip.split == "train"] * (self.repeat - 1)
+        return splits_of([*clips, *others, *again], self)
 
 
 def other_words(name: str, known: Iterable[str]) -> list[Clip]:

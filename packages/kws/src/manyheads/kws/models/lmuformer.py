@@ -31,6 +31,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.state import State
 from manyheads.kws.models.mixer import FeedForward, LegendreMixer
 from manyheads.kws.models.network import NetworkConfig, Passage, Product
+from manyheads.kws.models.sites import add_to
 from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 
@@ -92,9 +93,9 @@ class Block(Stage):
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         mixed, mixer = self.mixer(x, state[0], passage, delay, rate)
-        x = x + mixed
+        x = add_to(x, mixed)
         y, ffn = self.ffn(x, state[1], passage, delay, rate)
-        return x + y, (mixer, ffn)
+        return add_to(x, y), (mixer, ffn)
 
     def products(self) -> list[Product]:
         return self.mixer.products() + self.ffn.products()
@@ -102,6 +103,9 @@ class Block(Stage):
     def fold(self) -> None:
         self.mixer.fold()
         self.ffn.fold()
+
+    def freeze_clips(self, steps: int) -> None:
+        self.mixer.freeze_clips(steps)
 
 
 class LMUFormer(Staged):

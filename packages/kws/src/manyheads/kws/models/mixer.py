@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.legendre_memory import LegendreMemory
+from manyheads.core.functional.legendre import impulse_response, legendre_system
 from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
 from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm
@@ -25,11 +27,16 @@ class LegendreMixer(nn.Module):
         norm: batch norm on h without spikes; with spikes there always is.
     """
 
+    clip_response: Tensor | None
+    clip_index: Tensor | None
+
     def __init__(
         self, prefix: str, channels: int, *, order: int, window: int, memories: int, spiking: bool, norm: bool
     ) -> None:
         super().__init__()
         self.memories, self.order = memories, order
+        self.register_buffer("clip_response", None, persistent=False)  # (K T, D)
+        self.register_buffer("clip_index", None, persistent=False)  # (T, T) int64
         self.entry = SpikeSite(f"{prefix}mixer", channels, threshold=0.5) if spiking else None
         self.encoder = nn.Linear(channels, memories)
         self.memory = LegendreMemory(order, window, owner="lmuformer")
@@ -52,10 +59,14 @@ class LegendreMixer(nn.Module):
             x, entry = self.entry(x, entry, passage, delay, rate)
         u, inputs = self.input_site(self.encoder(x), inputs, passage, delay, rate)
         u = passage.blank(u, delay, rate)
-        m, memory = self._remember(u, memory)
-        if self.memory_site is not None:
-            m, spiked = self.memory_site(m, spiked, passage, delay, rate)
-        h = self.readout(m.to(x.dtype)) + self.skip(x)
+        response = self.clip_response if passage.clip else None
+        if response is not None and len(response) == x.shape[1] * self.memories:
+            h = self._seen(u) @ response + self.skip(x)
+        else:
+            m, memory = self._remember(u, memory)
+            if self.memory_site is not None:
+                m, spiked = self.memory_site(m, spiked, passage, delay, rate)
+            h = self.readout(m.to(x.dtype)) + self.skip(x)
         h, hidden = self.hidden_site(h, hidden, passage, delay, rate)
         return self.output_norm(self.output(h)), (memory, (entry, inputs, spiked, hidden))
 
@@ -67,6 +78,25 @@ class LegendreMixer(nn.Module):
         batch, tokens, count = u.shape
         every = self.memory(u.mT.flatten(0, 1), initial.flatten(0, 1)).view(batch, count, tokens, self.order)
         return every.transpose(1, 2).flatten(2), every[:, :, -1]
+
+    def freeze_clips(self, steps: int) -> None:
+        """Joins memory and readout for clips of so many steps, as the weights will not change any more: one product
+        with ``G[k] = W_m A'^k B'`` in place of two. Spikes stand between the two, so that it does nothing there."""
+        if self.memory_site is not None:
+            return
+        system = legendre_system(self.order, self.memory.window)
+        response = impulse_response(system.transition, system.drive, steps).flip(0)  # (T, q), latest last
+        weight = self.readout.weight.detach()
+        parts = weight.double().cpu().unflatten(1, (self.memories, self.order))
+        joined = torch.einsum("tq,dkq->ktd", response, parts).flatten(0, 1)
+        self.clip_response = joined.to(weight)
+        lag = torch.arange(steps, device=weight.device)
+        self.clip_index = lag.unsqueeze(1) + lag  # into the inputs after T - 1 zeros
+
+    def _seen(self, u: Tensor) -> Tensor:
+        """``u (B, T, K)`` of a whole clip -> all inputs up to each step, ``(B, T, K T)``."""
+        padded = functional.pad(u.transpose(1, 2), (u.shape[1] - 1, 0))
+        return padded[:, :, self.clip_index].transpose(1, 2).flatten(2)
 
     def products(self) -> list[Product]:
         """Its products, at one step; the memory's transition stays dense whatever spikes."""

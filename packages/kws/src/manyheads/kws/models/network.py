@@ -56,8 +56,9 @@ class Product(NamedTuple):
 class Passage:
     """What one call knows: where the stream began and ended, seen from its chunk, and the spike rates met."""
 
-    def __init__(self, seen: Tensor | None = None, end: int | None = None) -> None:
+    def __init__(self, seen: Tensor | None = None, end: int | None = None, *, clip: bool = False) -> None:
         self.seen, self.end = seen, end  # None: all frames are real
+        self.clip = clip  # the stream begins and ends here: nobody asks for the states
         self.rates: dict[str, Tensor] = {}
 
     def real(self, steps: int, delay: int, rate: int) -> Tensor | None:
@@ -188,9 +189,9 @@ class Network(nn.Module):
             return frames.new_zeros(frames.shape[0], 0, len(self.labels))
         used = frames[:, : steps * self.stride]
         if self.lookahead == 0:
-            return self.run(used, state.parts, Passage())[0]
+            return self.run(used, state.parts, Passage(clip=True))[0]
         extended = torch.cat([used, used.new_zeros(used.shape[0], self.lookahead, self.bins)], 1)
-        logits = self.run(extended, state.parts, Passage(state.seen, used.shape[1]))[0]
+        logits = self.run(extended, state.parts, Passage(state.seen, used.shape[1], clip=True))[0]
         return logits[:, self.lookahead // self.stride :]
 
     @torch.no_grad()

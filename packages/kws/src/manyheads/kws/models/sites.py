@@ -24,6 +24,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "identity": lambda x: x,
 }
+OVERWRITING: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "gelu": torch.ops.aten.gelu_.default,
+    "identity": lambda x: x,
+}
 Producer = nn.Linear | CausalConvolution | CausalConvolution2d
 
 
@@ -67,7 +72,8 @@ class Site(nn.Module):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()], passage: Passage, delay: int, rate: int) -> tuple[Tensor, tuple[()]]:
-        function = ACTIVATIONS[self.activation]
+        # x is a product's and nobody else's: without a gradient it may be written over, as fresh memory costs more
+        function = (OVERWRITING if inference() else ACTIVATIONS)[self.activation]
         y = normalise(self.norm, function(x)) if self.norm_last else function(normalise(self.norm, x))
         return y, ()
 
@@ -102,6 +108,16 @@ def _fire(x: Tensor, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
         spike, membrane = lif(x_t, membrane, neuron)
         spikes.append(spike)
     return torch.cat(spikes, 1), membrane
+
+
+def inference() -> bool:
+    """Whether what a product gave may be written over."""
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())
+
+
+def add_to(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``; y, a product's own, may be written over."""
+    return y.add_(x) if inference() else x + y
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.causal_convolution import CausalConvolution
+from manyheads.core.errors import ArgumentError
 from manyheads.core.state import State
 from manyheads.kws.models.network import Network, Passage, Product, step_macs
 from manyheads.kws.models.sites import SpikeSite, fold_alone
@@ -34,6 +35,9 @@ class Stage(nn.Module):
     def fold(self) -> None:
         """Batch norms are folded away in place."""
         raise NotImplementedError
+
+    def freeze_clips(self, steps: int) -> None:
+        """Prepares what is cheaper for clips of one length."""
 
 
 S = TypeVar("S", bound="Staged")
@@ -80,6 +84,13 @@ class Staged(Network):
             found += stage.products()
         source = None if self.head_site is None else self.head_site.name
         return [*found, Product("head", step_macs(self.head), source)]
+
+    def freeze_clips(self, frames: int) -> None:
+        """Prepares a folded network for clips of so many frames: :meth:`whole` is then faster for these."""
+        if not self.folded:
+            raise ArgumentError(f"{self.config.kind}: found a network that is not folded, expected fold() before")
+        for stage in self.stages:
+            stage.freeze_clips((frames + self.lookahead) // self.stride)
 
     def fold(self: S) -> S:
         folded = copy.deepcopy(self).eval().requires_grad_(False)

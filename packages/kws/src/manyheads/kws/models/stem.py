@@ -21,7 +21,7 @@ from manyheads.core.blocks.causal_convolution import CausalConvolution, CausalCo
 from manyheads.core.errors import ArgumentError
 from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
-from manyheads.kws.models.sites import Site, SpikeSite, fold_after, fold_alone, fold_before
+from manyheads.kws.models.sites import Site, SpikeSite, add_to, fold_after, fold_alone, fold_before
 
 PLANES = (16, 32, 48)  # channels of the "2d" stem
 
@@ -158,7 +158,7 @@ class Stem(nn.Module):
             if self.position.lookahead:
                 known = torch.cat([held.to(x.dtype), x], 1)
                 x, held = known[:, : x.shape[1]], known[:, x.shape[1] :]
-            y = x + y
+            y = add_to(x, y)
         return y, (tuple(windows), tuple(sites), position, membrane, held)
 
     def products(self) -> list[Product]:

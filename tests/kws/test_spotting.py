@@ -1,0 +1,55 @@
+"""Other words: who says them, what they are called, and that they are never reported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from manyheads.kws.clips import clips_of
+from manyheads.kws.commands import negatives_of
+from manyheads.kws.features import Features
+from manyheads.kws.models import LMUFormerConfig
+from manyheads.kws.spotter import KeywordSpotter
+from manyheads.kws.spotting import OTHER, SpottingSet, other_words
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return SpottingSet("arabic", labels=("yes", "no"), others="gsc_v001_sample", repeat=2).open()
+
+
+def test_other_words_are_one_label_beside_the_keywords(splits):
+    assert splits.facts["labels"] == (OTHER, "no", "yes")
+
+
+def test_other_words_leave_the_keywords_out_and_share_no_speaker_between_parts():
+    words = other_words("gsc_v001_sample", ["yes", "no"])
+    plain = {clip.path: clip for clip in clips_of("gsc_v001_sample")}
+    assert {clip.label for clip in words} == {OTHER}
+    assert {plain[clip.path].label for clip in words} == {clip.label for clip in plain.values()} - {"yes", "no"}
+    speakers = {part: {c.speaker for c in words if c.split == part} for part in ("train", "validation", "test")}
+    assert all(speakers.values())
+    assert not speakers["train"] & speakers["validation"]
+    assert not (speakers["train"] | speakers["validation"]) & speakers["test"]
+
+
+def test_each_of_the_other_words_is_heard_as_often_as_asked(splits):
+    words = other_words("gsc_v001_sample", ["yes", "no"])
+    count = {part: sum(clip.split == part for clip in words) for part in ("train", "test")}
+    for part, times in (("train", 2), ("test", 1)):
+        chosen = getattr(splits, part)
+        labels = chosen.targets[chosen.indices]
+        assert int((labels == 0).sum()) == times * count[part]
+        assert int((labels != 0).sum()) == {"train": 108, "test": 36}[part]
+
+
+def test_labels_with_an_underscore_are_not_reported_and_not_negatives():
+    network = LMUFormerConfig(channels=8, memories=1, order=4).make(40, (OTHER, "no", "yes"))
+    spotter = KeywordSpotter(network, Features())
+    assert spotter.rule.background == (OTHER,)
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([20.0, 0.0, 0.0]))
+    assert spotter.stream(torch.zeros(16000).numpy()) == []
+    tests = negatives_of("gsc_v001_sample", spotter, "test")
+    assert {clip.split for clip in tests} == {"test"}
+    assert len(negatives_of("gsc_v001_sample", spotter, "all")) == 280
