@@ -76,6 +76,13 @@ def forecasting(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", "tests/forecasting", *session.posargs)
 
 
+@nox.session
+def recsys(session: nox.Session) -> None:
+    """The tests of the recommender package."""
+    install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/recsys"])
+    session.run("pytest", "-n", "2", "tests/recsys", *session.posargs)
+
+
 # Each is run where there is no checkout and no data but what the wheels carry.
 SMOKE = [
     "manyheads --version",
