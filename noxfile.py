@@ -137,6 +137,16 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
+PEERS = ["routing-transformer", "axial-attention", "x-transformers", "spikingjelly"]
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Our layers beside public implementations, in one run: benchmarks/results/peers.csv."""
+    install(session, *PEERS, packages=["shared[lab]"])
+    session.run("python", "benchmarks/peers.py", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Makes the figures of benchmarks/results again: nox -s bench -- JOB …"""

@@ -42,7 +42,8 @@ JOBS: dict[str, list[str]] = {
         ),
         f"manyheads report --root {RUNS} --csv {{csv}}",
     ],
-    "layers": ["manyheads bench layers --csv {csv}"],
+    "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
+    "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
 }
 
 

@@ -197,13 +197,53 @@ def bench_layers(
     return Outcome(rows, table(header, cells))
 
 
+def bench_attention_run(
+    *, lengths: tuple[int, ...] = (1024, 2048, 4096), turns: int = 1000, threads: int = 2, csv: Path | None = None
+) -> Outcome:
+    """Schedules of tiles, decoding over a cache, and a sequence over two processes.
+
+    Args:
+        lengths: tokens of the sequences, multiples of 4.
+        turns: how often each way to decode is timed; the least counts.
+        threads: of decoding.
+        csv: write the rows there as well.
+    """
+    from manyheads.core.errors import ArgumentError
+    from manyheads.lab.bench_attention import bench_attention_run as run
+    from manyheads.lab.files import write_csv
+    from manyheads.lab.terminal import progress, table
+
+    if any(length < 4 or length % 4 for length in lengths):
+        raise ArgumentError(f"bench attention-run: lengths: found {list(lengths)}, expected multiples of 4")
+    if turns < 1 or threads < 1:
+        raise ArgumentError(f"bench attention-run: turns, threads: found {turns}, {threads}, expected 1 or more")
+    with progress("bench", None) as advance:
+        rows = run(lengths, turns=turns, threads=threads, advance=advance)
+    if csv is not None:
+        write_csv(csv, rows)
+    header = ("part", "case", "what")
+    cells = [
+        (
+            row["part"],
+            row["case"],
+            ", ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+                if name not in ("part", "case") and value is not None
+            ),
+        )
+        for row in rows
+    ]
+    return Outcome(rows, table(header, cells))
+
+
 COMMANDS: Commands = {"list": list_layers, "show": show, "doctor": doctor, "report": report}
 GROUPS: Mapping[str, tuple[str, Commands]] = {
     "data": (
         "Data sets: where they are, and proof that they are the right ones.",
         {"list": data_list, "fetch": data_fetch, "verify": data_verify},
     ),
-    "bench": ("Benchmarks of the core.", {"layers": bench_layers}),
+    "bench": ("Benchmarks of the core.", {"layers": bench_layers, "attention-run": bench_attention_run}),
 }
 
 

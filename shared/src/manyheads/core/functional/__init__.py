@@ -1,6 +1,11 @@
 """Maths without parameters, shared by the layers."""
 
-from manyheads.core.functional.attention import attention, attention_with_lse
+from manyheads.core.functional.attention import (
+    attention,
+    attention_with_lse,
+    fused_attention_backward,
+    fused_attention_with_lse,
+)
 from manyheads.core.functional.block_local import block_local_attention, block_local_stream
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.clustered_attention import clustered_attention, latest_in_cluster
@@ -53,6 +58,14 @@ from manyheads.core.functional.spherical_kmeans import (
     nearest,
     to_sphere,
 )
+from manyheads.core.functional.stream_k import (
+    Schedule,
+    Span,
+    flash_attention_schedule,
+    flash_decoding_schedule,
+    flash_decoding_splits,
+    stream_k,
+)
 from manyheads.core.functional.windowed_attention import windowed_attention
 
 __all__ = [
@@ -61,6 +74,8 @@ __all__ = [
     "Neuron",
     "Partial",
     "RecurrentMask",
+    "Schedule",
+    "Span",
     "affinity",
     "attention",
     "attention_with_lse",
@@ -80,7 +95,12 @@ __all__ = [
     "fft_convolution",
     "finish",
     "fire",
+    "flash_attention_schedule",
+    "flash_decoding_schedule",
+    "flash_decoding_splits",
     "fourier_basis",
+    "fused_attention_backward",
+    "fused_attention_with_lse",
     "gru_scan",
     "hashed_choice",
     "hashed_integers",
@@ -118,6 +138,7 @@ __all__ = [
     "span_value",
     "spike_rate",
     "split_episodes",
+    "stream_k",
     "take_along",
     "to_sphere",
     "uniform_sources",
