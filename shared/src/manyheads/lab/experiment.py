@@ -24,6 +24,7 @@ from manyheads.lab.command import command_line, first_process, plain
 from manyheads.lab.files import write_atomically
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -37,12 +38,18 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …)."""
+    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …), ``files`` what
+    has to lie beside the weights so that they can be used (an encoder, a vocabulary): name -> content.
+
+    A train part that cannot be gathered by index (a stream) has ``epoch(size, skip, seed) -> Iterator[batch]`` instead
+    of ``batch``: whole batches in an order that ``seed`` decides, from the batch ``skip`` on; ``len`` is its rows.
+    """
 
     train: Part
     validation: Part
     test: Part
     facts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class DataConfig(Protocol):
@@ -58,7 +65,8 @@ class ModelConfig(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised, and what is reported."""
+    """What is minimised, and what is reported. One that has ``monitor(model, part) -> float`` (the lower the better)
+    stops and chooses weights by that of the validation part instead of the loss."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
@@ -81,9 +89,16 @@ class Optimiser:
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    schedule: Literal["constant", "halving", "cosine"] = "constant"
-    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs."""
+    schedule: Literal["constant", "halving", "cosine", "plateau"] = "constant"
+    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
+    plateau: a tenth after each epoch without a better validation loss, down to a thousandth."""
     clip_norm: float | None = None
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of a model; each parameter group may have its own ``base_rate``."""
+        from manyheads.lab.train import make_optimiser
+
+        return make_optimiser(model, self)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ def train_model(
     seed_everything(seed)
     splits = experiment.data.open()
     raw_model = experiment.model.build(splits)
-    model, optimiser = fabric.setup(raw_model, make_optimiser(raw_model, experiment.optimiser))
+    model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
     order, position = torch.Generator().manual_seed(seed), Position()
     best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
     identity = {"experiment": experiment.hash if folder else "", "seed": seed}
@@ -106,14 +107,14 @@ def train_model(
     bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
         while not position.finished:
-            set_learning_rate(optimiser.optimizer, experiment.optimiser, position.epoch, budget.epochs)
+            factor = rate_factor(experiment.optimiser, position.epoch, budget.epochs, worse=_worse(position))
+            set_learning_rate(optimiser.optimizer, experiment.optimiser, factor)
             start_of_order = order.get_state()
-            shuffled = torch.randperm(len(splits.train), generator=order)
+            epoch = _epoch(splits.train, order, budget.batch_size, position.batch, fabric)
             loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
             model.train()
             while position.batch < batches and not _spent(position, budget):
-                chosen = shuffled[position.batch * budget.batch_size :][: budget.batch_size]
-                batch = fabric.to_device(splits.train.batch(chosen[fabric.global_rank :: fabric.world_size]))
+                batch = fabric.to_device(next(epoch))
                 optimiser.zero_grad()
                 loss = experiment.objective.loss(model, batch)
                 fabric.backward(loss)
@@ -144,6 +145,8 @@ def train_model(
     if folder is not None and fabric.is_global_zero:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
         checkpoint.save_tensors(folder / "model.safetensors", raw_model.state_dict(), described)
+        for name, content in splits.files.items():
+            write_atomically(folder / name, content)
     fabric.barrier()
     return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
 
@@ -161,7 +164,7 @@ def _end_epoch(
 ) -> None:
     loss = validation_loss(experiment, model, validation, order, fabric)
     rate = experiment.optimiser.learning_rate * rate_factor(
-        experiment.optimiser, position.epoch, experiment.budget.epochs
+        experiment.optimiser, position.epoch, experiment.budget.epochs, worse=_worse(position)
     )
     position.epoch += 1
     position.batch, position.running_loss = 0, 0.0
@@ -186,8 +189,11 @@ def validation_loss(
     experiment: Experiment, model: nn.Module, part: Part, order: torch.Generator, fabric: Fabric
 ) -> float:
     """Mean of the batch losses in shuffled order without the last incomplete batch, as the papers' loops compute it;
-    over everything where there is less than one batch."""
+    over everything where there is less than one batch. The objective's own ``monitor`` where it has one."""
     model.eval()
+    monitor = getattr(experiment.objective, "monitor", None)
+    if monitor is not None:
+        return float(monitor(model, part))
     size = min(experiment.budget.batch_size, len(part))
     shuffled = torch.randperm(len(part), generator=order)
     total = torch.zeros((), dtype=torch.float64, device=fabric.device)
@@ -222,18 +228,43 @@ def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer
     return kinds[config.name](model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def rate_factor(config: Optimiser, epoch: int, epochs: int) -> float:
-    """The share of the learning rate in the epoch that comes after ``epoch`` whole ones."""
+def rate_factor(config: Optimiser, epoch: int, epochs: int, *, worse: int = 0) -> float:
+    """The share of the learning rate in the epoch that comes after ``epoch`` whole ones, of which ``worse`` did not
+    better the validation loss."""
     if config.schedule == "halving":
         return 0.5 ** max(epoch - 1, 0)
     if config.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+    if config.schedule == "plateau":
+        return 0.1 ** min(worse, 3)
     return 1.0
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, epoch: int, epochs: int) -> None:
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, factor: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = config.learning_rate * rate_factor(config, epoch, epochs)
+        group["lr"] = group.get("base_rate", config.learning_rate) * factor
+
+
+def _worse(position: Position) -> int:
+    """Epochs so far that did not better the validation loss."""
+    best, count = math.inf, 0
+    for line in position.history:
+        found = line["validation_loss"]
+        count += not found < best
+        best = min(best, found)
+    return count
+
+
+def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fabric) -> Iterator[Any]:
+    """This rank's share of each batch from ``skip`` on. Every rank draws the same order."""
+    if hasattr(train, "epoch"):
+        if fabric.world_size > 1:
+            raise ArgumentError(f"strategy: found {fabric.world_size} processes, a stream is read by one")
+        seed = int(torch.randint(2**62, (), generator=order))
+        return train.epoch(size, skip, seed)
+    shuffled = torch.randperm(len(train), generator=order)
+    mine = [shuffled[start : start + size] for start in range(skip * size, len(train), size)]
+    return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in mine)
 
 
 def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
