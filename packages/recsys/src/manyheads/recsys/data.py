@@ -42,8 +42,9 @@ def prepare(
     """Encodes three parts by an encoder fitted on the first. ``group`` is the column of the metrics by group."""
     encoder, labels = Encoder.fit(parts[0], spec), Labels.of(parts[0], tasks)
     train, validation, test = (encode(part, encoder, labels, group) for part in parts)
-    facts = {"layout": encoder.layout(tasks), "encoder": encoder, "labels": labels}
-    return Opened(Splits(train, validation, test, facts), encoder, labels)
+    facts = {"layout": encoder.layout(tasks)}
+    splits = Splits(train, validation, test, facts, {**encoder.files(), **labels.files()})
+    return Opened(splits, encoder, labels)
 
 
 def encode(frame: pd.DataFrame, encoder: Encoder, labels: Labels, group: str | None = None) -> Rows:

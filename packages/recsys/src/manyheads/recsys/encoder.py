@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import CheckpointError, DataError
-from manyheads.lab.checkpoint import load_tensors, save_tensors
+from manyheads.lab.checkpoint import load_tensors, packed
 from manyheads.lab.files import write_atomically
 from manyheads.recsys.columns import as_family, check_frame, family_of, finite
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
@@ -172,9 +172,25 @@ class Encoder:
 
     def save(self, folder: str | Path) -> None:
         """Two files, ``encoder.json`` and ``encoder.safetensors``, each written atomically."""
-        header, tensors = self.to_parts()
-        save_tensors(Path(folder) / FILES[1], tensors, {"format": FORMAT})
-        write_atomically(Path(folder) / FILES[0], json.dumps(header, indent=2, ensure_ascii=False).encode() + b"\n")
+        for name, content in self.files().items():
+            write_atomically(Path(folder) / name, content)
+
+    def files(self) -> dict[str, bytes]:
+        """The two files: name -> content."""
+        learned: dict[str, Any] = {
+            name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
+        }
+        tensors: dict[str, Tensor] = {}
+        for index, one in enumerate(self.spec.fields):
+            table = self.tables.get(one.name)
+            if isinstance(table, Buckets):
+                learned[one.name] = {"buckets": table.buckets, "values": table.values, "shared": table.shared}
+            elif table is not None:
+                learned[one.name] = {"rare": table.rare}
+                tensors |= {f"{index}.{key}": value for key, value in table.tensors().items()}
+        header = {"format": FORMAT, "spec": self.spec.to_dict(), "learned": learned}
+        text = json.dumps(header, indent=2, ensure_ascii=False).encode() + b"\n"
+        return {FILES[0]: text, FILES[1]: packed(tensors, {"format": FORMAT})}
 
     @classmethod
     def load(cls, folder: str | Path) -> Encoder:
@@ -198,21 +214,6 @@ class Encoder:
             elif one.kind != "time":
                 made.tables[one.name] = Vocabulary.from_tensors(own, stored["rare"])
         return made
-
-    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What goes into the JSON and what into the safetensors file."""
-        learned: dict[str, Any] = {
-            name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
-        }
-        tensors: dict[str, Tensor] = {}
-        for index, one in enumerate(self.spec.fields):
-            table = self.tables.get(one.name)
-            if isinstance(table, Buckets):
-                learned[one.name] = {"buckets": table.buckets, "values": table.values, "shared": table.shared}
-            elif table is not None:
-                learned[one.name] = {"rare": table.rare}
-                tensors |= {f"{index}.{key}": value for key, value in table.tensors().items()}
-        return {"format": FORMAT, "spec": self.spec.to_dict(), "learned": learned}, tensors
 
     def _number(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
         if missing.any() and not one.allow_missing:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import DataError
+from manyheads.core.errors import CheckpointError, DataError
 from manyheads.recsys.columns import check_frame
+
+FILE = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,20 @@ class Labels:
         """
         check_frame(frame, list(tasks), "table")
         return cls(tuple(tasks), tuple(_classes(frame[task]) for task in tasks))
+
+    def files(self) -> dict[str, bytes]:
+        """What lies beside a model: name -> content."""
+        return {FILE: json.dumps({"tasks": self.tasks, "classes": self.classes}, indent=2).encode() + b"\n"}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Labels:
+        """Raises :class:`CheckpointError` where the file is absent or damaged."""
+        path = Path(folder) / FILE
+        try:
+            stored = json.loads(path.read_text())
+            return cls(tuple(stored["tasks"]), tuple((a, b) for a, b in stored["classes"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): train again") from error
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
         """``(N, K)`` float32 of 0, 1, and NaN where one of several tasks has no label.
