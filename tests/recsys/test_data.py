@@ -207,7 +207,7 @@ def test_files_that_are_no_tables(tmp_path, name, content, says):
 @pytest.mark.parametrize(
     ("column", "says"),
     [
-        ([0, 1, 2] * 5, r"label 'y': found 3 values \(0, 1, 2\), expected a binary one"),
+        ([0, 1, 2] * 5, r"label 'y': found 3 values \(0, 1, 2\), expected two"),
         ([1] * 15, r"label 'y': found one class only \(1\), expected two"),
         ([np.nan] * 15, r"label 'y': found one class only \(none\)"),
         ([0.0, 1.0, np.nan] * 5, "label 'y', row [0-9]+: found no value, expected one"),

@@ -77,6 +77,8 @@ def _classes(column: pd.Series) -> tuple[Any, Any]:
     shown = ", ".join(map(repr, found[:5])) + (" …" if len(found) > 5 else "")
     if len(found) < 2:
         raise DataError(f"label {column.name!r}: found one class only ({shown or 'none'}), expected two: add the other")
+    what = "continuous values" if any(isinstance(v, float) and v != round(v) for v in found) else "values"
     raise DataError(
-        f"label {column.name!r}: found {len(found)} values ({shown}), expected a binary one: choose what counts as 1"
+        f"label {column.name!r}: found {len(found)} {what} ({shown}), expected two. Only binary classification is "
+        "supported: choose what counts as 1"
     )

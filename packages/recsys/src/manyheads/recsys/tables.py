@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.lab.files import write_atomically
 from manyheads.recsys.columns import as_family, check_frame
 
 SUFFIXES = (".csv", ".csv.gz", ".csv.xz", ".tsv", ".parquet")
@@ -39,6 +41,16 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read as a table ({said}): check the file") from error
 
 
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """As the name's ending says, atomically."""
+    if path.suffix == ".parquet":
+        content = io.BytesIO()
+        frame.to_parquet(content)
+        write_atomically(path, content.getvalue())
+    else:
+        write_atomically(path, frame.to_csv(index=False).encode())
+
+
 def split_rows(
     frame: pd.DataFrame,
     *,
@@ -63,7 +75,8 @@ def split_rows(
         order = np.argsort(stamps, kind="stable")
     first = len(frame) * shares[0] // sum(shares)
     second = len(frame) * (shares[0] + shares[1]) // sum(shares)
-    if not 0 < first < second < len(frame):
+    sizes = (first, second - first, len(frame) - second)
+    if any(size == 0 and share > 0 for size, share in zip(sizes, shares, strict=True)):
         raise DataError(f"table: found {len(frame)} rows, too few for a split of {':'.join(map(str, shares))}")
     parts = (order[:first], order[first:second], order[second:])
     train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
