@@ -88,7 +88,7 @@ SMOKE = [
     "manyheads --version",
     "manyheads list",
     "manyheads doctor",
-    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness",
+    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness adult",
     "manyheads data fetch national_illness --out .",
     "manyheads bench layers --names softmax --lengths 64 128",
     "manyheads forecasting list",
@@ -100,13 +100,21 @@ SMOKE = [
     "manyheads forecasting backtest national_illness.csv --horizon 24 --windows 3",
     "manyheads forecasting look-back --set national_illness --horizon 24 --look-backs 52 104 --plot look-back.svg",
     "manyheads report --html leaderboard.html",
+    "manyheads data fetch adult --out .",
+    "manyheads recsys list",
+    "manyheads recsys models",
+    "manyheads recsys train adult-hiformer --smoke",
+    "manyheads recsys spec adult.csv --label income --ignore fnlwgt",
+    "manyheads recsys fit adult.csv --label income --spec spec.json --model lr --epochs 1",
+    "manyheads recsys predict recommender --data adult.csv --out scored.csv",
     "python -m manyheads.forecasting models",
+    "python -m manyheads.recsys models",
     "python -m manyheads.lab list",
 ]
 TYPED = """
 from importlib.resources import files
 import manyheads
-for name in ("core", "lab", "forecasting"):
+for name in ("core", "lab", "forecasting", "recsys"):
     assert files(f"manyheads.{name}").joinpath("py.typed").is_file(), name
 assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyheads must stay a namespace"
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -11,9 +12,6 @@ import pytest
 import torch
 
 pyarrow = pytest.importorskip("pyarrow")
-
-import functools
-import operator
 
 from manyheads.core.errors import ArgumentError, DataError  # noqa: E402
 from manyheads.lab.experiment import Budget, Experiment  # noqa: E402
@@ -52,7 +50,7 @@ def numbers(stream, *arguments):
 def test_every_row_comes_once_an_epoch_but_those_of_the_last_incomplete_batch(stream):
     batches = numbers(stream, 64, 0, 7)
     assert [len(b) for b in batches] == [64] * (2000 // 64)
-    flat = functools.reduce(operator.iadd, batches, [])
+    flat = list(itertools.chain(*batches))
     assert len(set(flat)) == len(flat)
     assert len(stream) == 2000
 

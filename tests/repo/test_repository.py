@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "lab", "forecasting")
+PACKAGES = ("core", "lab", "forecasting", "recsys")
 
 
 def sources():
@@ -59,6 +59,8 @@ def test_the_siblings_pin_each_other():
         ("manyheads.core.registry", ("pandas", "rich", "tyro", "requests", "lightning_fabric")),
         ("manyheads.forecasting", ("torch", "pandas", "matplotlib", "scipy")),
         ("manyheads.forecasting.bench", ("torch", "matplotlib", "lightning_fabric")),
+        ("manyheads.recsys", ("torch", "pandas", "sklearn", "scipy")),
+        ("manyheads.recsys.cli", ("torch", "pandas", "sklearn", "lightning_fabric")),
         ("manyheads.lab.cli", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
     ],
 )
@@ -103,7 +105,7 @@ def test_every_job_of_the_readme_exists():
     )
     known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
     assert named <= known
-    assert {"demo", "tests", "lint", "core", "forecasting", "wheels", "bench", "docs", "slow"} <= known
+    assert {"demo", "tests", "lint", "core", "forecasting", "recsys", "wheels", "bench", "docs", "slow"} <= known
 
 
 def test_the_catalogue_is_what_the_registry_says():

@@ -124,7 +124,8 @@ class FeatureSpec:
             for key in entry:
                 if key not in known:
                     raise UnknownNameError(f"setting in {place}, field {entry['name']!r},", key, known)
-            made.append(Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            made.append(Field(**values))
         return cls(tuple(made))
 
     def save(self, path: str | Path) -> None:
@@ -197,7 +198,7 @@ def _infer(column: pd.Series, min_count: int, hash_above: int | None, buckets: i
         if separator is not None:
             most = int(real.str.count(re.escape(separator)).max()) + 1
             why = f"text with {separator!r} between values, at most {most} in a cell"
-            settings = {"separator": separator, "max_values": most, "buckets": hashed}
+            settings: dict[str, Any] = {"separator": separator, "max_values": most, "buckets": hashed}
             return Field(name, "multi", family, min_count, missing=marks, why=why, **settings)
         why = f"text, {distinct} values" + (", nearly one a row: consider leaving it out" if _unique(real) else "")
         return Field(name, "categorical", family, min_count, hashed, missing=marks, why=why)

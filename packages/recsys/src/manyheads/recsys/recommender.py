@@ -7,7 +7,7 @@ scored, and :meth:`Recommender.unseen` counts them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +282,7 @@ def _as_frame(values: np.ndarray) -> pd.DataFrame:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def _own_random_numbers() -> Generator[None]:
     """Training seeds the global generators; a caller's are put back."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
     with torch.random.fork_rng():

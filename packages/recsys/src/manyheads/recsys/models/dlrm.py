@@ -20,6 +20,8 @@ class DLRM(nn.Module):
     """Products of all pairs of embeddings; the numeric fields together are one of them. A missing number is its mean
     and raises a flag."""
 
+    pairs: Tensor
+
     def __init__(self, layout: Layout, config: DLRMConfig) -> None:
         super().__init__()
         if not layout.names:

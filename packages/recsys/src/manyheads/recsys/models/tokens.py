@@ -24,6 +24,9 @@ class Tables(nn.Module):
         UnknownNameError: a name in ``fields`` that the layout does not have.
     """
 
+    columns: Tensor
+    offsets: Tensor
+
     def __init__(self, layout: Layout, dim: int, *, init_sd: float = 1e-4, fields: Sequence[str] | None = None) -> None:
         super().__init__()
         names = layout.names if fields is None else tuple(fields)

@@ -85,7 +85,7 @@ class FieldTransformer(nn.Module):
             x = x + self.positions
         x = self.dropout(x)
         for layer in self.layers:
-            x = layer.last(x)
+            x = layer.last(x)  # ty: ignore[not-callable]
         if self.task_tokens is None:
             logits = self.head(self.norm(x).flatten(1))
         else:
