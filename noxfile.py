@@ -30,9 +30,20 @@ def install(session: nox.Session, *tools: str, packages: list[str] | None = None
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The forecasting bench on the shipped sets: a table, and an HTML report with plots."""
+    """The forecasting bench on the shipped sets, then a keyword spotter: trained, put to a stream, and drawn."""
     install(session)
     session.run("manyheads", "forecasting", "bench", "--report", "reports/forecasting.html", *session.posargs)
+    for command in SPOTTER_DEMO:
+        session.run("manyheads", "kws", *command.split())
+
+
+# Under a minute; a third of the epochs of the full recipe (docs/kws.md).
+SPOTTER_DEMO = [
+    "train arabic-spotter budget.epochs=12 --seeds 1 --out reports/spotter.safetensors",
+    "compose --count 12 --seed 1 --out reports/stream.wav",
+    "stream reports/stream.wav --spotter reports/spotter.safetensors --truth reports/stream.csv "
+    "--plot reports/timeline.png",
+]
 
 
 @nox.session
@@ -46,19 +57,20 @@ def lint(session: nox.Session) -> None:
 
 
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
+SPOTTER_TOOLS = ["kaldi-native-fbank", "onnx", "onnxruntime", "onnxscript", "nir"]
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests but the slow ones, on two processes."""
-    install(session, *TEST_TOOLS)
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS)
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The learning checks and the long tests."""
-    install(session, *TEST_TOOLS)
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -66,7 +78,7 @@ def slow(session: nox.Session) -> None:
 def core(session: nox.Session) -> None:
     """The tests of the core alone, with nothing but torch installed."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared"])
-    session.run("pytest", "-n", "2", "tests/core", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/core", *session.posargs)
 
 
 @nox.session
@@ -81,6 +93,13 @@ def recsys(session: nox.Session) -> None:
     """The tests of the recommender package."""
     install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/recsys"])
     session.run("pytest", "-n", "2", "tests/recsys", *session.posargs)
+
+
+@nox.session
+def kws(session: nox.Session) -> None:
+    """The tests of the keyword package."""
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, packages=["shared[lab]", "packages/kws"])
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/kws", *session.posargs)
 
 
 # Each is run where there is no checkout and no data but what the wheels carry.
@@ -99,6 +118,12 @@ SMOKE = [
     "manyheads forecasting predict forecaster.safetensors --plot forecast.png --out forecast.csv",
     "manyheads forecasting backtest national_illness.csv --horizon 24 --windows 3",
     "manyheads forecasting look-back --set national_illness --horizon 24 --look-backs 52 104 --plot look-back.svg",
+    "manyheads kws list",
+    "manyheads kws train arabic-lmuformer --smoke data.set=words --out spotter.safetensors",
+    "manyheads kws compose --set words --part all --count 6 --out stream.wav",
+    "manyheads kws stream stream.wav --spotter spotter.safetensors --truth stream.csv --plot timeline.png",
+    "manyheads kws eval spotter.safetensors --negatives None --report kws.html",
+    "manyheads kws export spotter.safetensors --part all",
     "manyheads report --html leaderboard.html",
     "manyheads data fetch adult --out .",
     "manyheads recsys list",
@@ -109,12 +134,24 @@ SMOKE = [
     "manyheads recsys predict recommender --data adult.csv --out scored.csv",
     "python -m manyheads.forecasting models",
     "python -m manyheads.recsys models",
+    "python -m manyheads.kws list",
     "python -m manyheads.lab list",
 ]
+# Two "words" of 64 clips each, as no set of spoken words is in a wheel.
+WORDS = """
+import numpy, pathlib, soundfile
+for label, pitch in (("high", 1400.0), ("low", 300.0)):
+    pathlib.Path("words", label).mkdir(parents=True)
+    for n in range(64):
+        t = numpy.arange(8000) / 16000
+        tone = numpy.sin(2 * numpy.pi * pitch * (1 + 0.01 * n) * t) * numpy.hanning(8000)
+        noise = numpy.random.default_rng(n).standard_normal(8000)
+        soundfile.write(f"words/{label}/{n}.wav", 0.3 * tone + 0.01 * noise, 16000)
+"""
 TYPED = """
 from importlib.resources import files
 import manyheads
-for name in ("core", "lab", "forecasting", "recsys"):
+for name in ("core", "lab", "forecasting", "kws", "recsys"):
     assert files(f"manyheads.{name}").joinpath("py.typed").is_file(), name
 assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyheads must stay a namespace"
 """
@@ -129,10 +166,13 @@ def wheels(session: nox.Session) -> None:
     for package in PACKAGES:
         session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), package.split("[")[0], silent=True)
     built = sorted(dist.glob("*.whl"))
-    session.install("-c", "constraints.txt", *(f"{w}[lab]" if "core" in w.name else str(w) for w in built))
+    extras = {"core": "[lab]", "kws": "[onnx]"}
+    wanted = [f"{w}{next((e for n, e in extras.items() if f'manyheads_{n}-' in w.name), '')}" for w in built]
+    session.install("-c", "constraints.txt", *wanted)
     with tempfile.TemporaryDirectory() as elsewhere:
         session.chdir(elsewhere)
         session.run("python", "-c", TYPED)
+        session.run("python", "-c", WORDS)
         for command in SMOKE:
             session.run(*command.split(), env={"MANYHEADS_DATA": None}, silent=True)
         session.log(f"{len(SMOKE)} commands ran from {', '.join(w.name for w in built)}")

@@ -111,7 +111,7 @@ def test_states_without_a_score_give_no_nan():
 
 def test_penalty_is_zero_for_disjoint_one_hots_only():
     assert orthogonality_penalty(torch.eye(3, 5)) == 0
-    assert orthogonality_penalty(torch.full((3, 5), 0.2)) == pytest.approx(3 * 0.8**2 + 6 * 0.2**2)
+    assert orthogonality_penalty(torch.full((3, 5), 0.2)).item() == pytest.approx(3 * 0.8**2 + 6 * 0.2**2)
 
 
 def test_penalty_of_the_layer_is_that_of_its_weights():

@@ -98,6 +98,7 @@ def test_schedules():
     assert rate_factor(cosine, 0, 10) == 1
     assert rate_factor(cosine, 10, 10) == pytest.approx(0)
     assert rate_factor(Optimiser(), 5, 10) == 1
+    assert [rate_factor(Optimiser(schedule="steps"), e, 30) for e in (9, 10, 29)] == [1, 0.85, 0.85**2]
     plateau = Optimiser(schedule="plateau")
     assert [rate_factor(plateau, 9, 10, worse=w) for w in range(5)] == pytest.approx([1, 0.1, 0.01, 0.001, 0.001])
 
@@ -146,7 +147,7 @@ class Stream(Rows):
 class StreamedToy(ToyData):
     def open(self):
         splits = super().open()
-        return replace(splits, train=Stream(splits.train.x, splits.train.y), files={"note.txt": b"kept"})
+        return replace(splits, train=Stream(splits.train.x, splits.train.y))
 
 
 def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp_path):
@@ -165,9 +166,45 @@ def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
 
 
-def test_files_of_the_data_lie_beside_the_weights(tmp_path):
-    train_model(toy(data=StreamedToy(), budget=Budget(epochs=1, batch_size=8)), 1, tmp_path, progress=False)
-    assert (tmp_path / "note.txt").read_bytes() == b"kept"
+def test_one_cycle_rises_and_falls_inside_epochs():
+    cycle = Optimiser(schedule="one-cycle", warm_up=0.25)
+    assert [rate_factor(cycle, done, 8) for done in (0, 1, 2, 5, 8)] == pytest.approx([0.04, 0.52, 1, 0.5, 0])
+
+
+class Empty(ToyData):
+    """No validation part."""
+
+    def open(self):
+        splits = super().open()
+        return replace(splits, validation=Rows(splits.validation.x[:0], splits.validation.y[:0]))
+
+
+def test_last_weights_need_no_validation_part(tmp_path):
+    experiment = toy(data=Empty(), budget=Budget(epochs=3, batch_size=4, keep="last"))
+    model, result = train_model(experiment, 1, tmp_path, progress=False)
+    assert result.epochs == 3
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("validation_loss") for line in lines] == [None] * 3
+    longer = replace(experiment, budget=replace(experiment.budget, epochs=4))
+    other, _ = train_model(longer, 1, None, progress=False)
+    assert not model.state_dict()["0.weight"].equal(other.state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize(("keep", "same"), [("best", False), ("last", True)])
+def test_last_weights_are_those_after_the_last_step_whatever_the_validation_loss(tmp_path, keep, same):
+    budget = Budget(epochs=6, batch_size=16, keep=keep)  # a batch is the whole validation part
+    worse = toy(optimiser=Optimiser("sgd", 0.5), model=ToyModel(dropout=0.0), budget=budget)
+    model, _ = train_model(worse, 1, tmp_path, progress=False)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
+    found = worse.objective.metrics(model, worse.data.open().validation)["mse"]
+    assert (found == pytest.approx(last, rel=1e-5)) is same
+
+
+def test_choosing_weights_without_a_validation_part_is_refused():
+    with pytest.raises(ArgumentError, match="keep: found 'best' without a validation part, expected 'last'"):
+        fit_supervised(toy(data=Empty()), 1, None, progress=False)
+    with pytest.raises(ArgumentError, match="patience: found 2 with keep='last'"):
+        fit_supervised(toy(budget=Budget(keep="last", patience=2)), 1, None, progress=False)
 
 
 def test_validation_is_shuffled_and_leaves_out_the_last_incomplete_batch():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "lab", "forecasting", "recsys")
+PACKAGES = ("core", "lab", "forecasting", "kws", "recsys")
 
 
 def sources():
@@ -61,6 +61,8 @@ def test_the_siblings_pin_each_other():
         ("manyheads.forecasting.bench", ("torch", "matplotlib", "lightning_fabric")),
         ("manyheads.recsys", ("torch", "pandas", "sklearn", "scipy")),
         ("manyheads.recsys.cli", ("torch", "pandas", "sklearn", "lightning_fabric")),
+        ("manyheads.kws", ("torch", "soundfile", "matplotlib", "scipy")),
+        ("manyheads.kws.cli", ("torch", "soundfile", "matplotlib", "scipy", "onnx")),
         ("manyheads.lab.cli", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
     ],
 )
@@ -80,7 +82,8 @@ def test_importing_opens_no_connection():
         "socket.socket.connect = refuse\n"
         "socket.create_connection = refuse\n"
         "import manyheads.core.registry, manyheads.lab.cli, manyheads.lab.data, manyheads.forecasting.cli, "
-        "manyheads.forecasting.experiments, manyheads.forecasting.forecaster, manyheads.core.testing\n"
+        "manyheads.forecasting.experiments, manyheads.forecasting.forecaster, manyheads.core.testing, "
+        "manyheads.kws.cli, manyheads.kws.experiments, manyheads.kws.spotter\n"
         "from manyheads.lab.cli import main\n"
         "assert main(['data', 'list']) == 0\n"
     )
@@ -105,7 +108,7 @@ def test_every_job_of_the_readme_exists():
     )
     known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
     assert named <= known
-    assert {"demo", "tests", "lint", "core", "forecasting", "recsys", "wheels", "bench", "docs", "slow"} <= known
+    assert {"demo", "tests", "lint", "core", "forecasting", "kws", "recsys", "wheels", "bench", "docs", "slow"} <= known
 
 
 def test_the_catalogue_is_what_the_registry_says():

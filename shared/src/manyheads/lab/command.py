@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ class Outcome:
 
 
 Commands = Mapping[str, "Callable[..., Outcome]"]
+_as_json: ContextVar[bool] = ContextVar("as_json", default=False)
 
 
 def run_commands(prog: str, description: str, commands: Commands, argv: Sequence[str]) -> int:
     """Runs ``argv[0]`` of ``commands`` with the rest as its arguments; returns the exit status."""
     arguments = [a for a in argv if a not in ("--json", "--debug")]
     as_json, debug = "--json" in argv, "--debug" in argv
+    _as_json.set(as_json)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(prog, description, commands), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -67,6 +70,12 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def say(line: str) -> None:
+    """A line while a command still runs: on standard output, which ``--json`` keeps for the document, so that the line
+    then goes to standard error."""
+    print(line, file=sys.stderr if _as_json.get() else sys.stdout, flush=True)
 
 
 def first_process() -> bool:

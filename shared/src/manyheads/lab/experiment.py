@@ -38,8 +38,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …), ``files`` what
-    has to lie beside the weights so that they can be used (an encoder, a vocabulary): name -> content.
+    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …).
 
     A train part that cannot be gathered by index (a stream) has ``epoch(size, skip, seed) -> Iterator[batch]`` instead
     of ``batch``: whole batches in an order that ``seed`` decides, from the batch ``skip`` on; ``len`` is its rows.
@@ -49,7 +48,6 @@ class Splits:
     validation: Part
     test: Part
     facts: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class DataConfig(Protocol):
@@ -65,8 +63,12 @@ class ModelConfig(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised, and what is reported. One that has ``monitor(model, part) -> float`` (the lower the better)
-    stops and chooses weights by that of the validation part instead of the loss."""
+    """What is minimised, and what is reported.
+
+    An objective may also have ``monitor(model, part) -> float``, the lower the better: then training stops and chooses
+    weights by that of the validation part instead of the loss; and ``after(model, splits, folder)``, which leaves more
+    in the folder of a trained seed.
+    """
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
@@ -89,9 +91,14 @@ class Optimiser:
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    schedule: Literal["constant", "halving", "cosine", "plateau"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adam and adamw."""
+    schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps", "plateau"] = "constant"
     """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
-    plateau: a tenth after each epoch without a better validation loss, down to a thousandth."""
+    one-cycle: step by step, up from a 25th over the first ``warm_up`` of all steps and down to 0, both along a cosine;
+    steps: times 0.85 every 10 epochs; plateau: a tenth after each epoch without a better validation loss, down to a
+    thousandth."""
+    warm_up: float = 0.3
     clip_norm: float | None = None
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -109,6 +116,9 @@ class Budget:
     batch_size: int = 32
     patience: int | None = None
     """Epochs without a better validation loss before stopping."""
+    keep: Literal["best", "last"] = "best"
+    """The weights that are kept: of the best validation loss, or after the last step, where the epochs are fixed; only
+    the latter can do without a validation part."""
     max_steps: int | None = None
     checkpoint_every: int | None = None
     """Steps between checkpoints inside an epoch; each epoch ends with one in any case."""

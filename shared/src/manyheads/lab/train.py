@@ -26,6 +26,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab import checkpoint
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Part, SeedResult
 from manyheads.lab.files import write_atomically
+from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
 from manyheads.lab.terminal import progress as show_progress
 
 
@@ -52,9 +53,10 @@ def fit_supervised(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> SeedResult:
-    """Trains one seed and gives the test metrics of the weights with the best validation loss.
+    """Trains one seed and gives the test metrics of the weights with the best validation loss, or of the last ones.
 
-    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch.
+    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch,
+    and where weights are to be chosen without a validation part.
     """
     model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
     del model
@@ -76,6 +78,7 @@ def train_model(
     fabric = launch(budget)
     seed_everything(seed)
     splits = experiment.data.open()
+    _check_choice(budget, splits.validation)
     raw_model = experiment.model.build(splits)
     model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
     order, position = torch.Generator().manual_seed(seed), Position()
@@ -107,13 +110,13 @@ def train_model(
     bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
         while not position.finished:
-            factor = rate_factor(experiment.optimiser, position.epoch, budget.epochs, worse=_worse(position))
-            set_learning_rate(optimiser.optimizer, experiment.optimiser, factor)
-            start_of_order = order.get_state()
+            start_of_order, worse = order.get_state(), epochs_without_gain(position.history)
             epoch = _epoch(splits.train, order, budget.batch_size, position.batch, fabric)
             loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
             model.train()
             while position.batch < batches and not _spent(position, budget):
+                done = position.epoch + position.batch / batches
+                set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs, worse=worse)
                 batch = fabric.to_device(next(epoch))
                 optimiser.zero_grad()
                 loss = experiment.objective.loss(model, batch)
@@ -135,7 +138,7 @@ def train_model(
             log(position.history[-1], position.step)
             save(order.get_state())
             if advance is not None:
-                advance(f"epoch {position.epoch}, validation {position.history[-1]['validation_loss']:.4g}")
+                advance(f"epoch {position.epoch}, {_said(position.history[-1])}")
 
     raw_model.load_state_dict(best)
     raw_model.eval()
@@ -145,8 +148,8 @@ def train_model(
     if folder is not None and fabric.is_global_zero:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
         checkpoint.save_tensors(folder / "model.safetensors", raw_model.state_dict(), described)
-        for name, content in splits.files.items():
-            write_atomically(folder / name, content)
+        if (after := getattr(experiment.objective, "after", None)) is not None:
+            after(raw_model, splits, folder)
     fabric.barrier()
     return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
 
@@ -162,20 +165,21 @@ def _end_epoch(
     raw_model: nn.Module,
     train_loss: float,
 ) -> None:
-    loss = validation_loss(experiment, model, validation, order, fabric)
+    loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
     rate = experiment.optimiser.learning_rate * rate_factor(
-        experiment.optimiser, position.epoch, experiment.budget.epochs, worse=_worse(position)
+        experiment.optimiser, position.epoch, experiment.budget.epochs, worse=epochs_without_gain(position.history)
     )
     position.epoch += 1
     position.batch, position.running_loss = 0, 0.0
     line = {"epoch": position.epoch, "step": position.step, "train_loss": train_loss, "learning_rate": rate}
-    position.history.append({**line, "validation_loss": loss})
-    if loss < position.best_loss:
-        position.best_loss, position.bad_epochs = loss, 0
+    position.history.append(line if loss is None else {**line, "validation_loss": loss})
+    better = loss is not None and loss < position.best_loss
+    if better:
+        position.best_loss = loss
+    position.bad_epochs = 0 if better else position.bad_epochs + 1
+    if better or experiment.budget.keep == "last":
         for name, tensor in raw_model.state_dict().items():
             best[name].copy_(tensor)
-    else:
-        position.bad_epochs += 1
     patience = experiment.budget.patience
     position.finished = (
         position.epoch >= experiment.budget.epochs
@@ -224,35 +228,23 @@ def seed_everything(seed: int) -> None:
 
 
 def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return kinds[config.name](model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), lr=rate, weight_decay=decay, betas=config.betas)
 
 
-def rate_factor(config: Optimiser, epoch: int, epochs: int, *, worse: int = 0) -> float:
-    """The share of the learning rate in the epoch that comes after ``epoch`` whole ones, of which ``worse`` did not
-    better the validation loss."""
-    if config.schedule == "halving":
-        return 0.5 ** max(epoch - 1, 0)
-    if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-    if config.schedule == "plateau":
-        return 0.1 ** min(worse, 3)
-    return 1.0
+def _check_choice(budget: Budget, validation: Part) -> None:
+    if budget.keep == "best" and len(validation) == 0:
+        raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
+    if budget.keep == "last" and budget.patience is not None:
+        raise ArgumentError(f"patience: found {budget.patience} with keep='last', expected None: the epochs are fixed")
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, factor: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = group.get("base_rate", config.learning_rate) * factor
-
-
-def _worse(position: Position) -> int:
-    """Epochs so far that did not better the validation loss."""
-    best, count = math.inf, 0
-    for line in position.history:
-        found = line["validation_loss"]
-        count += not found < best
-        best = min(best, found)
-    return count
+def _said(line: dict[str, float]) -> str:
+    name = "validation" if "validation_loss" in line else "train"
+    return f"{name} {line[name + '_loss']:.4g}"
 
 
 def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fabric) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,9 +43,12 @@ def prepare(
     """Encodes three parts by an encoder fitted on the first. ``group`` is the column of the metrics by group."""
     encoder, labels = Encoder.fit(parts[0], spec), Labels.of(parts[0], tasks)
     train, validation, test = (encode(part, encoder, labels, group) for part in parts)
-    facts = {"layout": encoder.layout(tasks)}
-    splits = Splits(train, validation, test, facts, {**encoder.files(), **labels.files()})
-    return Opened(splits, encoder, labels)
+    return Opened(Splits(train, validation, test, facts(encoder, labels)), encoder, labels)
+
+
+def facts(encoder: Encoder, labels: Labels) -> dict[str, Any]:
+    """What a model has to know, and what has to lie beside its weights: file name -> content."""
+    return {"layout": encoder.layout(labels.tasks), "files": {**encoder.files(), **labels.files()}}
 
 
 def encode(frame: pd.DataFrame, encoder: Encoder, labels: Labels, group: str | None = None) -> Rows:

@@ -24,7 +24,7 @@ from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
 from manyheads.lab.train import train_model
 from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
 from manyheads.recsys.columns import check_frame
-from manyheads.recsys.data import encode
+from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
 from manyheads.recsys.labels import Labels
@@ -112,8 +112,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         spec = self._spec(features.iloc[train])
         encoder = Encoder.fit(features.iloc[train], spec)
         parts = [encode(frame.iloc[rows], encoder, labels) for rows in (train, held)]
-        layout = encoder.layout(tasks)
-        splits = Splits(parts[0], parts[1], parts[1], {"layout": layout}, {**encoder.files(), **labels.files()})
+        splits = Splits(parts[0], parts[1], parts[1], facts(encoder, labels))
         size = max(2, min(self.batch_size, len(train) // 10), min(len(train), 16))
         experiment = Experiment(
             f"recommender-{self.model}",

@@ -20,7 +20,7 @@ from torch import Tensor
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.columns import check_frame
-from manyheads.recsys.data import encode
+from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
 from manyheads.recsys.labels import Labels
@@ -151,8 +151,7 @@ class StreamedTable:
         labels = _labels(file, self.label, size)
         train = StreamedRows(file, encoder, labels, self.buffer)
         validation, test = (self._part(path, encoder, labels) for path in (self.validation, self.test))
-        facts = {"layout": encoder.layout(self.label)}
-        return Splits(train, validation, test, facts, {**encoder.files(), **labels.files()})  # ty: ignore[invalid-argument-type]
+        return Splits(train, validation, test, facts(encoder, labels))  # ty: ignore[invalid-argument-type]
 
     def _part(self, path: str, encoder: Encoder, labels: Labels) -> Rows:
         from manyheads.recsys.tables import read_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError, CheckpointError
 from manyheads.lab.domain import load
+from manyheads.lab.experiment import Splits
+from manyheads.lab.files import write_atomically
 from manyheads.recsys.calibration import sigmoid
 from manyheads.recsys.layout import Batch, Rows
 from manyheads.recsys.metrics import all_metrics, auc
@@ -59,6 +62,11 @@ class LogLoss:
             values = all_metrics(labels[known], sigmoid(logits[known, task]), own)
             found |= values if task == 0 else {f"{name} of task {task + 1}": v for name, v in values.items()}
         return found
+
+    def after(self, model: nn.Module, splits: Splits, folder: Path) -> None:
+        """The encoder and the labels beside the weights, so that raw rows can be scored."""
+        for name, content in splits.facts["files"].items():
+            write_atomically(folder / name, content)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         tasks = logits.shape[1]

@@ -1,0 +1,248 @@
+"""Everything that is measured of a spotter, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError
+from manyheads.kws.audio import read_sound
+from manyheads.kws.clips import Clip
+from manyheads.kws.detection import Detection
+from manyheads.kws.evaluate import ClipResults, evaluate_clips
+from manyheads.kws.misses import TOLERANCE, DetCurve, Latency, Match, det_curve, latency, match
+from manyheads.kws.spikes import SpikeCount, count_spikes
+from manyheads.kws.spotter import Heard, KeywordSpotter
+from manyheads.kws.tape import Tape, compose
+
+HEARD_AT_MOST = 200  # clips on which spikes are counted
+RATES = (1.0, 10.0, 60.0)  # false alarms an hour that are quoted
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One stream, at the spotter's own threshold and at all."""
+
+    snr: float
+    tape: Tape
+    heard: Heard
+    detections: tuple[Detection, ...]
+    match: Match
+    latency: Latency
+    curve: DetCurve
+
+    def document(self) -> dict[str, Any]:
+        seconds = self.tape.seconds
+        at = {}
+        for rate in RATES:
+            try:
+                at[f"{rate:g}"] = asdict(self.curve.at(rate))
+            except ArgumentError:
+                at[f"{rate:g}"] = None
+        return {
+            "snr_db": self.snr,
+            "hours": seconds / 3600,
+            "keywords": self.curve.keywords,
+            "misses": len(self.match.misses),
+            "miss_rate": len(self.match.misses) / max(1, self.curve.keywords),
+            "false_alarms": len(self.match.false_alarms),
+            "false_alarms_per_hour": len(self.match.false_alarms) * 3600 / seconds,
+            "latency": asdict(self.latency),
+            "at_false_alarms_per_hour": at,
+            "det": [asdict(point) for point in self.curve.points],
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A spotter on a set."""
+
+    name: str
+    spotter: KeywordSpotter
+    clips: ClipResults
+    streams: tuple[StreamResult, ...]
+    spikes: SpikeCount | None
+    early: dict[str, float] = field(default_factory=dict)
+    """Seconds -> accuracy when decided then."""
+
+    def document(self) -> dict[str, Any]:
+        spotter, clips = self.spotter, self.clips
+        document = {
+            "spotter": dict(spotter.trained),
+            "set": self.name,
+            "labels": spotter.labels,
+            "clips": len(clips.truth),
+            "accuracy": clips.accuracy,
+            "standard_error": clips.standard_error,
+            "confusion": clips.confusion,
+            "early": self.early,
+            "seconds_to_99_percent_of_it": clips.time_to(0.99),
+            "lookahead_seconds": spotter.lookahead_seconds,
+            "parameters": spotter.network.parameter_count,
+            "rule": asdict(spotter.rule),
+            "streams": [stream.document() for stream in self.streams],
+            "macs_per_step": sum(product.macs for product in spotter.network.products()),
+            "steps_per_second": 1 / spotter.step_seconds,
+        }
+        if self.spikes is not None:
+            document["spikes"] = spike_document(self.spikes)
+        return document
+
+
+def spike_document(count: SpikeCount) -> dict[str, Any]:
+    """Counts a step and what follows from them."""
+    return {
+        "rates": count.rates,
+        "neurons": count.neurons,
+        "zero_share": count.zero_share,
+        "products": [asdict(product) for product in count.products],
+        "dense_macs": count.dense,
+        "effective_acs": count.effective_acs,
+        "effective_macs": count.effective_macs,
+        "synaptic_operations": count.synaptic_operations,
+        "saving": count.saving,
+        "energy_nj": count.energy_nj,
+        "dense_energy_nj": count.dense_energy_nj,
+    }
+
+
+def evaluate_spotter(
+    spotter: KeywordSpotter,
+    clips: Sequence[Clip],
+    negatives: Sequence[Clip] = (),
+    *,
+    snr: Sequence[float] = (20.0,),
+    noise: Path | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    name: str = "",
+) -> Evaluation:
+    """Clips one by one; then, for each ``snr``, clips and negatives as one stream over noise."""
+    results = evaluate_clips(spotter, clips)
+    streams = []
+    for level in snr:
+        tape = compose([*clips, *negatives], spotter.sample_rate, snr=level, noise=noise, seed=seed)
+        streams.append(hear_tape(spotter, tape, level, tolerance))
+    spikes = count_spikes(spotter.network, _frames(spotter, clips[:HEARD_AT_MOST]))
+    times = [round(0.1 * n, 1) for n in range(1, round(10 * float(results.seconds.max())) + 1)]
+    early = {f"{time:g}": float(accuracy) for time, accuracy in zip(times, results.early(times), strict=True)}
+    return Evaluation(name, spotter, results, tuple(streams), spikes if spikes.rates else None, early)
+
+
+def hear_tape(spotter: KeywordSpotter, tape: Tape, snr: float, tolerance: float = TOLERANCE) -> StreamResult:
+    """One stream with what was said in it."""
+    spotter.reset()
+    detections, [heard] = spotter.hear(tape.samples, tape.sample_rate)
+    spotter.reset()
+    keywords = [label for label in spotter.labels if label not in spotter.rule.background]
+    result = match(detections, tape.spoken, keywords, tolerance)
+    waits = latency(result.hits, spotter.lookahead_seconds)
+    curve = det_curve(spotter, [tape], tolerance=tolerance, heard=[heard])
+    return StreamResult(snr, tape, heard, tuple(detections), result, waits, curve)
+
+
+def tune_threshold(found: Evaluation, false_alarms_per_hour: float) -> float:
+    """The threshold with the fewest misses at so many false alarms an hour, over all streams of an evaluation; between
+    it and the next of those that were tried.
+
+    Raises :class:`ArgumentError` where no threshold gives so few.
+    """
+    hours = sum(stream.curve.hours for stream in found.streams)
+    totals: dict[float, tuple[int, int]] = {}
+    for stream in found.streams:
+        for point in stream.curve.points:
+            misses, alarms = totals.get(point.threshold, (0, 0))
+            totals[point.threshold] = (misses + point.misses, alarms + point.false_alarms)
+    allowed = [(m, level) for level, (m, alarms) in totals.items() if alarms / hours <= false_alarms_per_hour]
+    if not allowed:
+        raise ArgumentError(
+            f"tune: found {false_alarms_per_hour:g}, but no threshold gives so few false alarms an hour"
+        )
+    return min(allowed)[1]
+
+
+def summary_row(found: Evaluation) -> dict[str, Any]:
+    """The figures that a table quotes."""
+    trained, first = found.spotter.trained, found.streams[0].document()
+    row: dict[str, Any] = {
+        "experiment": trained.get("experiment", ""),
+        "seed": trained.get("seed", ""),
+        "set": found.name,
+        "clips": len(found.clips.truth),
+        "accuracy": found.clips.accuracy,
+        "standard_error": found.clips.standard_error,
+        "seconds_to_99_percent": found.clips.time_to(0.99),
+        "parameters": found.spotter.network.parameter_count,
+        "snr_db": first["snr_db"],
+        "hours": first["hours"],
+        "threshold": found.spotter.rule.threshold,
+        "miss_rate": first["miss_rate"],
+        "false_alarms_per_hour": first["false_alarms_per_hour"],
+        "latency_after_end_median": first["latency"]["after_end"][0],
+        "latency_after_start_median": first["latency"]["after_start"][0],
+    }
+    if found.spikes is not None:
+        count = spike_document(found.spikes)
+        row |= {key: count[key] for key in ("zero_share", "dense_macs", "effective_acs", "effective_macs", "saving")}
+        row |= {key: count[key] for key in ("energy_nj", "dense_energy_nj")}
+    return row
+
+
+def text_of(found: Evaluation) -> Any:
+    """For a terminal."""
+    from rich.console import Group
+
+    from manyheads.lab.terminal import table
+
+    clips, spotter = found.clips, found.spotter
+    rows: list[tuple[str, str]] = [
+        ("accuracy", f"{clips.accuracy:.1%} ± {clips.standard_error:.1%} (s.e.) of {len(clips.truth)} clips"),
+        (
+            "99 % of it after",
+            f"{clips.time_to(0.99):.2f} s of real audio, look-ahead {spotter.lookahead_seconds:g} s in",
+        ),
+        ("parameters", f"{spotter.network.parameter_count:,}"),
+    ]
+    for stream in found.streams:
+        d, wait = stream.document(), stream.latency
+        rows += [
+            (
+                f"stream at {stream.snr:g} dB",
+                f"{d['misses']} of {d['keywords']} keywords missed, {d['false_alarms']} false alarms in "
+                f"{60 * d['hours']:.1f} minutes ({d['false_alarms_per_hour']:.0f} an hour) at threshold "
+                f"{spotter.rule.threshold:g}",
+            ),
+            (
+                "latency",
+                f"median {wait.after_start[0]:.2f} s after a word begins, {wait.after_end[0]:.2f} s after it ends "
+                f"(90 %: {wait.after_end[1]:.2f} s)",
+            ),
+        ]
+        for rate, point in d["at_false_alarms_per_hour"].items():
+            if point is not None:
+                rows.append((f"misses at {rate} false alarms an hour", f"{point['miss_rate']:.1%}"))
+    if found.spikes is not None:
+        s = found.spikes
+        rows += [
+            ("zero outputs of neurons", f"{s.zero_share:.1%}"),
+            (
+                "operations a step",
+                f"{s.effective_acs:,.0f} additions by spikes + {s.effective_macs:,.0f} dense multiply-adds, "
+                f"{s.saving:.1f} times fewer than {s.dense:,}",
+            ),
+            ("arithmetic a step at 45 nm", f"{s.energy_nj:.0f} nJ, dense {s.dense_energy_nj:.0f} nJ (an estimate)"),
+        ]
+    return Group(table(("", found.name), rows))
+
+
+def _frames(spotter: KeywordSpotter, clips: Iterable[Clip]) -> Iterable[Tensor]:
+    for clip in clips:
+        samples = torch.from_numpy(np.ascontiguousarray(read_sound(clip.path, spotter.sample_rate).samples))
+        frames = spotter.running_mean(spotter.log_mel(samples.unsqueeze(0).to(spotter.device))[0])[0]
+        yield frames.to(spotter.dtype)

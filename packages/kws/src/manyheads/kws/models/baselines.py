@@ -1,0 +1,211 @@
+"""What LMUFormer is compared with: a small residual convolutional network, and one round any layer of the core.
+
+``ResidualCNN``: a stem, then blocks ``relu(x + N(conv(relu(N(conv(x))))))`` of kernel 3 whose dilation doubles from
+block to block, all causal. ``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` round a layer by
+name, such as ``softmax`` with a window, the control for the Legendre memory. The stem is that of LMUFormer. Neither
+spikes, unless the layer does, whose own batch norms are not folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.causal_convolution import CausalConvolution
+from manyheads.core.errors import ArgumentError
+from manyheads.core.layer import Layer
+from manyheads.core.mask import Mask
+from manyheads.core.registry import find_layer, list_layers
+from manyheads.core.state import State
+from manyheads.kws.models.mixer import FeedForward
+from manyheads.kws.models.network import NetworkConfig, Passage, Product, step_macs
+from manyheads.kws.models.sites import ChannelAffine, affine_of, fold_norm
+from manyheads.kws.models.staged import Stage, Staged
+from manyheads.kws.models.stem import Stem
+
+Option = bool | int | float | str
+OPTIONS: Mapping[str, Mapping[str, Option]] = {  # what makes a layer strictly causal and of constant state
+    "softmax": {"heads": 4, "causal": True, "window": 48},
+    "transformer-xl": {"heads": 4, "memory": 48},
+    "gtrxl": {"heads": 4, "memory": 48},
+}
+
+
+@dataclass(frozen=True)
+class ResidualCNNConfig(NetworkConfig):
+    """A small causal residual network; its four blocks see 60 steps, 1.2 s at a stride of 2."""
+
+    kind: ClassVar[str] = "residual-cnn"
+
+    stem: Literal["1d", "2d"] = "2d"
+    channels: int = 48
+    kernels: tuple[int, ...] = (5, 5, 3)
+    """Of the "1d" stem."""
+    stride: Literal[1, 2] = 2
+    """Frames a step."""
+    lookahead: int = 0
+    """Frames that the stem may look ahead."""
+    depth: int = 4
+    """Blocks; the n-th has dilation 2^(n - 1)."""
+    dropout: float = 0.0
+
+    def make(self, bins: int, labels: Sequence[str]) -> ResidualCNN:
+        return ResidualCNN(self, bins, labels)
+
+
+class ResidualBlock(Stage):
+    """``relu(x + N(conv(relu(N(conv(x))))))``."""
+
+    def __init__(self, name: str, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.name = name
+        self.first = CausalConvolution(channels, channels, 3, dilation=dilation, bias=False)
+        self.second = CausalConvolution(channels, channels, 3, dilation=dilation, bias=False)
+        self.first_norm: nn.Module = SequenceBatchNorm(channels)
+        self.second_norm: nn.Module = SequenceBatchNorm(channels)
+
+    def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
+        convolutions = (self.first, self.second)
+        return tuple(c.init_state(batch, device=device, dtype=dtype) for c in convolutions)
+
+    def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
+        first, second = state
+        x = passage.blank(x, delay, rate)
+        y, first = self.first(x, first)
+        y = passage.blank(torch.relu(self.first_norm(y)), delay, rate)
+        y, second = self.second(y, second)
+        return torch.relu(x + self.second_norm(y)), (first, second)
+
+    def products(self) -> list[Product]:
+        return [Product(f"{self.name}.{n + 1}", step_macs(c), None) for n, c in enumerate((self.first, self.second))]
+
+    def fold(self) -> None:
+        self.first_norm = fold_norm(self.first, self.first_norm)
+        self.second_norm = fold_norm(self.second, self.second_norm)
+
+
+class ResidualCNN(Staged):
+    """See the module and :class:`ResidualCNNConfig`."""
+
+    def __init__(self, config: ResidualCNNConfig, bins: int, labels: Sequence[str]) -> None:
+        super().__init__(config, bins, labels, stride=config.stride, lookahead=config.lookahead)
+        if config.depth < 1 or config.channels < 1:
+            raise ArgumentError(
+                f"residual-cnn: found depth {config.depth} and {config.channels} channels, expected 1 or more"
+            )
+        self.stem = _stem(config, bins)
+        self.blocks = nn.ModuleList(ResidualBlock(f"block{n + 1}", config.channels, 2**n) for n in range(config.depth))
+        self.add_head(config.channels, dropout=config.dropout)
+
+
+@dataclass(frozen=True)
+class LayerNetworkConfig(NetworkConfig):
+    """A network round any strictly causal layer of the core whose state does not grow."""
+
+    kind: ClassVar[str] = "layer"
+
+    layer: str = "softmax"
+    """A name of ``manyheads list --causal strict --streaming``."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """The layer's own arguments, over the defaults that make it causal and its state constant."""
+    stem: Literal["1d", "2d"] = "2d"
+    channels: int = 64
+    kernels: tuple[int, ...] = (5, 5, 3)
+    """Of the "1d" stem."""
+    stride: Literal[1, 2] = 2
+    """Frames a step."""
+    lookahead: int = 0
+    """Frames that the stem may look ahead."""
+    depth: int = 1
+    ratio: int = 3
+    """Width of the feed-forward network over the channels."""
+    dropout: float = 0.0
+
+    def make(self, bins: int, labels: Sequence[str]) -> LayerNetwork:
+        return LayerNetwork(self, bins, labels)
+
+
+class LayerBlock(Stage):
+    """``x += layer(N(x)); x += ffn(x)``."""
+
+    def __init__(self, prefix: str, layer: Layer, channels: int, ratio: int) -> None:
+        super().__init__()
+        self.prefix, self.layer = prefix, layer
+        self.norm: nn.Module = SequenceBatchNorm(channels)
+        self.ffn = FeedForward(prefix, channels, ratio * channels, spiking=False)
+
+    def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
+        return self.layer.init_state(batch, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
+        real = passage.real(x.shape[1], delay, rate)
+        out = self.layer(self.norm(x), state, mask=None if real is None else Mask(padding=real))
+        for name, value in out.aux.items():
+            if name.startswith("spike_rate"):
+                passage.rates[f"{self.prefix}{name}"] = value
+        x = x + out.y
+        y, _ = self.ffn(x, ((), ()), passage, delay, rate)
+        return x + y, out.state
+
+    def products(self) -> list[Product]:
+        flops = self.layer.info.flops(self.layer.config, 1)
+        return [Product(f"{self.prefix}{self.layer.info.name}", round(flops / 2), None), *self.ffn.products()]
+
+    def fold(self) -> None:
+        if isinstance(self.norm, SequenceBatchNorm):
+            self.norm = ChannelAffine(*affine_of(self.norm))
+        self.ffn.fold()
+
+
+class LayerNetwork(Staged):
+    """See the module and :class:`LayerNetworkConfig`.
+
+    Raises:
+        UnknownNameError: a layer that the core does not have.
+        ArgumentError: one that is not strictly causal as configured, or whose state grows; arguments it does not take.
+    """
+
+    def __init__(self, config: LayerNetworkConfig, bins: int, labels: Sequence[str]) -> None:
+        super().__init__(config, bins, labels, stride=config.stride, lookahead=config.lookahead)
+        self.stem = _stem(config, bins)
+        prefixes = [f"block{n + 1}." if config.depth > 1 else "" for n in range(config.depth)]
+        self.blocks = nn.ModuleList(
+            LayerBlock(prefix, streaming_layer(config), config.channels, config.ratio) for prefix in prefixes
+        )
+        self.add_head(config.channels, dropout=config.dropout)
+
+
+def streaming_layer(config: LayerNetworkConfig) -> Layer:
+    """The layer, once it is known to stream."""
+    options = {**OPTIONS.get(config.layer, {}), **config.options}
+    kind = find_layer(config.layer).layer
+    try:
+        layer = kind(config.channels, **options)
+    except TypeError as error:
+        raise ArgumentError(f"layer: {config.layer}: options: found {sorted(options)}: {error}") from error
+    if layer.causal != "strict" or layer.state_kind not in ("recurrent", "window"):
+        able = sorted(info.name for info in list_layers(causal="strict", streaming=True))
+        raise ArgumentError(
+            f"layer: found {config.layer!r} with {options or 'its defaults'}, causal {layer.causal!r}, state "
+            f"{layer.state_kind!r}; expected a strictly causal one whose state does not grow: {', '.join(able)}, the "
+            "attentions with causal=True and a window"
+        )
+    return layer
+
+
+def _stem(config: ResidualCNNConfig | LayerNetworkConfig, bins: int) -> Stem:
+    return Stem(
+        bins,
+        config.channels,
+        form=config.stem,
+        kernels=config.kernels,
+        stride=config.stride,
+        lookahead=config.lookahead,
+        spiking=False,
+        published=False,
+    )

@@ -1,0 +1,141 @@
+"""What an LMUFormer block is made of: the mixer round Legendre memories, and the feed-forward network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.legendre_memory import LegendreMemory
+from manyheads.core.state import State
+from manyheads.kws.models.network import Passage, Product, step_macs
+from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm
+
+
+class LegendreMixer(nn.Module):
+    """``(B, T, D) -> (B, T, D)``: see :mod:`manyheads.kws.models.lmuformer`. With one memory, without the map after it
+    and the spikes before it, it is the core's layer ``lmu``, or ``spiking-lmu``.
+
+    Args:
+        prefix: before the names of the sites.
+        channels: D.
+        order, window: q and theta of each memory; a warning where the order exceeds the window.
+        memories: K.
+        spiking: leaky integrate-and-fire neurons in place of ReLU.
+        norm: batch norm on h without spikes; with spikes there always is.
+    """
+
+    def __init__(
+        self, prefix: str, channels: int, *, order: int, window: int, memories: int, spiking: bool, norm: bool
+    ) -> None:
+        super().__init__()
+        self.memories, self.order = memories, order
+        self.entry = SpikeSite(f"{prefix}mixer", channels, threshold=0.5) if spiking else None
+        self.encoder = nn.Linear(channels, memories)
+        self.memory = LegendreMemory(order, window, owner="lmuformer")
+        self.readout = nn.Linear(memories * order, channels, bias=False)
+        self.skip = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self.output_norm: nn.Module = SequenceBatchNorm(channels)
+        self.input_site = SpikeSite(f"{prefix}input", memories) if spiking else Site(memories, "relu", norm=False)
+        self.memory_site = SpikeSite(f"{prefix}memory", memories * order) if spiking else None
+        self.hidden_site = SpikeSite(f"{prefix}hidden", channels) if spiking else Site(channels, "relu", norm=norm)
+
+    def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
+        memory = self.memory.initial(batch, self.memories, device=device, dtype=dtype)
+        sites = (self.entry, self.input_site, self.memory_site, self.hidden_site)
+        return memory, tuple(() if s is None else s.init_state(batch, device=device, dtype=dtype) for s in sites)
+
+    def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
+        memory, (entry, inputs, spiked, hidden) = state
+        if self.entry is not None:
+            x, entry = self.entry(x, entry, passage, delay, rate)
+        u, inputs = self.input_site(self.encoder(x), inputs, passage, delay, rate)
+        u = passage.blank(u, delay, rate)
+        m, memory = self._remember(u, memory)
+        if self.memory_site is not None:
+            m, spiked = self.memory_site(m, spiked, passage, delay, rate)
+        h = self.readout(m.to(x.dtype)) + self.skip(x)
+        h, hidden = self.hidden_site(h, hidden, passage, delay, rate)
+        return self.output_norm(self.output(h)), (memory, (entry, inputs, spiked, hidden))
+
+    def _remember(self, u: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """``u (B, T, K)`` -> ``(B, T, K q)`` and the last memory."""
+        if u.shape[1] == 1:
+            memory = self.memory.step(u.squeeze(1), initial)
+            return memory.flatten(1).unsqueeze(1), memory
+        batch, tokens, count = u.shape
+        every = self.memory(u.mT.flatten(0, 1), initial.flatten(0, 1)).view(batch, count, tokens, self.order)
+        return every.transpose(1, 2).flatten(2), every[:, :, -1]
+
+    def products(self) -> list[Product]:
+        """Its products, at one step; the memory's own stays dense whatever spikes."""
+        prefix = "" if self.entry is None else self.entry.name.removesuffix("mixer")
+        spiking = self.entry is not None
+
+        def source(site: str) -> str | None:
+            return f"{prefix}{site}" if spiking else None
+
+        return [
+            Product(f"{prefix}encoder", step_macs(self.encoder), source("mixer")),
+            Product(f"{prefix}memory", self.memories * self.order * (self.order + 1), None),
+            Product(f"{prefix}readout", step_macs(self.readout), source("memory")),
+            Product(f"{prefix}skip", step_macs(self.skip), source("mixer")),
+            Product(f"{prefix}output", step_macs(self.output), source("hidden")),
+        ]
+
+    def fold(self) -> None:
+        """Batch norms are folded away in place; that of the entry, which the residual path goes round, and that of the
+        memory, which has no weight, become affine maps."""
+        self.output_norm = fold_norm(self.output, self.output_norm)
+        fold_after(self.encoder, self.input_site)
+        if isinstance(self.hidden_site.norm, SequenceBatchNorm):
+            with torch.no_grad():  # two products make h; the bias is of the second
+                self.readout.weight.mul_(affine_of(self.hidden_site.norm)[0].unsqueeze(1))
+        fold_after(self.skip, self.hidden_site)
+        for site in (self.entry, self.memory_site):
+            if site is not None:
+                fold_alone(site)
+
+
+class FeedForward(nn.Module):
+    """The channel mixer, ``(B, T, D) -> (B, T, D)``: see :mod:`manyheads.kws.models.lmuformer`."""
+
+    def __init__(self, prefix: str, channels: int, hidden: int, *, spiking: bool) -> None:
+        super().__init__()
+        self.entry = SpikeSite(f"{prefix}ffn1", channels) if spiking else None
+        self.widen = nn.Linear(channels, hidden)
+        self.inner = SpikeSite(f"{prefix}ffn2", hidden) if spiking else Site(hidden, "gelu")
+        self.narrow = nn.Linear(hidden, channels)
+        self.last = None if spiking else Site(channels, "relu")
+        self.prefix = prefix
+
+    def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
+        entry = () if self.entry is None else self.entry.init_state(batch, device=device, dtype=dtype)
+        return entry, self.inner.init_state(batch, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
+        entry, inner = state
+        if self.entry is not None:
+            x, entry = self.entry(x, entry, passage, delay, rate)
+        x, inner = self.inner(self.widen(x), inner, passage, delay, rate)
+        x = self.narrow(x)
+        if self.last is not None:
+            x, _ = self.last(x, (), passage, delay, rate)
+        return x, (entry, inner)
+
+    def products(self) -> list[Product]:
+        """Its products, at one step."""
+        spiking = self.entry is not None
+        return [
+            Product(f"{self.prefix}widen", step_macs(self.widen), f"{self.prefix}ffn1" if spiking else None),
+            Product(f"{self.prefix}narrow", step_macs(self.narrow), f"{self.prefix}ffn2" if spiking else None),
+        ]
+
+    def fold(self) -> None:
+        """Batch norms are folded away in place."""
+        fold_after(self.widen, self.inner)
+        if self.last is not None:
+            fold_after(self.narrow, self.last)
+        if self.entry is not None:
+            fold_alone(self.entry)

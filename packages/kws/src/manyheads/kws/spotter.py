@@ -1,0 +1,355 @@
+"""``KeywordSpotter.load("spotter.safetensors").stream(chunk)``: keywords in a live stream, at constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.core import state as states
+from manyheads.core.errors import ArgumentError
+from manyheads.kws.detection import Detection, Rule, Smoother, SmoothState, Trigger, keywords_of
+from manyheads.kws.features import Features, LogMel, MeanState, RunningMean, SampleState
+
+if TYPE_CHECKING:
+    from manyheads.kws.models.network import Network
+
+PIECE = 10.0  # seconds of audio that are worked on at once
+FULL_SCALE = {np.dtype(np.int16): 32768.0, np.dtype(np.int32): 2147483648.0}
+LOUDEST = 4.0  # times full scale; what is louder was meant as integers
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The word of a whole clip."""
+
+    label: str
+    score: float
+    scores: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    """What was done to the file, or is odd about it."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The scores of one stream in one chunk; step t is known ``times[t]`` seconds after the stream's start."""
+
+    times: np.ndarray  # (T,)
+    scores: np.ndarray  # (T, C)
+    logits: np.ndarray  # (T, C)
+
+
+@dataclass(frozen=True)
+class Surround:
+    """Frames of quiet around a clip, as in training."""
+
+    lead: int = 0
+    trail: int = 0
+    power: float = 1e-6
+    """Of each spectral line in them."""
+
+
+class StreamState(NamedTuple):
+    """All that a stream remembers."""
+
+    samples: SampleState
+    mean: MeanState
+    network: states.State
+    smooth: SmoothState
+
+
+@dataclass
+class _Group:
+    """Streams whose frames fall together, so that they are one batch."""
+
+    rows: list[int]
+    state: StreamState
+
+
+class KeywordSpotter:
+    """A network, the features it reads, and the rule that makes detections of its logits.
+
+    Args:
+        network: maps frames to logits.
+        features: the frames; their ``sample_rate`` is that of the chunks.
+        tau: time constant of the running mean that is taken from each bin, in frames.
+        rule: smoothing, threshold, refractory time; by default labels that begin with an underscore are not reported.
+        streams: how many run side by side in one batch.
+        surround: the quiet that single clips are heard in; streams are heard as they come.
+        trained: what is known of the training; goes into the file.
+
+    Raises:
+        ArgumentError: features of another number of bins, a bad rule, fewer than one stream.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        features: Features,
+        *,
+        tau: float = 50.0,
+        rule: Rule | None = None,
+        streams: int = 1,
+        surround: Surround | None = None,
+        trained: Mapping[str, Any] | None = None,
+    ) -> None:
+        if network.bins != features.bins:
+            raise ArgumentError(f"features: found {features.bins} bins, the network reads {network.bins}")
+        if streams < 1:
+            raise ArgumentError(f"streams: found {streams}, expected 1 or more")
+        self.network, self.features, self.tau = network.eval(), features, tau
+        self.surround, self.trained, self.streams = surround or Surround(), dict(trained or {}), streams
+        parameter = next(network.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.log_mel = LogMel(features).to(self.device)
+        self.running_mean = RunningMean(tau).to(self.device)
+        silent = tuple(label for label in network.labels if label.startswith("_"))
+        self.rule = rule or Rule(background=silent)
+
+    @classmethod
+    def from_network(cls, network: Network, features: Features, **others: Any) -> KeywordSpotter:
+        """The constructor by the name of what it takes; see the class."""
+        return cls(network, features, **others)
+
+    @classmethod
+    def load(cls, path: str | Path, *, labels: Sequence[str] | None = None, **changes: Any) -> KeywordSpotter:
+        """What :meth:`save` wrote; ``changes`` are ``streams`` or fields of the rule, such as ``threshold``.
+
+        Raises :class:`CheckpointError` for a file that is none, of a later version, or of other labels than ``labels``.
+        """
+        from manyheads.kws.spotter_file import read_spotter
+
+        return read_spotter(path, labels=labels, **changes)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with JSON in its header, written atomically; nothing is pickled."""
+        from manyheads.kws.spotter_file import write_spotter
+
+        write_spotter(self, path)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.network.labels
+
+    @property
+    def sample_rate(self) -> int:
+        return self.features.sample_rate
+
+    @property
+    def step_seconds(self) -> float:
+        """From one output to the next."""
+        return self.network.stride * self.features.hop_samples / self.sample_rate
+
+    @property
+    def lookahead_seconds(self) -> float:
+        """Audio after a frame that its output waits for."""
+        return self.network.lookahead * self.features.hop_samples / self.sample_rate
+
+    @property
+    def rule(self) -> Rule:
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        """Begins all streams afresh."""
+        self._rule = rule.check()
+        self._keywords = keywords_of(self.labels, rule.background)
+        self._delay = self.network.lookahead // self.network.stride  # outputs that are meant for no frame
+        self._smoother = Smoother(round(rule.smoothing / self.step_seconds), rule.scores, skip=self._delay)
+        self.reset()
+
+    def change_rule(self, **changes: Any) -> None:
+        """Other fields of the rule; begins all streams afresh."""
+        self.rule = replace(self.rule, **changes)
+
+    def triggers(self, count: int, threshold: float | None = None) -> list[Trigger]:
+        """The rule's last part, one for each of ``count`` streams."""
+        refractory = round(self.rule.refractory / self.step_seconds)
+        level = self.rule.threshold if threshold is None else threshold
+        return [Trigger(level, refractory, self._keywords) for _ in range(count)]
+
+    def reset(self, streams: int | Iterable[int] | None = None) -> None:
+        """Begins these streams afresh, all by default; the others go on undisturbed."""
+        if streams is None:
+            self._groups = [_Group(list(range(self.streams)), self._fresh(self.streams))]
+            self._triggers, self._came_in = self.triggers(self.streams), [0] * self.streams
+            return
+        rows = [streams] if isinstance(streams, int) else sorted(set(streams))
+        for row in rows:
+            if not 0 <= row < self.streams:
+                raise ArgumentError(f"streams: found {row}, expected 0 to {self.streams - 1}")
+            self._triggers[row].reset()
+            self._came_in[row] = 0
+        groups = []
+        for group in self._groups:
+            kept = [index for index, row in enumerate(group.rows) if row not in rows]
+            if kept:
+                state = states.select(group.state, torch.tensor(kept, device=self.device))
+                groups.append(_Group([group.rows[index] for index in kept], state))
+        self._groups = [*groups, _Group(rows, self._fresh(len(rows)))] if rows else groups
+
+    def stream(self, chunk: Any, sample_rate: int | None = None) -> list[Detection]:
+        """The detections in the next chunk of every stream, in the order in which they were made.
+
+        Args:
+            chunk: ``(N,)`` samples of the one stream, or ``(streams, N)``; floats in [-1, 1] or integers at full scale.
+                Any N; what is shorter than a hop waits for the next chunk.
+            sample_rate: that of the chunk, if it is known; checked.
+
+        Raises:
+            ArgumentError: another shape or rate, samples that are not finite, floats far beyond [-1, 1].
+        """
+        return self._listen(self._samples(chunk, sample_rate, self.streams), None)
+
+    def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
+        """As :meth:`stream`, with the scores of each stream."""
+        parts: list[list[Heard]] = [[] for _ in range(self.streams)]
+        detections = self._listen(self._samples(chunk, sample_rate, self.streams), parts)
+        return detections, [Heard(*(np.concatenate(p) for p in zip(*map(_fields, row), strict=True))) for row in parts]
+
+    def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
+        """All scores of a recording ``(N,)`` as a stream of its own; the streams of :meth:`stream` are not touched."""
+        alone = KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule)
+        return alone.hear(samples, sample_rate)[1][0]
+
+    @torch.no_grad()
+    def clip_frames(self, samples: np.ndarray) -> Tensor:
+        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training before
+        and after."""
+        frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
+        lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
+        quiet = self.log_mel.log_mel(lines).expand(len(frames), 1, -1)
+        lead, trail = (quiet.expand(-1, count, -1) for count in (self.surround.lead, self.surround.trail))
+        return self.running_mean(torch.cat([lead, frames, trail], 1))[0].to(self.dtype)
+
+    @torch.no_grad()
+    def clip_logits(self, samples: np.ndarray) -> Tensor:
+        """Logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each heard afresh in its quiet; step 0 is known
+        :meth:`time_of_clip` (0) seconds after the clip's first sample."""
+        return self.network.whole(self.clip_frames(samples))
+
+    def predict(self, samples: Any, sample_rate: int | None = None, *, notes: tuple[str, ...] = ()) -> Prediction:
+        """The word of a clip ``(N,)``: the largest mean over time of the logits.
+
+        Raises :class:`ArgumentError` as :meth:`stream`, and where the clip is too short for one output.
+        """
+        logits = self.clip_logits(self._samples(samples, sample_rate, 1).cpu().numpy())[0]
+        if not len(logits):
+            raise ArgumentError(f"samples: found too few for one output, expected at least {self.time_of(0):.3f} s")
+        mean = logits.float().mean(0)
+        scores = (mean.sigmoid() if self.rule.scores == "sigmoid" else mean.softmax(0)).tolist()
+        best = int(mean.argmax())
+        return Prediction(self.labels[best], scores[best], dict(zip(self.labels, scores, strict=True)), notes)
+
+    def predict_file(self, path: str | Path) -> Prediction:
+        """As :meth:`predict`; other rates are resampled and channels averaged, which the notes say.
+
+        Raises :class:`DataError` for what is not audio.
+        """
+        from manyheads.kws.audio import read_sound
+
+        sound = read_sound(path, self.sample_rate)
+        return self.predict(sound.samples, notes=sound.notes)
+
+    def time_of(self, step: int) -> float:
+        """The end of the last frame of output ``step``, in seconds of audio; with a look-ahead the output is known
+        ``lookahead_seconds`` later."""
+        features = self.features
+        frame = (step + 1) * self.network.stride - 1
+        return (frame * features.hop_samples + features.window_samples) / self.sample_rate
+
+    def time_of_clip(self, step: int) -> float:
+        """As :meth:`time_of`, for a clip and the quiet before it: below 0 where only that had been heard."""
+        return self.time_of(step) - self.surround.lead * self.features.hop_samples / self.sample_rate
+
+    @property
+    def nbytes(self) -> int:
+        """What the streams remember, in bytes."""
+        return sum(states.nbytes(group.state) for group in self._groups)
+
+    @torch.no_grad()
+    def _listen(self, samples: Tensor, keep: list[list[Heard]] | None) -> list[Detection]:
+        self._merge()
+        self._came_in = [count + samples.shape[1] for count in self._came_in]
+        detections: list[Detection] = []
+        for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
+            for group in self._groups:
+                before = group.state.smooth.steps.tolist()
+                logits, scores, group.state = self._advance(piece[group.rows], group.state)
+                logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
+                for index, row in enumerate(group.rows):
+                    first, owed = max(0, before[index] - self._delay), max(0, self._delay - before[index])
+                    steps = scores_BTC[index, owed:]
+                    detections += self._detect(row, steps, first)
+                    if keep is not None:
+                        times = self.time_of(first) + np.arange(len(steps)) * self.step_seconds
+                        keep[row].append(Heard(times, steps, logits_BTC[index, owed:]))
+        return sorted(detections, key=lambda found: (found.time, found.stream))
+
+    def _advance(self, samples: Tensor, state: StreamState) -> tuple[Tensor, Tensor, StreamState]:
+        frames, sample_state = self.log_mel(samples, state.samples)
+        frames, mean_state = self.running_mean(frames, state.mean)
+        logits, network_state = self.network(frames.to(self.dtype), state.network)[:2]
+        scores, smooth_state = self._smoother(logits, state.smooth)
+        return logits, scores, StreamState(sample_state, mean_state, network_state, smooth_state)
+
+    def _detect(self, row: int, scores: np.ndarray, first: int) -> list[Detection]:
+        came_in = self._came_in[row] / self.sample_rate
+        return [
+            Detection(self.labels[e.label], time := self.time_of(e.step), e.score, came_in - time, row)
+            for e in self._triggers[row](scores, first)
+        ]
+
+    def _fresh(self, streams: int) -> StreamState:
+        at: dict[str, Any] = {"device": self.device}
+        return StreamState(
+            self.log_mel.init_state(streams, **at),
+            self.running_mean.init_state(streams, self.features.bins, **at),
+            self.network.init_state(streams, **at, dtype=self.dtype),
+            self._smoother.init_state(streams, len(self.labels), **at, dtype=self.dtype),
+        )
+
+    def _merge(self) -> None:
+        """Streams that were begun apart but hold back the same number of samples and frames become one batch."""
+        if len(self._groups) < 2:
+            return
+        alike: dict[tuple[int, int], list[_Group]] = {}
+        for group in self._groups:
+            alike.setdefault((group.state.samples.samples.shape[1], int(group.state.network.held[0])), []).append(group)
+        self._groups = [
+            _Group([row for g in groups for row in g.rows], states.concat([g.state for g in groups]))
+            if len(groups) > 1
+            else groups[0]
+            for groups in alike.values()
+        ]
+
+    def _samples(self, chunk: Any, sample_rate: int | None, streams: int) -> Tensor:
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise ArgumentError(
+                f"chunk: found {sample_rate} Hz, expected {self.sample_rate} Hz: resample it, or read the file with "
+                "manyheads.kws.read_sound, which does"
+            )
+        array = np.asarray(chunk)
+        if array.ndim == 1 and streams == 1:
+            array = array[None]
+        if array.ndim != 2 or len(array) != streams:
+            expected = "(N,)" if streams == 1 else f"({streams}, N), a row a stream"
+            raise ArgumentError(f"chunk: found shape {array.shape}, expected {expected}")
+        if array.dtype in FULL_SCALE:
+            array = array / np.float32(FULL_SCALE[array.dtype])
+        elif array.dtype.kind != "f":
+            raise ArgumentError(f"chunk: found {array.dtype}, expected floats in [-1, 1], int16 or int32")
+        largest = float(np.abs(array).max(initial=0.0))
+        if not largest <= LOUDEST:
+            said = f"a sample of {largest:g}" if np.isfinite(largest) else "a sample that is not finite"
+            raise ArgumentError(f"chunk: found {said}, expected floats in [-1, 1] (or an array of int16)")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+
+
+def _fields(heard: Heard) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return heard.times, heard.scores, heard.logits

@@ -1,0 +1,79 @@
+"""The file of a spotter: tensors in safetensors, everything else as JSON in its header."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from manyheads.core.errors import ArgumentError, CheckpointError, ManyheadsError
+from manyheads.kws.detection import Rule
+from manyheads.kws.features import Features
+from manyheads.kws.models import config_from_json
+from manyheads.kws.spotter import KeywordSpotter, Surround
+from manyheads.lab.checkpoint import load_tensors, save_tensors
+
+KIND = "manyheads keyword spotter"
+VERSION = 1
+
+
+def write_spotter(spotter: KeywordSpotter, path: str | Path) -> None:
+    """Raises :class:`ArgumentError` for a folded network, whose weights are not those of its configuration."""
+    if spotter.network.folded:
+        raise ArgumentError("network: found one without its batch norm (folded), expected the one that was trained")
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "model": spotter.network.config.to_json(),
+        "labels": spotter.labels,
+        "features": asdict(spotter.features),
+        "tau": spotter.tau,
+        "rule": asdict(spotter.rule),
+        "surround": asdict(spotter.surround),
+        "trained": spotter.trained,
+    }
+    save_tensors(path, spotter.network.state_dict(), header)
+
+
+def read_spotter(path: str | Path, *, labels: Sequence[str] | None = None, **changes: Any) -> KeywordSpotter:
+    """Raises :class:`CheckpointError` with the file's name."""
+    made_by = "expected a file that 'manyheads kws train' or KeywordSpotter.save wrote"
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file: {made_by}")
+    try:
+        tensors, header = load_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: damaged, or not a keyword spotter: {made_by}") from error
+    if header.get("kind") != KIND:
+        raise CheckpointError(f"{path}: found a checkpoint of another kind: {made_by}")
+    if header["version"] != VERSION:
+        raise CheckpointError(
+            f"{path}: found version {header['version']}, this package reads version {VERSION}: "
+            "install the manyheads-kws that wrote it, or train again"
+        )
+    found = tuple(header["labels"])
+    if labels is not None and tuple(labels) != found:
+        raise CheckpointError(
+            f"{path}: found the labels {', '.join(found)}, expected {', '.join(labels)}: it was trained on another set"
+        )
+    rule_changes = {name: changes.pop(name) for name in [f.name for f in fields(Rule)] if name in changes}
+    try:
+        features = Features(**header["features"])
+        network = config_from_json(header["model"]).make(features.bins, found)
+        network.load_state_dict(tensors)
+        surround = Surround(**header["surround"])
+        rule = Rule(**header["rule"])
+        rule = replace(rule, background=tuple(rule.background))
+    except (KeyError, TypeError, RuntimeError, ManyheadsError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: its weights and its description do not fit each other ({reason})") from error
+    return KeywordSpotter(
+        network,
+        features,
+        tau=header["tau"],
+        rule=replace(rule, **rule_changes),
+        surround=surround,
+        trained=header["trained"],
+        **changes,
+    )

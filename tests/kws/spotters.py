@@ -1,0 +1,37 @@
+"""Small spotters whose batch norm is calibrated, so that what they say depends on what they hear."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from manyheads.kws.detection import Rule
+from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.models import LMUFormerConfig
+from manyheads.kws.spotter import KeywordSpotter, Surround
+
+LABELS = ("go", "no", "stop", "yes")
+FEATURES = Features(sample_rate=8000, bins=16)
+
+
+def babble(seconds: float, seed: int = 0, sample_rate: int = 8000) -> np.ndarray:
+    """Noise whose colour and loudness change a few times a second."""
+    random = np.random.default_rng(seed)
+    count = round(seconds * sample_rate)
+    t = np.arange(count) / sample_rate
+    tone = np.sin(2 * np.pi * np.cumsum(300 + 1200 * np.abs(np.sin(2.1 * t + seed))) / sample_rate)
+    loudness = np.clip(np.sin(5.3 * t + seed) + 0.4, 0.02, None)
+    return (0.15 * loudness * tone + 0.02 * random.standard_normal(count)).astype(np.float32)
+
+
+def small_spotter(*, rule: Rule | None = None, streams: int = 1, surround: Surround | None = None, **config):
+    """``config`` as for :class:`LMUFormerConfig`."""
+    torch.manual_seed(3)
+    network = LMUFormerConfig(**{"channels": 12, "order": 4, "window": 10, "memories": 2, **config}).make(16, LABELS)
+    frames = RunningMean()(LogMel(FEATURES)(torch.from_numpy(babble(20.0, seed=9))[None])[0])[0]
+    network.calibrate(frames)
+    with torch.no_grad():
+        network.head.weight.mul_(150)  # so that scores move between 0 and 1
+        network.head.bias.sub_(network.eval().whole(frames).mean((0, 1)))
+    rule = rule or Rule(threshold=0.6, smoothing=0.2, refractory=0.3)
+    return KeywordSpotter(network, FEATURES, rule=rule, streams=streams, surround=surround)

@@ -1,0 +1,77 @@
+"""Which clips there are and how they are split."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import pytest
+
+from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
+from manyheads.kws.clips import clips_of, clips_of_folder, hold_out, labels_of, only, speech_commands
+
+from .sounds import WORDS, speech_commands_folder, word_folder
+
+
+def test_arabic_is_split_by_speaker_as_published():
+    clips = clips_of("arabic")
+    assert Counter(clip.split for clip in clips) == {"train": 540, "validation": 180, "test": 180}
+    speakers = {split: {c.speaker for c in clips if c.split == split} for split in ("train", "validation", "test")}
+    assert [len(s) for s in speakers.values()] == [18, 6, 6]
+    assert len(set.union(*speakers.values())) == 30
+    assert len(labels_of(clips)) == 10
+
+
+def test_official_lists_of_speech_commands_decide(tmp_path):
+    clips = speech_commands(speech_commands_folder(tmp_path))
+    assert Counter(clip.split for clip in clips) == {"train": 12, "validation": 3, "test": 3}
+    assert {c.speaker for c in clips if c.split == "validation"} == {"s04"}
+    assert labels_of(clips) == tuple(sorted(WORDS))  # the noise is no word
+
+
+def test_speech_commands_without_its_lists(tmp_path):
+    (speech_commands_folder(tmp_path) / "testing_list.txt").unlink()
+    with pytest.raises(DataError, match=r"testing_list\.txt: no such file: expected the lists of Speech Commands"):
+        speech_commands(tmp_path)
+
+
+def test_a_folder_is_split_by_speaker_and_a_new_speaker_moves_no_other(tmp_path):
+    clips = clips_of(str(word_folder(tmp_path, speakers=40)))
+    before = {c.path: c.split for c in clips}
+    assert len({(c.speaker, c.split) for c in clips}) == len({c.speaker for c in clips})
+    shutil.copy(tmp_path / "low" / "s00_nohash_0.wav", tmp_path / "low" / "new_nohash_0.wav")
+    after = {c.path: c.split for c in clips_of_folder(tmp_path)}
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_folder_with_one_label(tmp_path):
+    word_folder(tmp_path)
+    for word in ("middle", "high"):
+        shutil.rmtree(tmp_path / word)
+    with pytest.raises(DataError, match="found 1 labels, expected two or more folders"):
+        clips_of_folder(tmp_path)
+
+
+def test_a_label_with_one_file(tmp_path):
+    word_folder(tmp_path, speakers=40)
+    for path in sorted((tmp_path / "low").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match="low: found 1 clips, expected at least 3"):
+        clips_of_folder(tmp_path)
+
+
+def test_unknown_set_names_the_known_ones():
+    with pytest.raises(UnknownNameError, match="arabic_sc_10w"):
+        clips_of("arabik")
+
+
+def test_held_out_speaker_is_the_test_part():
+    clips = hold_out(clips_of("arabic"), "00000003")
+    assert {c.speaker for c in clips if c.split == "test"} == {"00000003"}
+    assert Counter(c.split for c in clips) == {"train": 870, "test": 30}
+    with pytest.raises(ArgumentError, match="held out: found 'nobody', expected one of 00000001"):
+        hold_out(clips, "nobody")
+
+
+def test_only_some_labels():
+    assert labels_of(only(clips_of("arabic"), ["yes", "no"])) == ("no", "yes")
