@@ -46,18 +46,18 @@ SPOTTER_DEMO = [
 ]
 
 
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
+SPOTTER_TOOLS = ["kaldi-native-fbank", "onnx", "onnxruntime", "onnxscript", "nir"]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff (format and lint), ty, import-linter."""
-    install(session, "ruff", "ty", "import-linter", "pytest", "hypothesis", "nox", "tensorboard")
+    install(session, "ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SPOTTER_TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("ty", "check", "shared/src", "packages")
     session.run("lint-imports")
-
-
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
-SPOTTER_TOOLS = ["kaldi-native-fbank", "onnx", "onnxruntime", "onnxscript", "nir"]
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ TELEPHONE = Features(sample_rate=8000, bins=20)
 
 @pytest.fixture
 def words(tmp_path):
-    return ClipSet(str(word_folder(tmp_path, speakers=30)), TELEPHONE)
+    return ClipSet(str(word_folder(tmp_path / "words", speakers=30)), TELEPHONE)
 
 
 def test_scoring_hears_what_a_stream_hears(words):
@@ -93,6 +94,25 @@ def test_a_held_out_speaker_is_the_whole_test_part():
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [870, 0, 30]
     assert {clips[i].speaker for i in splits.test.indices.tolist()} == {"00000005"}
     assert "00000005" not in {clips[i].speaker for i in splits.train.indices.tolist()}
+
+
+def test_another_set_is_scored_as_well_and_used_for_nothing_else(words, tmp_path):
+    other = word_folder(tmp_path / "other", speakers=30, rate=16000)
+    for speaker in range(3):
+        write(other / "stranger" / f"s{speaker:02}_nohash_0.wav", tone(50), 8000)
+    splits = replace(words, elsewhere=str(other)).open()
+    plain = words.open()
+    assert len(splits.test.elsewhere) == 90  # every clip but the word that is none of the set's
+    assert splits.test.elsewhere.labels == plain.test.labels
+    assert splits.train.spectra.lengths.equal(plain.train.spectra.lengths)
+    assert len(splits.test) == len(plain.test)
+
+
+def test_another_set_without_the_words_is_refused(words, tmp_path):
+    other = word_folder(tmp_path / "other", speakers=30)
+    shutil.rmtree(other / "low")
+    with pytest.raises(DataError, match="other: found no clip of low, expected all words of"):
+        replace(words, elsewhere=str(other)).open()
 
 
 def test_only_some_labels():

@@ -81,8 +81,9 @@ def test_operations_are_a_column_of_weights_for_each_spike():
             module.register_forward_hook(count)
     found = count_spikes(network, [frames])
     memory = next(p.macs for p in found.products if p.name == "memory")  # a product without a module
+    drive = next(p for p in found.products if p.name == "drive")  # what a spike adds to the memory; no module either
     steps = frames.shape[1]
-    assert found.effective_acs == pytest.approx(added[0] / steps, rel=1e-5)
+    assert found.effective_acs - drive.macs * drive.rate == pytest.approx(added[0] / steps, rel=1e-5)
     assert found.effective_macs - memory == dense[0] / steps
     assert {p.name for p in found.products if p.source is None} == {"stem1", "memory"}
 

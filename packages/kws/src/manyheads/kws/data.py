@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from manyheads.kws.audio import Sound, read_sound
 from manyheads.kws.augment import NONE, Augmentation, augmented, place, spec_augment, warped_filterbanks
 from manyheads.kws.clips import Clip, clips_of, hold_out, labels_of, only
 from manyheads.kws.features import Features, LogMel, RunningMean
-from manyheads.lab.experiment import Splits
+from manyheads.lab.experiment import Part, Splits
 
 SPECTRA_BYTES = 1 << 30
 PLAIN = Features()
@@ -78,6 +78,8 @@ class ClipPart:
     labels: tuple[str, ...]
     front: FrontEnd
     augmentation: Augmentation | None = None
+    elsewhere: ClipPart | None = None
+    """Clips of another set, scored as well."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -146,6 +148,8 @@ class ClipSet:
     """Power of each spectral line in them."""
     longest: int = 0
     """Training windows are cut after so many frames; never where 0. Scoring always hears whole clips."""
+    elsewhere: str = ""
+    """Another set; all its clips with these words are scored as well, and used for nothing else."""
 
     def open(self) -> Splits:
         """Raises :class:`DataError` for a clip that cannot be used, naming it."""
@@ -156,7 +160,18 @@ class ClipSet:
                 raise ArgumentError(f"labels: found {absent[0]!r}, expected some of {', '.join(labels_of(clips))}")
             clips = only(clips, self.labels)
         clips = hold_out(clips, self.held_out) if self.held_out else clips
-        return splits_of(clips, self)
+        splits = splits_of(clips, self)
+        return replace(splits, test=self._beside(splits.test)) if self.elsewhere else splits
+
+    def _beside(self, test: Part) -> ClipPart:
+        assert isinstance(test, ClipPart)
+        clips = [replace(clip, split="test") for clip in only(clips_of(self.elsewhere), test.labels)]
+        if labels_of(clips) != test.labels:
+            absent = sorted(set(test.labels) - set(labels_of(clips)))
+            raise DataError(f"{self.elsewhere}: found no clip of {', '.join(absent)}, expected all words of {self.set}")
+        other = splits_of(clips, replace(self, set=self.elsewhere)).test
+        assert isinstance(other, ClipPart)
+        return replace(test, elsewhere=other)
 
 
 def splits_of(clips: Sequence[Clip], config: ClipSet) -> Splits:

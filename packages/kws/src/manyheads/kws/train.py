@@ -62,12 +62,15 @@ class ClipLoss:
 
     def metrics(self, model: nn.Module, part: ClipPart) -> dict[str, float]:
         """Accuracy in percent and the number of clips; of spiking networks also the share of activations that are zero,
-        in percent, each neuron of each step counted once."""
+        in percent, each neuron of each step counted once; where there is another set, the same figures of that."""
         if len(part) == 0:
             return {}
         found = score(model, part)
         zeros = {} if found.silent is None else {"zeros": 100.0 * found.silent}
-        return {"accuracy": 100.0 * found.accuracy, "clips": float(len(part)), **zeros}
+        metrics = {"accuracy": 100.0 * found.accuracy, "clips": float(len(part)), **zeros}
+        other = getattr(part, "elsewhere", None)
+        elsewhere = {} if other is None else self.metrics(model, other)
+        return {**metrics, **{f"elsewhere_{name}": value for name, value in elsewhere.items()}}
 
     def after(self, model: nn.Module, splits: Splits, folder: Path) -> None:
         """Leaves ``spotter.safetensors`` in the run's folder, for ``manyheads kws stream``, ``eval`` and ``export``."""
@@ -80,7 +83,8 @@ class ClipLoss:
         facts = splits.facts
         surround = Surround(facts["lead"], facts["trail"], facts["quiet"])
         path = folder / "spotter.safetensors"
-        trained = {"set": facts["set"], "held_out": facts["held_out"], "notes": list(facts["notes"])}
+        trained: dict[str, Any] = {"experiment": folder.parents[1].name, "seed": folder.name.removeprefix("seed-")}
+        trained |= {name: facts[name] for name in ("set", "held_out", "notes")}
         KeywordSpotter(model, facts["features"], tau=facts["tau"], surround=surround, trained=trained).save(path)
         if first_process():
             print(f"spotter: {path}", file=sys.stderr)

@@ -69,7 +69,7 @@ class LegendreMixer(nn.Module):
         return every.transpose(1, 2).flatten(2), every[:, :, -1]
 
     def products(self) -> list[Product]:
-        """Its products, at one step; the memory's own stays dense whatever spikes."""
+        """Its products, at one step; the memory's transition stays dense whatever spikes."""
         prefix = "" if self.entry is None else self.entry.name.removesuffix("mixer")
         spiking = self.entry is not None
 
@@ -78,7 +78,8 @@ class LegendreMixer(nn.Module):
 
         return [
             Product(f"{prefix}encoder", step_macs(self.encoder), source("mixer")),
-            Product(f"{prefix}memory", self.memories * self.order * (self.order + 1), None),
+            Product(f"{prefix}drive", self.memories * self.order, source("input")),
+            Product(f"{prefix}memory", self.memories * self.order * self.order, None),
             Product(f"{prefix}readout", step_macs(self.readout), source("memory")),
             Product(f"{prefix}skip", step_macs(self.skip), source("mixer")),
             Product(f"{prefix}output", step_macs(self.output), source("hidden")),

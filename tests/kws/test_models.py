@@ -1,0 +1,318 @@
+"""What every keyword network promises: chunks are the whole, nothing later is seen, folding changes nothing."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from manyheads.core import state as trees
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
+from manyheads.kws.models import LayerNetworkConfig, LMUFormerConfig, Network, config_from_json
+from manyheads.kws.models.sites import SpikeSite
+from tests.kws.networks import BINS, CONFIGS, LABELS, SMALL, SPIKING, awake, frames
+
+FRAMES = 121  # odd: with a stride of 2 the last frame waits
+NAMES = list(CONFIGS)
+
+
+def chunks(kind: int | str) -> list[int]:
+    if kind == "random":
+        draw = random.Random(3)
+        sizes: list[int] = []
+        while sum(sizes) < FRAMES:
+            sizes.append(min(draw.choice([0, 1, 2, 3, 5, 11, 40]), FRAMES - sum(sizes)))
+        return sizes
+    assert isinstance(kind, int)
+    return [min(kind, FRAMES - at) for at in range(0, FRAMES, kind)]
+
+
+def stream(network: Network, x: Tensor, sizes: list[int]) -> tuple[Tensor, trees.State]:
+    parts, state, at = [], None, 0
+    for size in sizes:
+        out = network(x[:, at : at + size], state)
+        parts.append(out.logits)
+        state, at = out.state, at + size
+    return torch.cat(parts, 1), state
+
+
+def spikes_of(network: Network, run) -> dict[str, Tensor]:
+    """The spikes of each site, steps joined."""
+    seen: dict[str, list[Tensor]] = {}
+    sites = [module for module in network.modules() if isinstance(module, SpikeSite)]
+    hooks = [
+        site.register_forward_hook(lambda m, _, out: seen.setdefault(m.name, []).append(out[0].flatten(2)))
+        for site in sites
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts, 1) for name, parts in seen.items()}
+
+
+@pytest.mark.parametrize("kind", [1, 7, 100, "random"])
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_chunks_give_the_whole(name: str, kind: int | str) -> None:
+    network, _ = awake(name)
+    x = frames(3, FRAMES)
+    whole = network(x)
+    logits, state = stream(network, x, chunks(kind))
+    assert whole.logits.std() > 0.1, "logits that do not vary show nothing"
+    torch.testing.assert_close(logits, whole.logits, atol=1e-10, rtol=0)
+    for a, b in zip(trees.leaves(state), trees.leaves(whole.state), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", SPIKING)
+@torch.no_grad()
+def test_no_spike_differs_between_stream_and_whole(name: str) -> None:
+    network, rates = awake(name)
+    x = frames(3, FRAMES)
+    whole = spikes_of(network, lambda: network(x))
+    assert rates.keys() == whole.keys()
+    for site, rate in rates.items():
+        assert rate > 0.01, f"{site} is silent"
+        assert whole[site].unique().tolist() == [0.0, 1.0]
+    for kind in (1, 7, 100, "random"):
+        parts = spikes_of(network, lambda kind=kind: stream(network, x, chunks(kind)))
+        for site, spikes in whole.items():
+            assert torch.equal(parts[site], spikes), f"{site} in chunks {kind}"
+
+
+@pytest.mark.parametrize("name", SPIKING)
+@torch.no_grad()
+def test_few_spikes_differ_in_float32(name: str, record_property) -> None:
+    network, _ = awake(name, torch.float32)
+    x = frames(3, FRAMES, torch.float32)
+    whole = spikes_of(network, lambda: network(x))
+    parts = spikes_of(network, lambda: stream(network, x, [1] * FRAMES))
+    rate = max((parts[site] != whole[site]).double().mean().item() for site in whole)
+    record_property("spike_mismatch_rate", rate)
+    print(f"{name}: spike mismatch rate in float32 {rate:.2e}")
+    assert rate < 0.02
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("transformer-xl", "gtrxl")])  # theirs stops it
+def test_training_sees_what_a_stream_sees(name: str) -> None:
+    """Gradients through chunks are those of the whole, in evaluation, where batch norm is an affine map."""
+    network, _ = awake(name)
+    x = frames(2, 40).requires_grad_()
+    parameters = [x, *network.parameters()]
+    whole = torch.autograd.grad(network(x).logits.square().sum(), parameters, allow_unused=True)
+    logits, _ = stream(network, x, [7, 0, 20, 13])
+    parts = torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True)
+    for a, b in zip(parts, whole, strict=True):
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
+    assert whole[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_later_frames_are_seen_no_further_than_the_look_ahead(name: str) -> None:
+    """Perturbed from frame 60 on, the logits meant for steps that end before it less the look-ahead stay the same; the
+    next ones change."""
+    network, _ = awake(name)
+    x, first = frames(48, 80), 60  # many rows: not every change of a frame moves a spike
+    y = x.clone()
+    y[:, first:] += 3 * frames(48, 20, seed=9)
+    changed = (network.whole(x) - network.whole(y)).abs().amax((0, 2)) > 1e-9
+    step = changed.nonzero()[0].item()
+    assert step == (first - network.lookahead) // network.stride
+    late = (network(x).logits - network(y).logits).abs().amax((0, 2)) > 1e-9
+    assert late.nonzero()[0].item() == first // network.stride, "a stream sees no frame before it comes"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_stream_that_ends_gives_what_whole_gives(name: str) -> None:
+    network, _ = awake(name)
+    x = frames(2, 60)
+    logits, state = stream(network, x, [13, 0, 47])
+    owed = network.lookahead // network.stride
+    joined = torch.cat([logits, network.finish(state)], 1)
+    assert (joined[:, :owed] == 0).all(), "before the start nothing is said"
+    torch.testing.assert_close(joined[:, owed:], network.whole(x), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_folding_changes_nothing_and_leaves_no_batch_norm(name: str) -> None:
+    network, _ = awake(name)
+    folded = network.fold()
+    left = [m for m in folded.modules() if isinstance(m, SequenceBatchNorm)]
+    assert not left or name == "spiking-lmu", "the core's own layer keeps its norms"
+    x = frames(3, FRAMES)
+    torch.testing.assert_close(folded(x).logits, network(x).logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(stream(folded, x, chunks(7))[0], network(x).logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(folded.whole(x), network.whole(x), atol=1e-10, rtol=0)
+    assert not network.folded, "the network itself is as it was"
+
+
+@torch.no_grad()
+def test_folding_holds_where_a_channel_is_scaled_to_nothing() -> None:
+    network, _ = awake("published")
+    network.stem.sites[1].norm.weight[3] = 0.0
+    x = frames(3, 50)
+    torch.testing.assert_close(network.fold().whole(x), network.whole(x), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", SPIKING)
+@torch.no_grad()
+def test_folded_spikes_are_the_same(name: str) -> None:
+    network, _ = awake(name)
+    x = frames(3, FRAMES)
+    folded = network.fold()
+    ours, theirs = spikes_of(folded, lambda: folded(x)), spikes_of(network, lambda: network(x))
+    for site, spikes in theirs.items():
+        assert torch.equal(ours[site], spikes), site
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_streams_at_different_times_share_a_batch(name: str) -> None:
+    network, _ = awake(name)
+    x, begun = frames(3, 40), [0, 2, 16]
+    states = [network(x[i : i + 1, :n]).state for i, n in enumerate(begun)]
+    out = network(x[:, 16:29], trees.concat(states))
+    for i, state in enumerate(states):
+        alone = network(x[i : i + 1, 16:29], state)
+        torch.testing.assert_close(out.logits[i : i + 1], alone.logits, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_row_begins_anew_without_the_others(name: str) -> None:
+    network, _ = awake(name)
+    x = frames(2, 40)
+    state = network(x[:, :20]).state
+    mixed = trees.where(torch.tensor([False, True]), state, network.init_state(2, dtype=torch.float64))
+    out = network(x[:, 20:], mixed).logits
+    torch.testing.assert_close(out[1:], network(x[1:, 20:], network(x[1:, :20]).state).logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(out[:1], network(x[:1, 20:]).logits, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_an_endless_stream_holds_its_memory(name: str) -> None:
+    network, _ = awake(name, torch.float32)
+    state, sizes = None, set()
+    for n in range(60):
+        state = network(frames(1, 1 + n % 4, torch.float32), state).state
+        sizes.add(trees.nbytes(state))
+    assert len(sizes) == 1
+    assert all(leaf.isfinite().all() for leaf in trees.leaves(state))
+
+
+def test_rows_that_wait_for_different_numbers_of_frames_are_refused() -> None:
+    network, _ = awake("2d")
+    one, two = network(frames(1, 1)).state, network(frames(1, 2)).state
+    with pytest.raises(StateError, match=r"held: .*\[0, 1\].*multiples of the stride"):
+        network(frames(2, 2), trees.concat([one, two]))
+
+
+def test_spike_rates_carry_a_gradient() -> None:
+    network, _ = awake("2d-spiking")
+    rates = network(frames(2, 30)).aux
+    assert set(rates) == {p.source for p in network.products()} - {None}
+    gradients = torch.autograd.grad(sum(rates.values()), list(network.parameters()), allow_unused=True)
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["published", "1d", "published-spiking"])
+def test_products_count_the_weights(name: str) -> None:
+    """At a stride of 1 each weight of a product is used once a step; the memory has none of its own."""
+    network, _ = awake(name)
+    if network.stride > 1:
+        network = replace(CONFIGS[name], stride=1).make(BINS, LABELS)
+    weights = sum(p.numel() for n, p in network.named_parameters() if n.endswith("weight") and p.dim() > 1)
+    config = network.config
+    memory = config.memories * config.order * (config.order + 1)
+    assert sum(p.macs for p in network.products()) == weights + memory
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_survives_json(name: str) -> None:
+    import json
+
+    config = CONFIGS[name]
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_wrong_bins_are_refused() -> None:
+    network, _ = awake("2d")
+    with pytest.raises(ArgumentError, match=rf"frames: found shape \(1, 5, 7\), expected \(B, T, {BINS}\)"):
+        network(torch.zeros(1, 5, 7, dtype=torch.float64))
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    network, _ = awake("2d")
+    for other in ("1d", "residual-cnn", "2d-spiking"):
+        with pytest.raises(StateError, match="of another network"):
+            network(frames(1, 4), awake(other)[0].init_state(1, dtype=torch.float64))
+    with pytest.raises(StateError, match="batch size 3, expected 1"):
+        network(frames(1, 4), network.init_state(3, dtype=torch.float64))
+    with pytest.raises(StateError, match="NetworkState"):
+        network(frames(1, 4), (torch.zeros(1),))
+
+
+def test_an_order_above_the_window_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="order: found 64 with window 20"):
+        LMUFormerConfig(**{**SMALL, "order": 64}).make(BINS, LABELS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LMUFormerConfig(**SMALL).make(BINS, LABELS)
+
+
+def test_an_unknown_layer_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'softmax'"):
+        LayerNetworkConfig(layer="sofmax").make(BINS, LABELS)
+    with pytest.raises(UnknownNameError, match="did you mean 'lmuformer'"):
+        config_from_json({"kind": "lmufomer"})
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (LayerNetworkConfig(layer="softmax", options={"causal": False, "window": None}), "causal 'no'"),
+        (LayerNetworkConfig(layer="softmax", options={"window": None, "max_len": 9}), "'growing'"),
+        (LayerNetworkConfig(layer="lmu", options={"heads": 2}), "heads"),
+        (LMUFormerConfig(lookahead=1), "lookahead: found 1 frames, expected 0 to 0 in multiples of the stride 2"),
+        (LMUFormerConfig(stem="1d", stride=1, lookahead=9), "expected 0 to 6"),
+        (LMUFormerConfig(stem="3d"), "'1d' or '2d'"),
+        (LMUFormerConfig(stem="1d", kernels=(3,)), "stride"),
+        (LMUFormerConfig(memories=0), "memories: found 0"),
+    ],
+)
+def test_configs_that_make_no_network_are_refused(config, says: str) -> None:
+    with pytest.raises(ArgumentError, match=says):
+        config.make(BINS, LABELS)
+
+
+def test_labels_that_repeat_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="labels"):
+        LMUFormerConfig().make(BINS, ("yes", "yes"))
+
+
+def test_a_field_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="depht"):
+        config_from_json({"kind": "lmuformer", "depht": 2})
+
+
+@torch.no_grad()
+def test_negative_control_a_forgotten_window_is_found() -> None:
+    """A stem whose second convolution begins each chunk afresh fails the test that all networks pass."""
+    network, _ = awake("1d")
+    broken = network.stem.convolutions[1]
+    inner = broken.forward
+    broken.forward = lambda x, state: inner(x, broken.init_state(x.shape[0], dtype=x.dtype))
+    x = frames(3, FRAMES)
+    assert (stream(network, x, chunks(7))[0] - network(x).logits).abs().max() > 1e-3
