@@ -14,6 +14,7 @@ from manyheads.core.errors import DataError
 
 Family = Literal["text", "integer", "number", "boolean", "time", "list"]
 MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # texts that tables write for "not known"
+_INFERRED: dict[str, Family] = {"string": "text", "integer": "integer", "floating": "number", "boolean": "boolean"}
 
 
 def check_frame(frame: pd.DataFrame, columns: list[str], place: str) -> None:
@@ -48,7 +49,8 @@ def family_of(column: pd.Series) -> Family:
         raise DataError(f"column {column.name!r}: every value is missing, expected some: drop the column or fill it")
     if isinstance(kind, pd.StringDtype):
         return "text"
-    found = {_family_of_value(value) for value in values}
+    quick = _INFERRED.get(pd.api.types.infer_dtype(values, skipna=False))
+    found = {quick} if quick is not None else {_family_of_value(value) for value in values}
     if found <= {"integer", "number"}:
         return "number" if "number" in found else "integer"
     if len(found) > 1:
