@@ -89,6 +89,13 @@ def forecasting(session: nox.Session) -> None:
 
 
 @nox.session
+def recsys(session: nox.Session) -> None:
+    """The tests of the recommender package."""
+    install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/recsys"])
+    session.run("pytest", "-n", "2", "tests/recsys", *session.posargs)
+
+
+@nox.session
 def kws(session: nox.Session) -> None:
     """The tests of the keyword package."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, packages=["shared[lab]", "packages/kws"])
@@ -100,7 +107,7 @@ SMOKE = [
     "manyheads --version",
     "manyheads list",
     "manyheads doctor",
-    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness",
+    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness adult",
     "manyheads data fetch national_illness --out .",
     "manyheads bench layers --names softmax --lengths 64 128",
     "manyheads forecasting list",
@@ -118,7 +125,15 @@ SMOKE = [
     "manyheads kws eval spotter.safetensors --negatives None --report kws.html",
     "manyheads kws export spotter.safetensors --part all",
     "manyheads report --html leaderboard.html",
+    "manyheads data fetch adult --out .",
+    "manyheads recsys list",
+    "manyheads recsys models",
+    "manyheads recsys train adult-hiformer --smoke",
+    "manyheads recsys spec adult.csv --label income --ignore fnlwgt",
+    "manyheads recsys fit adult.csv --label income --spec spec.json --model lr --epochs 1",
+    "manyheads recsys predict recommender --data adult.csv --out scored.csv",
     "python -m manyheads.forecasting models",
+    "python -m manyheads.recsys models",
     "python -m manyheads.kws list",
     "python -m manyheads.lab list",
 ]
@@ -136,7 +151,7 @@ for label, pitch in (("high", 1400.0), ("low", 300.0)):
 TYPED = """
 from importlib.resources import files
 import manyheads
-for name in ("core", "lab", "forecasting", "kws"):
+for name in ("core", "lab", "forecasting", "kws", "recsys"):
     assert files(f"manyheads.{name}").joinpath("py.typed").is_file(), name
 assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyheads must stay a namespace"
 """
