@@ -92,7 +92,7 @@ def forecasting(session: nox.Session) -> None:
 def recsys(session: nox.Session) -> None:
     """The tests of the recommender package."""
     install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/recsys"])
-    session.run("pytest", "-n", "2", "tests/recsys", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/recsys", *session.posargs)
 
 
 @nox.session
