@@ -25,6 +25,7 @@ NAIVE = "repeat seasonal-naive drift window-mean"
 FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 JOBS: dict[str, list[str]] = {
     "forecasting_default": [f"{BENCH} --csv {{csv}}"],
@@ -44,6 +45,32 @@ JOBS: dict[str, list[str]] = {
     ],
     "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
     "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
+    "kws_fsdd": [
+        *(f"manyheads kws train fsdd-{speaker}-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS),
+        *(f"manyheads kws train fsdd-{kind}lmuformer --root {RUNS}/fsdd" for kind in ("", "alone-")),
+        *(f"manyheads kws train fsdd-{speaker}-alone-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS[:2]),
+        f"manyheads report --root {RUNS}/fsdd --csv {{csv}}",
+    ],
+    "kws_arabic": [
+        f"manyheads kws train arabic-lmuformer --root {RUNS}/arabic",
+        f"manyheads kws train arabic-spiking-lmuformer --root {RUNS}/arabic",
+        f"manyheads report --root {RUNS}/arabic --csv {{csv}}",
+    ],
+    "kws_pixels": [
+        f"manyheads kws train pixel-digits-lmuformer --root {RUNS}/pixels",
+        f"manyheads report --root {RUNS}/pixels --csv {{csv}}",
+    ],
+    "kws_streams": [
+        command
+        for experiment in ("arabic-spotter", "arabic-lmuformer", "arabic-spiking-lmuformer")
+        for seed in (1, 2, 3)
+        for spotter in (f"{RUNS}/{experiment}-{seed}.safetensors",)
+        for command in (
+            f"manyheads kws train {experiment} --seeds {seed} --root {RUNS} --out {spotter}",
+            f"manyheads kws eval {spotter} --part validation --tune 60",
+            f"manyheads kws eval {spotter} --snr 20 10 --csv {{csv}}",
+        )
+    ],
 }
 
 

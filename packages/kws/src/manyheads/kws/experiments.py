@@ -1,9 +1,9 @@
 """The experiments: ``manyheads kws train NAME``.
 
-``arabic-…`` and ``pixel-digits-…`` run from a clone as it is; ``fsdd-…`` needs Free Spoken Digits, ``speech-commands-…``
-Speech Commands v2 with the recipe of LMUFormer's code. ``fsdd-<speaker>-…`` never hears that speaker in training. The
-Arabic set is heard in training beside the digits, as more speakers of other words; ``…-alone-…`` goes without it. All
-are also scored on the ten digits of the Google sample.
+``arabic-…`` and ``pixel-digits-…`` run from a clone as it is; ``fsdd-…`` needs Free Spoken Digits,
+``speech-commands-…`` Speech Commands v2 with the recipe of LMUFormer's code. ``fsdd-<speaker>-…`` never hears that
+speaker in training. The Arabic set is heard in training beside the digits, as more speakers of other words;
+``…-alone-…`` goes without it. All are also scored on the ten digits of the Google sample.
 
 What was chosen was chosen on the validation part of the Arabic set and on two of the six speakers of Free Spoken
 Digits, george and jackson. Training has a fixed length and ends with the last weights: nothing is chosen by a part that

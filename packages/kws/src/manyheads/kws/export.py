@@ -37,6 +37,7 @@ from manyheads.kws.step_runner import StepRunner, need_package
 from manyheads.lab.files import write_atomically
 
 OPSET = 17
+NARROW = 16  # outputs
 
 __all__ = ["StepRunner", "export_clip", "export_nir", "export_step", "quantise"]
 
@@ -81,8 +82,9 @@ def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = 
 
 def quantise(source: str | Path, target: str | Path) -> Path:
     """Writes the step with the weights of its products in int8, a scale a column, the activations quantised as they
-    come. The states stay float32, and so does the transition of the memory: it is no weight but a constant of the
-    graph, and rounded it would be another system. Convolutions over bins ("2d") stay float32 too. Gives the path."""
+    come. Float32 stay: what drives the memory, a product of a few columns; the memory's transition, no weight but a
+    constant of the graph, which rounded would be another system; the states; convolutions over bins ("2d"). Gives the
+    path of the file."""
     need_package("onnxruntime", "onnx")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -96,9 +98,17 @@ def quantise(source: str | Path, target: str | Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         plain, made = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         onnx.save(model.model, str(plain))
-        quantize_dynamic(str(plain), str(made), per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            str(plain), str(made), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=_narrow(model.model)
+        )
         write_atomically(target, made.read_bytes())
     return target
+
+
+def _narrow(model: Any) -> list[str]:
+    """The products with so few outputs that to quantise their input costs more than they do."""
+    widths = {weight.name: weight.dims[1] for weight in model.graph.initializer if len(weight.dims) == 2}
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and widths.get(n.input[1], NARROW) < NARROW]
 
 
 class _Clip(nn.Module):

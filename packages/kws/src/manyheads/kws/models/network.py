@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -219,6 +220,11 @@ class Network(nn.Module):
         """Trained numbers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @cached_property
+    def _state_shapes(self) -> list[tuple[int, ...]]:
+        """Found once, as a stream of single frames is checked at every one."""
+        return [leaf.shape[1:] for leaf in leaves(self.init_state(0, device=torch.device("cpu")))]
+
     def _checked(self, frames: Tensor, state: NetworkState | None) -> NetworkState:
         kind = self.config.kind
         if frames.dim() != 3 or frames.shape[2] != self.bins:
@@ -232,9 +238,8 @@ class Network(nn.Module):
             raise StateError(
                 f"{kind}: state: found {type(state).__name__}, expected NetworkState (init_state makes one)"
             )
-        expected = leaves(self.init_state(0, device=torch.device("cpu"), dtype=frames.dtype))
         found = leaves(state)
-        if len(found) != len(expected) or any(a.shape[1:] != b.shape[1:] for a, b in zip(found, expected, strict=True)):
+        if [leaf.shape[1:] for leaf in found] != self._state_shapes:
             raise StateError(f"{kind}: state: its parts have other shapes: it is of another network")
         sizes = {leaf.shape[0] for leaf in found}
         if sizes != {frames.shape[0]}:

@@ -1,0 +1,243 @@
+"""What the published LMUFormer costs here, against the published arithmetic and against what the machine can do:
+``python benchmarks/kws_speed.py``.
+
+One run, one thread, CPU time; all candidates take turns and the least of each counts, in microseconds. Weights are
+random, batch norm is calibrated. Four groups:
+
+- a 10 ms frame of one stream and of 64, through ONNX Runtime in float32 and int8, and eager;
+- beside it what merely reading so many bytes of weights in order takes (a matrix-vector product of that size): a stream
+  of its own uses every weight once, and cannot be faster;
+- 32 clips of 128 frames at once, against the published arithmetic (:mod:`kws_reference`);
+- the rate of a large matrix product, and which fraction of it each of these reaches.
+
+The front end is not in it, except in its own row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from kws_reference import Reference
+from torch.nn import functional
+
+from manyheads.kws.export import StepRunner, export_clip, export_step, quantise
+from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.models import published
+from manyheads.kws.models.staged import Staged
+from manyheads.lab.files import write_csv
+
+RESULT = Path(__file__).parent / "results" / "kws_speed.csv"
+BINS, WORDS, CLIPS, FRAMES = 128, tuple(f"word{n}" for n in range(35)), 32, 128
+TARGETS = {  # microseconds a stream and frame; or how many times faster than the reference
+    "ANN, ONNX Runtime float32": {1: 100.0, 64: 20.0},
+    "ANN, ONNX Runtime int8": {1: 60.0, 64: 7.0},
+}
+FACTORS = {"ANN, eager": 1.5, "ANN, ONNX Runtime float32": 2.0, "spiking, eager": 2.0}
+
+Run = Callable[[], object]
+
+
+class Candidate:
+    """Something to be timed; ``repeat`` calls at a time, as the clock is coarse beside short ones."""
+
+    def __init__(self, run: Run, repeat: int = 1) -> None:
+        self.run, self.repeat, self.least = run, repeat, float("inf")
+
+    def take_turn(self) -> None:
+        begun = time.process_time()
+        for _ in range(self.repeat):
+            self.run()
+        self.least = min(self.least, (time.process_time() - begun) / self.repeat * 1e6)
+
+
+def networks(spiking: bool) -> tuple[Staged, Staged]:
+    """The published size without look-ahead, calibrated; and the same folded and prepared for the clips."""
+    torch.manual_seed(0)
+    network = published(spiking=spiking, lookahead=0).make(BINS, WORDS)
+    network.calibrate(torch.randn(4, FRAMES, BINS))
+    folded = network.eval().fold()
+    folded.freeze_clips(FRAMES)
+    return network, folded
+
+
+def streams(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate]:
+    """One frame of one and of 64 streams."""
+    name = "spiking" if spiking else "ANN"
+    network, folded = networks(spiking)
+    real = export_step(network, folder / f"{name}.onnx")
+    small = quantise(real, folder / f"{name}.int8.onnx")
+    made: dict[tuple[str, str, int], Candidate] = {}
+    for count in (1, 64):
+        frames = torch.randn(count, 1, BINS)
+        for kind, path in (("float32", real), ("int8", small)):
+            run = partial(StepRunner(path, streams=count), frames.numpy())
+            made["stream", f"{name}, ONNX Runtime {kind}", count] = Candidate(run, 50 if count == 1 else 4)
+        state = [folded.init_state(count)]
+
+        def step(state=state, frames=frames) -> None:
+            state[0] = folded(frames, state[0]).state
+
+        made["stream", f"{name}, eager", count] = Candidate(step, 20 if count == 1 else 2)
+    return made
+
+
+def clips(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate]:
+    """All clips at once."""
+    name = "spiking" if spiking else "ANN"
+    network, folded = networks(spiking)
+    frames = torch.randn(CLIPS, FRAMES, BINS)
+    reference = Reference(spiking=spiking).eval()
+    made = {
+        ("clips", f"{name}, published arithmetic", CLIPS): Candidate(lambda: reference(frames)),
+        ("clips", f"{name}, eager", CLIPS): Candidate(lambda: folded.whole(frames)),
+    }
+    if not spiking:
+        path = export_clip(network, folder / "clips.onnx", frames=FRAMES)
+        session = _session(path)
+        fed = {"frames": frames.numpy()}
+        made["clips", f"{name}, ONNX Runtime float32", CLIPS] = Candidate(lambda: session.run(None, fed))
+    return made
+
+
+def machine(weights: int) -> dict[tuple[str, str, int], Candidate]:
+    """What the machine does at best: a large product, and reading so many weights once."""
+    a, b = torch.randn(CLIPS * FRAMES, 768), torch.randn(256, 768)
+    matrix, vector = torch.randn(weights // 256, 256), torch.randn(256)
+    quarter = matrix[: len(matrix) // 4].clone()
+    return {
+        ("machine", "product of (4096, 768) and (768, 256)", 1): Candidate(lambda: functional.linear(a, b)),
+        ("machine", "reading the weights once, float32", 1): Candidate(lambda: torch.mv(matrix, vector), 10),
+        ("machine", "reading a quarter of them", 1): Candidate(lambda: torch.mv(quarter, vector), 20),
+    }
+
+
+def front_end() -> dict[tuple[str, str, int], Candidate]:
+    """One 10 ms chunk of sound at 16 kHz, 80 bins, in the streaming form."""
+    log_mel, mean = LogMel(Features(bins=80)), RunningMean()
+    chunk = torch.randn(1, 160)
+    state = [log_mel.init_state(1), mean.init_state(1, 80)]
+
+    def hear() -> None:
+        frames, state[0] = log_mel(chunk, state[0])
+        _, state[1] = mean(frames, state[1])
+
+    return {("stream", "log-mel and running mean, eager", 1): Candidate(hear, 10)}
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def clip_macs(what: str, step: int) -> int:
+    """Multiply-adds a frame where clips are run at once: without the memory's recurrence, whose place an FFT or a few
+    blocks take (not counted), or one product with all earlier inputs that is the readout too."""
+    order = 512 if what.startswith("spiking") else 256
+    dense = step - order * (order + 1)
+    joined = what.startswith("ANN") and "published" not in what
+    return dense - order * 256 + FRAMES * 256 if joined else dense
+
+
+def rows(found: Mapping[tuple[str, str, int], Candidate], macs: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The table: times, fractions and whether the targets are met."""
+    product = found["machine", "product of (4096, 768) and (768, 256)", 1].least
+    gflops = 2e-3 * CLIPS * FRAMES * 768 * 256 / product
+    floors = {
+        "float32": found["machine", "reading the weights once, float32", 1].least,
+        "int8": found["machine", "reading a quarter of them", 1].least,
+    }
+    table = []
+    for (group, what, count), candidate in found.items():
+        row: dict[str, Any] = {"group": group, "what": what, "at_once": count, "cpu_us": round(candidate.least, 1)}
+        name = what.split(",")[0]
+        if group == "machine":
+            row["gflop_s"] = round(gflops, 1) if what.startswith("product") else ""
+        elif name in macs:
+            done = macs[name] * count if group == "stream" else clip_macs(what, macs[name]) * count * FRAMES
+            rate = 2e-3 * done / candidate.least
+            row |= {"gflop_s": round(rate, 1), "of_product_rate": round(rate / gflops, 3)}
+        if group == "stream":
+            target = TARGETS.get(what, {}).get(count)
+            row["us_per_stream"] = round(candidate.least / count, 1)
+            if count == 1 and name in macs and "eager" not in what:
+                row["reading_the_weights_us"] = round(floors["int8" if "int8" in what else "float32"], 1)
+            if target is not None:
+                row |= {"target": f"<= {target:g} us", "met": candidate.least / count <= target}
+        if group == "clips" and "published" not in what:
+            factor = found["clips", f"{name}, published arithmetic", CLIPS].least / candidate.least
+            row |= {"times_faster": round(factor, 2), "target": f">= {FACTORS[what]:g}", "met": factor >= FACTORS[what]}
+        table.append(row)
+    return table
+
+
+def float32_spikes() -> dict[str, Any]:
+    """How many spikes of the published spiking size differ in float32 between a clip at once and frame by frame."""
+    from manyheads.kws.models.sites import SpikeSite
+
+    network, _ = networks(True)
+    frames = torch.randn(4, 100, BINS)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for site in network.modules():
+        if isinstance(site, SpikeSite):
+            site.register_forward_hook(lambda m, _, out: seen.setdefault(m.name, []).append(out[0]))
+    rates = network(frames).aux
+    whole, state = {name: parts.pop() for name, parts in seen.items()}, None
+    for t in range(frames.shape[1]):
+        state = network(frames[:, t : t + 1], state).state
+    differ = {name: (torch.cat(parts, 1) != whole[name]).double().mean().item() for name, parts in seen.items()}
+    worst = max(differ, key=lambda name: differ[name])
+    assert min(rates.values()) > 0.01, "a silent site shows nothing"
+    what = f"spiking, float32: share of spikes that differ, whole against frame by frame, worst site {worst}"
+    return {"group": "spikes", "what": what, "at_once": 4, "share": f"{differ[worst]:.2e}"}
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")) + ", 1 thread"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--turns", type=int, default=60)
+    turns = parser.parse_args(arguments).turns
+    warnings.filterwarnings("ignore", message="lmuformer: order")
+    torch.set_num_threads(1)
+    macs = {n: sum(p.macs for p in networks(n == "spiking")[0].products()) for n in ("ANN", "spiking")}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        found: dict[tuple[str, str, int], Candidate] = {}
+        for spiking in (False, True):
+            found |= streams(Path(folder), spiking)
+        found |= front_end()
+        for spiking in (False, True):
+            found |= clips(Path(folder), spiking)
+        found |= machine(macs["ANN"])
+        for turn in range(turns):
+            for (group, _, _), candidate in found.items():
+                if group != "clips" or turn % 4 == 0:  # these take a hundred times as long
+                    candidate.take_turn()
+        table = [*rows(found, macs), float32_spikes()]
+    versions = " ".join(f"{name}={version(name)}" for name in ("torch", "onnxruntime", "numpy"))
+    for row in table:
+        row |= {
+            "machine": processor(),
+            "versions": versions,
+            "command": f"python benchmarks/kws_speed.py --turns {turns}",
+        }
+    write_csv(RESULT, table)
+    for row in table:
+        print({key: value for key, value in row.items() if key not in ("machine", "versions", "command")})
+
+
+if __name__ == "__main__":
+    main()
