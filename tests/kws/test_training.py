@@ -23,7 +23,7 @@ from manyheads.kws.train import ClipLoss, clip_scores, mean_logits, score
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, find_experiment, run
 from manyheads.lab.train import fit_supervised, train_model
 
-from .sounds import word_folder
+from .sounds import WORDS, speech_commands_folder, word_folder
 
 SMALL = LMUFormerConfig(stem="1d", channels=12, kernels=(3, 3), order=4, window=20, memories=2, ratio=1)
 
@@ -204,6 +204,19 @@ def test_smoke_runs_take_seconds_and_give_figures(name, tmp_path):
     assert report.cpu_seconds < 20
     stored = json.loads(next(tmp_path.glob("*/*/report.json")).read_text())
     assert stored["mean"] == dict(report.mean)
+
+
+@pytest.mark.filterwarnings("ignore:lmuformer. order. found 256 with", "ignore:lmuformer. order. found 512 with")
+@pytest.mark.parametrize("name", ["speech-commands-lmuformer", "speech-commands-spiking-lmuformer"])
+def test_full_recipe_runs_on_a_folder_of_that_layout(name, tmp_path, monkeypatch):
+    speech_commands_folder(tmp_path / "kws" / "speech_commands_v2")
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    experiment = find_experiment(name, experiments())
+    short = replace(experiment, budget=replace(experiment.budget, batch_size=6)).smoke()
+    assert short.optimiser == experiment.optimiser
+    metrics = fit_supervised(short, 1, tmp_path / "run", progress=False).metrics
+    assert metrics["clips"] == 3
+    assert KeywordSpotter.load(tmp_path / "run" / "spotter.safetensors").labels == tuple(sorted(WORDS))
 
 
 def test_pixels_are_learnt():

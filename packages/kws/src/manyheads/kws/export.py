@@ -83,8 +83,8 @@ def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = 
 def quantise(source: str | Path, target: str | Path) -> Path:
     """Writes the step with the weights of its products in int8, a scale a column, the activations quantised as they
     come. Float32 stay: what drives the memory, a product of a few columns; the memory's transition, no weight but a
-    constant of the graph, which rounded would be another system; the states; convolutions over bins ("2d"). Gives the
-    path of the file."""
+    constant of the graph, which rounded would be another system; the states; convolutions that are none of these: over
+    bins ("2d"), or with several outputs a step. Gives the path of the file."""
     need_package("onnxruntime", "onnx")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -99,7 +99,12 @@ def quantise(source: str | Path, target: str | Path) -> Path:
         plain, made = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         onnx.save(model.model, str(plain))
         quantize_dynamic(
-            str(plain), str(made), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=_narrow(model.model)
+            str(plain),
+            str(made),
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_narrow(model.model),
         )
         write_atomically(target, made.read_bytes())
     return target
