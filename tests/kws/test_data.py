@@ -115,7 +115,7 @@ def test_a_set_beside_is_for_training_only_and_never_one_of_the_words(words, tmp
     assert [len(a) - len(b) for a, b in zip(parts(more), parts(plain), strict=True)] == [90, 0, 0]
     for part in (more.test, more.test.elsewhere):
         said = {part.labels[i] for i in part.batch(torch.arange(len(part))).target.argmax(1).tolist()}
-        assert said == set(WORDS)
+        assert said == set(part.words) == set(WORDS)
     added = more.train.batch(torch.arange(len(plain.train), len(more.train))).target.argmax(1)
     assert added.bincount().tolist() == [30, 30, 30]
 

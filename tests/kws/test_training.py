@@ -121,6 +121,22 @@ def test_training_learns_words_and_leaves_a_spotter_that_says_the_same(words, tm
     assert spotter.trained["set"] == words.data.set
 
 
+def test_labels_of_training_only_leave_the_network(words, tmp_path):
+    other = word_folder(tmp_path / "other", speakers=30)
+    beside = replace(words, data=replace(words.data, beside=str(other)), budget=replace(words.budget, epochs=2))
+    model, result = train_model(beside, 1, tmp_path / "run", progress=False)
+    assert len(model.labels) == 6
+    spotter = KeywordSpotter.load(tmp_path / "run" / "spotter.safetensors")
+    assert spotter.labels == tuple(sorted(WORDS))
+    part = beside.data.open().test
+    batch = part.batch(torch.arange(len(part)))
+    with torch.no_grad():
+        kept = clip_scores(spotter.network, batch)[0]
+        torch.testing.assert_close(kept, clip_scores(model, batch)[0][:, 3:])
+    truth = torch.tensor([part.words.index(part.labels[i]) for i in batch.target.argmax(1)])
+    assert result.metrics["accuracy"] == pytest.approx(100 * (kept.argmax(1) == truth).double().mean().item())
+
+
 def test_a_broken_run_goes_on_to_the_same_figures(words, tmp_path):
     """The augmentation's draws too are those of an unbroken run."""
     whole = replace(words, budget=replace(words.budget, epochs=3, checkpoint_every=2))

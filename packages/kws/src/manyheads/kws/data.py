@@ -78,6 +78,8 @@ class ClipPart:
     labels: tuple[str, ...]
     front: FrontEnd
     augmentation: Augmentation | None = None
+    words: tuple[str, ...] = ()
+    """The labels that a clip may be taken for; all where empty."""
     elsewhere: ClipPart | None = None
     """Clips of another set, scored as well."""
 
@@ -149,9 +151,9 @@ class ClipSet:
     longest: int = 0
     """Training windows are cut after so many frames; never where 0. Scoring always hears whole clips."""
     beside: str = ""
-    """Another set that is for training as a whole, each of its words under a label of its own: more speakers for the
-    same sounds. Those labels begin with an underscore, so that a spotter does not report them; a clip that is taken for
-    one of them counts as wrong."""
+    """Another set that is for training as a whole, each of its words under a label of its own that begins with an
+    underscore: more speakers for the same sounds. These labels are of training only: a clip is never taken for one of
+    them, and they leave the network when a spotter is made of it."""
     elsewhere: str = ""
     """Another set; all its clips with these words are scored as well, and used for nothing else."""
 
@@ -167,21 +169,24 @@ class ClipSet:
         words = labels_of(clips)
         if self.beside:
             clips += [replace(clip, label=f"_{clip.label}", split="train") for clip in clips_of(self.beside)]
-        splits = splits_of(clips, self)
+        splits = splits_of(clips, self, words=words)
         if not self.elsewhere:
             return splits
         other = [replace(clip, split="test") for clip in only(clips_of(self.elsewhere), words)]
         absent = sorted(set(words) - set(labels_of(other)))
         if absent:
             raise DataError(f"{self.elsewhere}: found no clip of {', '.join(absent)}, expected all words of {self.set}")
-        scored = splits_of(other, replace(self, set=self.elsewhere), splits.facts["labels"]).test
+        scored = splits_of(other, replace(self, set=self.elsewhere), splits.facts["labels"], words).test
         assert isinstance(splits.test, ClipPart)
         assert isinstance(scored, ClipPart)
         return replace(splits, test=replace(splits.test, elsewhere=scored))
 
 
-def splits_of(clips: Sequence[Clip], config: ClipSet, labels: tuple[str, ...] = ()) -> Splits:
-    """Reads clips and splits them as they say themselves; ``labels`` are those of the clips unless given."""
+def splits_of(
+    clips: Sequence[Clip], config: ClipSet, labels: tuple[str, ...] = (), words: tuple[str, ...] = ()
+) -> Splits:
+    """Reads clips and splits them as they say themselves; ``labels`` are those of the clips unless given, ``words``
+    those that a clip may be taken for, all of them unless given."""
     sounds = read_clips(clips, config.features)
     notes = notes_of(sounds)
     for note in notes:
@@ -195,10 +200,11 @@ def splits_of(clips: Sequence[Clip], config: ClipSet, labels: tuple[str, ...] = 
 
     def part(split: str, augmentation: Augmentation | None) -> ClipPart:
         chosen = torch.tensor([i for i, clip in enumerate(clips) if clip.split == split], dtype=torch.long)
-        return ClipPart(spectra, chosen, targets, labels, front, augmentation)
+        return ClipPart(spectra, chosen, targets, labels, front, augmentation, words or labels)
 
     facts = {
         "labels": labels,
+        "words": words or labels,
         "bins": config.features.bins,
         "features": config.features,
         "tau": config.tau,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from torch.nn import functional
 from manyheads.kws.data import ClipBatch, ClipPart
 from manyheads.lab.command import first_process
 from manyheads.lab.experiment import Splits
+
+if TYPE_CHECKING:
+    from manyheads.kws.models import Network
 
 BATCH = 100
 
@@ -85,7 +89,8 @@ class ClipLoss:
         path = folder / "spotter.safetensors"
         trained: dict[str, Any] = {"experiment": folder.parents[1].name, "seed": folder.name.removeprefix("seed-")}
         trained |= {name: facts[name] for name in ("set", "held_out", "notes")}
-        KeywordSpotter(model, facts["features"], tau=facts["tau"], surround=surround, trained=trained).save(path)
+        network = only_labels(model, facts["words"])
+        KeywordSpotter(network, facts["features"], tau=facts["tau"], surround=surround, trained=trained).save(path)
         if first_process():
             print(f"spotter: {path}", file=sys.stderr)
 
@@ -112,15 +117,31 @@ def score(model: Any, part: ClipPart) -> Scored:
     predicted = torch.empty(len(part), dtype=torch.long)
     truth = torch.empty(len(part), dtype=torch.long)
     sums: dict[str, float] = defaultdict(float)
+    words = getattr(part, "words", ()) or model.labels
+    barred = torch.tensor([label not in words for label in model.labels], device=device)
     for indices in order.split(BATCH):
         batch = part.batch(indices)
         scores, rates = clip_scores(model, ClipBatch(*(tensor.to(device) for tensor in batch)))
-        predicted[indices] = scores.argmax(1).cpu()
+        predicted[indices] = scores.masked_fill(barred, -torch.inf).argmax(1).cpu()
         truth[indices] = batch.target.argmax(1)
         for name, rate in rates.items():
             sums[name] += rate.mean().item() * len(indices)
     mean = {name: total / len(part) for name, total in sums.items()}
     return Scored(predicted, truth, mean, silent_share(model, mean))
+
+
+def only_labels(network: Network, labels: Sequence[str]) -> Network:
+    """The network without the outputs of all other labels; itself where there are none."""
+    if tuple(labels) == network.labels:
+        return network
+    rows = [network.labels.index(label) for label in labels]
+    weights = {
+        name: tensor[rows] if name in ("head.weight", "head.bias") else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    smaller = network.config.make(network.bins, labels)
+    smaller.load_state_dict(weights)
+    return smaller.eval()
 
 
 def silent_share(model: nn.Module, rates: dict[str, float]) -> float | None:
