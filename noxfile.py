@@ -37,7 +37,7 @@ def demo(session: nox.Session) -> None:
         session.run("manyheads", "kws", *command.split())
 
 
-# Under a minute; a third of the epochs of the full recipe (docs/kws.md).
+# A third of the epochs of the full recipe (docs/kws.md).
 SPOTTER_DEMO = [
     "train arabic-spotter budget.epochs=12 --seeds 1 --out reports/spotter.safetensors",
     "compose --count 12 --seed 1 --out reports/stream.wav",
