@@ -50,7 +50,7 @@ def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
     objective = replace(found.objective, l2=setting.pop("l2"))
     if "tower_dropout" in setting and not hasattr(found.model, "tower_dropout"):
         setting["dropout"] = setting.pop("tower_dropout")
-    settings = {**MODELS[model].settings, **{k: v for k, v in vars(found.model).items()}, **setting}
+    settings = {**MODELS[model].settings, **vars(found.model), **setting}
     return replace(
         found,
         name=f"{found.name}-tuning",

@@ -26,6 +26,8 @@ class Config:
     """Standard deviation that the embeddings start from."""
     numeric_tokens: int | None = None
     """Mix all numeric fields into so many tokens; one for each without."""
+    shared_tables: bool = False
+    """One embedding table for all fields, whose ids then mean the same in each."""
 
     module: ClassVar[type[nn.Module]]
 
@@ -39,7 +41,13 @@ class Config:
         return type(self).module(layout, self)
 
     def tokens(self, layout: Layout) -> FieldTokens:
-        return FieldTokens(layout, self.dim, init_sd=self.init_sd, numeric_tokens=self.numeric_tokens)
+        return FieldTokens(
+            layout,
+            self.dim,
+            init_sd=self.init_sd,
+            numeric_tokens=self.numeric_tokens,
+            shared=self.shared_tables,
+        )
 
 
 class _ReluDropout(torch.autograd.Function):
