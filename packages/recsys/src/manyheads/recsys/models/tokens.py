@@ -18,8 +18,8 @@ from manyheads.recsys.layout import Layout
 class Tables(nn.Module):
     """The embedding tables of some fields as one: ``(B, C)`` ids -> ``(B, fields, D)``.
 
-    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all fields
-    have one table, in which an id means the same whatever its field.
+    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all
+    fields have one table, in which an id means the same whatever its field.
 
     Raises:
         UnknownNameError: a name in ``fields`` that the layout does not have.
