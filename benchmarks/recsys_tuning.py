@@ -18,14 +18,12 @@ from manyheads.recsys.experiments import experiments
 from manyheads.recsys.models import MODELS, config_of
 
 SEED = 2021
-_WIDER = {"tower_dropout": 0.4, "init_sd": 0.01}
+_COSINE = {"schedule": "cosine", "epochs": 15}
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "frappe-x1r": [
         {"l2": 0.05},
-        {"l2": 0.05, **_WIDER},
-        {"l2": 0.02, **_WIDER},
-        {"l2": 0.05, **_WIDER, "head": "flatten"},
-        {"l2": 0.05, **_WIDER, "dim": 32},
+        {"l2": 0.05, "tower_dropout": 0.4, "init_sd": 0.01, **_COSINE},
+        {"l2": 0.05, "tower_dropout": 0.2, "init_sd": 0.01, **_COSINE},
     ],
     "ml-100k-time": [{"l2": l2} for l2 in (0.005, 0.05, 0.2)],
 }
@@ -43,13 +41,15 @@ class Closed:
 
 
 def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
-    """The experiment with a setting: ``l2`` is the objective's, the others are the model's; the tower of models that
-    are nothing but one is theirs."""
+    """The experiment with a setting: ``l2``, ``schedule`` (without early stopping unless it is plateau) and ``epochs``
+    are those of the training, the others the model's."""
     found = find_experiment(f"{name}-{model}", experiments())
     setting = dict(setting)
     objective = replace(found.objective, l2=setting.pop("l2"))
-    if "tower_dropout" in setting and not hasattr(found.model, "tower_dropout"):
-        setting["dropout"] = setting.pop("tower_dropout")
+    optimiser, budget = found.optimiser, found.budget
+    if "schedule" in setting:
+        optimiser = replace(optimiser, schedule=setting.pop("schedule"))
+        budget = replace(budget, epochs=setting.pop("epochs"), patience=None)
     settings = {**MODELS[model].settings, **vars(found.model), **setting}
     return replace(
         found,
@@ -57,6 +57,8 @@ def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
         data=Closed(found.data),
         model=config_of(model, settings),
         objective=objective,
+        optimiser=optimiser,
+        budget=budget,
         source=None,
     )
 
