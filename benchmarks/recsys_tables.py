@@ -54,7 +54,7 @@ def _cpu(row: Row) -> str:
 
 
 def paired(ours: Values, theirs: Values) -> tuple[int, float, float, float]:
-    """Seeds in common, mean difference, and the p-values of the paired t-test and of Wilcoxon's signed ranks (exact)."""
+    """Seeds in common, mean difference, p of the paired t-test and of Wilcoxon's signed ranks."""
     seeds = sorted(ours.keys() & theirs.keys())
     a, b = [ours[s] for s in seeds], [theirs[s] for s in seeds]
     mean = math.fsum(x - y for x, y in zip(a, b, strict=True)) / len(seeds)
@@ -69,7 +69,7 @@ def _paired_table(job: str, pairs: Iterable[tuple[str, str]], metric: str = "auc
         if first in results and second in results:
             count, mean, t, w = paired(*(_values(results[name][metric]) for name in (first, second)))
             if count > 1:
-                shown.append((f"{first} − {second}", f"{mean:+.5f}", str(count), f"{t:.3f}", f"{w:.3f}"))
+                shown.append((f"{first} - {second}", f"{mean:+.5f}", str(count), f"{t:.3f}", f"{w:.3f}"))
     if not shown:
         return NOT_YET
     return markdown((f"test {metric.upper()}", "mean difference", "seeds", "paired t-test p", "Wilcoxon p"), shown)
