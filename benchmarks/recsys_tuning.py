@@ -18,13 +18,13 @@ from manyheads.recsys.experiments import experiments
 from manyheads.recsys.models import MODELS, config_of
 
 SEED = 2021
-_COSINE = {"init_sd": 0.01, "schedule": "cosine"}
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "frappe-x1r": [
         {"l2": 0.05},
-        {"l2": 0.05, "tower_dropout": 0.4, **_COSINE, "epochs": 15},
-        {"l2": 0.05, "tower_dropout": 0.4, "layers": 1, **_COSINE, "epochs": 10},
-        {"l2": 0.1, "tower_dropout": 0.4, "layers": 1, **_COSINE, "epochs": 10},
+        {"l2": 0.05, "tower_dropout": 0.4, "init_sd": 0.01, "schedule": "cosine", "epochs": 15},
+        {"l2": 0.05, "dropout": 0.2},
+        {"l2": 0.1},
+        {"l2": 0.1, "dropout": 0.2, "layers": 1},
     ],
     "ml-100k-time": [{"l2": l2} for l2 in (0.005, 0.05, 0.2)],
 }
