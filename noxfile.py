@@ -46,31 +46,33 @@ SPOTTER_DEMO = [
 ]
 
 
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
+ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
+SPOTTER_TOOLS = ["kaldi-native-fbank", *ONNX_TOOLS, "nir"]
+RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff (format and lint), ty, import-linter."""
-    install(session, "ruff", "ty", "import-linter", "pytest", "hypothesis", "nox", "tensorboard")
+    install(session, "ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("ty", "check", "shared/src", "packages")
     session.run("lint-imports")
 
 
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
-SPOTTER_TOOLS = ["kaldi-native-fbank", "onnx", "onnxruntime", "onnxscript", "nir"]
-
-
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests but the slow ones, on two processes."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS)
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The learning checks and the long tests."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS)
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -78,7 +80,7 @@ def slow(session: nox.Session) -> None:
 def core(session: nox.Session) -> None:
     """The tests of the core alone, with nothing but torch installed."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared"])
-    session.run("pytest", "-n", "2", "tests/core", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/core", *session.posargs)
 
 
 @nox.session
@@ -86,6 +88,13 @@ def forecasting(session: nox.Session) -> None:
     """The tests of the forecasting package."""
     install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/forecasting"])
     session.run("pytest", "-n", "2", "tests/forecasting", *session.posargs)
+
+
+@nox.session
+def recsys(session: nox.Session) -> None:
+    """The tests of the recommender package."""
+    install(session, *TEST_TOOLS, *RANKER_TOOLS, packages=["shared[lab]", "packages/recsys"])
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/recsys", *session.posargs)
 
 
 @nox.session
@@ -100,7 +109,7 @@ SMOKE = [
     "manyheads --version",
     "manyheads list",
     "manyheads doctor",
-    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness",
+    "manyheads data verify ETTh1 ETTh2 ETTm1 ETTm2 national_illness adult",
     "manyheads data fetch national_illness --out .",
     "manyheads bench layers --names softmax --lengths 64 128",
     "manyheads forecasting list",
@@ -118,7 +127,15 @@ SMOKE = [
     "manyheads kws eval spotter.safetensors --negatives None --report kws.html",
     "manyheads kws export spotter.safetensors --part all",
     "manyheads report --html leaderboard.html",
+    "manyheads data fetch adult --out .",
+    "manyheads recsys list",
+    "manyheads recsys models",
+    "manyheads recsys train adult-hiformer --smoke",
+    "manyheads recsys spec adult.csv --label income --ignore fnlwgt",
+    "manyheads recsys fit adult.csv --label income --spec spec.json --model lr --epochs 1",
+    "manyheads recsys predict recommender --data adult.csv --out scored.csv",
     "python -m manyheads.forecasting models",
+    "python -m manyheads.recsys models",
     "python -m manyheads.kws list",
     "python -m manyheads.lab list",
 ]
@@ -136,7 +153,7 @@ for label, pitch in (("high", 1400.0), ("low", 300.0)):
 TYPED = """
 from importlib.resources import files
 import manyheads
-for name in ("core", "lab", "forecasting", "kws"):
+for name in ("core", "lab", "forecasting", "kws", "recsys"):
     assert files(f"manyheads.{name}").joinpath("py.typed").is_file(), name
 assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyheads must stay a namespace"
 """
@@ -168,6 +185,16 @@ def docs(session: nox.Session) -> None:
     """The documentation as a site in ./site; a broken link is an error."""
     install(session, "mkdocs-material", "mkdocstrings[python]")
     session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+PEERS = ["routing-transformer", "axial-attention", "x-transformers", "spikingjelly"]
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Our layers beside public implementations, in one run: benchmarks/results/peers.csv."""
+    install(session, *PEERS, packages=["shared[lab]"])
+    session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
 @nox.session

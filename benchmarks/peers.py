@@ -45,12 +45,17 @@ def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
         routing = SelfAttention(
             DIM, 1, tokens, HEADS, HEADS // 2, window_size=width, causal=True, shared_qk=True, rel_pos_emb=False
         )
-        ours = _ours("routing", heads=HEADS, local_heads=HEADS // 2, clusters=width, window=width, shared_qk=True)
+        sizes = {"local_heads": HEADS // 2, "clusters": width, "window": width, "block": width}
+        ours = _ours("routing", heads=HEADS, causal=True, shared_qk=True, **sizes)
         yield "routing, half of the heads local", "routing-transformer", x, ours, _first(routing)
         side = math.isqrt(tokens)
         grid = torch.randn(1, side, side, DIM, requires_grad=True)
         axial = AxialAttention(DIM, num_dimensions=2, heads=HEADS)
-        yield "combiner-axial", "axial-attention", grid, _ours("combiner-axial", heads=HEADS), axial
+        lines = [_ours("axial", heads=HEADS, axis=axis) for axis in (0, 1)]
+        yield "axial, along both axes", "axial-attention", grid, lambda x, lines=lines: lines[0](x) + lines[1](x), axial
+        for plan in ("vertical", "rowmajor"):
+            ours = _ours("combiner-axial", heads=HEADS, plan=plan)
+            yield f"combiner-axial, {plan}: causal, full support", "axial-attention", grid, ours, axial
     spikes = torch.randn(32, 128, DIM, requires_grad=True)
     node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
 

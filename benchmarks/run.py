@@ -47,7 +47,8 @@ JOBS: dict[str, list[str]] = {
         ),
         f"manyheads report --root {RUNS} --csv {{csv}}",
     ],
-    "layers": ["manyheads bench layers --csv {csv}"],
+    "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
+    "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
     "kws_fsdd": [
         *(f"manyheads kws train fsdd-{speaker}-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS),
         *(f"manyheads kws train fsdd-{kind}lmuformer --root {RUNS}/fsdd" for kind in ("", "alone-")),

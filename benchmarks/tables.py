@@ -6,27 +6,24 @@ figure is copied by hand. ``--check`` changes nothing and fails where a page is 
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from statistics import fmean, stdev
+from collections.abc import Callable, Iterable
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "kws.md")
+from kws_tables import kws_accuracy, kws_speed, kws_spikes, kws_streams
+from layer_tables import cost, decoding, factors, peers, schedules, sequences
+from table_rows import ROOT, Row, figure, markdown, read
+
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "running.md",
+    ROOT / "docs/layers/cost.md",
+    ROOT / "docs" / "kws.md",
+)
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
 WEEKS = (24, 36, 48, 60)
-
-Row = dict[str, str]
-
-
-def read(name: str) -> list[Row]:
-    with (RESULTS / f"{name}.csv").open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def horizons(set_name: str) -> tuple[int, ...]:
@@ -41,15 +38,6 @@ def mse(rows: Iterable[Row], model: str, protocol: str = "honest") -> dict[tuple
 def published(rows: Iterable[Row], model: str) -> dict[tuple[str, int], float]:
     wanted = (row for row in rows if row["model"] == model and row["published_mse"])
     return {(row["set"], int(row["horizon"])): float(row["published_mse"]) for row in wanted}
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def figure(value: float) -> str:
-    return f"{value:.4f}".lstrip("0")
 
 
 def reached() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]]:
@@ -173,121 +161,12 @@ def speed() -> str:
     return markdown(("one process", "CPU s", "peak MB", "processor"), shown)
 
 
-NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
-
-
-def kws_rows(*columns: str) -> list[Row]:
-    """The rows of all tables about keywords that have these columns."""
-    found = [read(path.stem) for path in sorted(RESULTS.glob("kws_*.csv"))]
-    return [row for rows in found if rows and set(columns) <= set(rows[0]) for row in rows]
-
-
-def kws_accuracy() -> str:
-    """Accuracy of every experiment, beside the published figure and what it is on another set, and the mean over the
-    speakers that were held out."""
-    every = kws_rows("experiment", "metric", "mean", "sd")
-    rows = [row for row in every if row["metric"] == "accuracy"]
-    if not rows:
-        return NOT_YET
-    other = {row["experiment"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
-    shown = [
-        (
-            row["experiment"],
-            _mean(row),
-            _mean(other[row["experiment"]]) if row["experiment"] in other else "",
-            str(len(row["seeds"].split())),
-            f"{int(row['parameters']):,}" if row.get("parameters") else "",
-            row.get("published") or "none",
-        )
-        for row in rows
-    ]
-    header = ("accuracy, %", "mean ± sd", "Google digits", "seeds", "parameters", "published")
-    return f"{markdown(header, shown)}\n\n{_held_out(rows)}".rstrip()
-
-
-def _mean(row: Row) -> str:
-    return f"{float(row['mean']):.2f}" + (f" ± {float(row['sd']):.2f}" if row["sd"] else "")
-
-
-def _held_out(rows: list[Row]) -> str:
-    folds = [row for row in rows if re.fullmatch(r"fsdd-[a-z]+-lmuformer", row["experiment"])]
-    folds = [row for row in folds if row["experiment"] != "fsdd-alone-lmuformer"]
-    if not folds:
-        return ""
-    seeds = [fmean(map(float, column)) for column in zip(*(row["values"].split() for row in folds), strict=True)]
-    worst = min(folds, key=lambda row: float(row["mean"]))
-    name = worst["experiment"].split("-")[1]
-    return (
-        f"Mean over the {len(folds)} speakers held out of Free Spoken Digits: {fmean(seeds):.2f} ± {stdev(seeds):.2f} "
-        f"({len(seeds)} seeds); the worst of them is {name} with {_mean(worst)}."
-    )
-
-
-def kws_streams() -> str:
-    """Misses, false alarms and latency in streams, at the threshold that was chosen on the validation part."""
-    names = ("false_alarms_per_hour", "latency_after_start", "latency_after_end")
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in kws_rows("experiment", "snr_db", *names):
-        groups.setdefault((row["experiment"], row["snr_db"]), []).append(row)
-    if not groups:
-        return NOT_YET
-    shown = []
-    for (experiment, snr), rows in groups.items():
-        alarms, start, end = (_spread([float(row[name]) for row in rows]) for name in names)
-        missed, at_sixty = (
-            _spread([100 * float(row[name]) for row in rows]) for name in ("miss_rate", "miss_rate_at_60_an_hour")
-        )
-        shown.append((experiment, f"{snr} dB", str(len(rows)), missed, alarms, at_sixty, start, end))
-    header = (
-        *("streams", "noise", "seeds", "missed, %", "false alarms an hour"),
-        *("missed at 60 an hour, %", "s after start", "s after end"),
-    )
-    return markdown(header, shown)
-
-
-def kws_spikes() -> str:
-    """What spikes save."""
-    groups: dict[str, list[Row]] = {}
-    for row in kws_rows("experiment", "zero_share", "saving"):
-        if row["zero_share"]:
-            groups.setdefault(row["experiment"], []).append(row)
-    if not groups:
-        return NOT_YET
-    shown = []
-    for experiment, rows in groups.items():
-        rows = list({row["seed"]: row for row in rows}.values())
-        names = ("effective_acs", "effective_macs", "dense_macs", "saving", "energy_nj", "dense_energy_nj")
-        cells = (_spread([float(row[name]) for row in rows]) for name in names)
-        zeros = _spread([100 * float(row["zero_share"]) for row in rows])
-        shown.append((experiment, str(len(rows)), zeros, *cells))
-    header = ("a step", "seeds", "zeros, %", "additions", "multiply-adds", "dense", "times fewer", "nJ", "dense nJ")
-    return markdown(header, shown)
-
-
-def kws_speed() -> str:
-    """What a step costs, in CPU time of one thread."""
-    rows = kws_rows("group", "what", "at_once", "us_per_stream")
-    steps = [row for row in rows if row["group"] == "stream"]
-    if not steps:
-        return NOT_YET
-    shown = [(row["what"], row["at_once"], row["us_per_stream"], row["target"] or "none") for row in steps]
-    table = markdown(("one step, published size", "streams at once", "us a stream", "aim"), shown)
-    return f"{table}\n\n{steps[0]['machine']}; `{steps[0]['command']}`."
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    digits = 0 if mean >= 100 else 1 if mean >= 10 else 2
-    if len(values) < 2:
-        return f"{mean:,.{digits}f}"
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
+        *(schedules, decoding, sequences, factors),
+        *(cost, peers),
         *(kws_accuracy, kws_streams, kws_spikes, kws_speed),
     )
 }

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from manyheads.core.registry import LAYERS, Entry
 from manyheads.lab.files import write_atomically, write_figure
-from manyheads.lab.show import draw, view_layer
+from manyheads.lab.show import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "layers"
@@ -64,7 +66,7 @@ def snippet(name: str, entry: Entry) -> str:
     """Runs as it stands: a whole input, a stream where the layer can, its mixing matrix where it has one."""
     info = entry.layer.info
     config = next(c for c in entry.examples.values() if c.get("context_dim") is None)
-    dim = entry.case.get("dim", 64)
+    dim = entry.case.get("dim", DIM)
     layer = entry.layer(dim, **config)
     grid = entry.case.get("grid", (32,)) if layer.tokens is not None or info.grid_ranks[0] > 1 else (32,)
     shape = ", ".join(map(str, (2, *grid, dim)))
@@ -72,7 +74,7 @@ def snippet(name: str, entry: Entry) -> str:
         "import torch",
         "from manyheads.core import create",
         "",
-        f"layer = create({call(name, dim, config)})",
+        creation("layer", name, dim, config),
         f"x = torch.randn({shape})",
         "y, state, aux = layer(x)",
     ]
@@ -82,7 +84,7 @@ def snippet(name: str, entry: Entry) -> str:
         what = "the same layer" if other == "layer" else "a configuration that streams"
         lines += ["", f"# {what}, one token at a time"]
         if other == "stream":
-            lines.append(f"stream = create({call(name, dim, streams)})")
+            lines.append(creation("stream", name, dim, streams))
         lines += [
             f"state = {other}.init_state(2)",
             "for x_t in x.unbind(1):",
@@ -90,26 +92,36 @@ def snippet(name: str, entry: Entry) -> str:
         ]
     if info.linear_in_value:
         lines += ["", "from manyheads.core.methods.mixing_matrix import mixing_matrix", ""]
-        lines.append("matrix = mixing_matrix(layer, x)  # (B, heads, T, T): what each output is made of")
+        lines.append("matrix = mixing_matrix(layer, x)  # (B, heads, outputs, inputs): what each output is made of")
     return "\n".join(lines)
 
 
-def call(name: str, dim: int, config) -> str:
-    return ", ".join(
-        [f'"{name}"', f"dim={dim}", *(f"{key}={value!r}".replace("'", '"') for key, value in config.items())]
-    )
+def creation(variable: str, name: str, dim: int, config: Mapping[str, Any]) -> str:
+    """One line, or a line an argument where it would be too long."""
+    given = [f'"{name}"', f"dim={dim}", *(f"{key}={value!r}".replace("'", '"') for key, value in config.items())]
+    line = f"{variable} = create({', '.join(given)})"
+    if len(line) <= 120:
+        return line
+    return f"{variable} = create(\n" + "".join(f"    {argument},\n" for argument in given) + ")"
 
 
 def paper(title: str, arxiv: str) -> str:
     return f"{title} ([{arxiv}](https://arxiv.org/abs/{arxiv}))"
 
 
-def table(folder: str) -> str:
-    rows = ["| layer | paper | causal | state | cost |", "|---|---|---|---|---|"]
+def table(folder: str, *, cost: bool) -> str:
+    header = ("layer", "paper", "causal", "state", *(("cost",) if cost else ()))
+    rows = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, entry in LAYERS.items():
         info = entry.layer.info
         link = f"[`{name}`]({folder}{name}.md)"
-        cells = (link, paper(info.title, info.arxiv), ", ".join(info.causal), ", ".join(info.state), info.cost)
+        cells = (
+            link,
+            paper(info.title, info.arxiv),
+            ", ".join(info.causal),
+            ", ".join(info.state),
+            *((info.cost,) if cost else ()),
+        )
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -125,7 +137,8 @@ def wanted() -> dict[Path, str]:
     """Every text that the catalogue owns, by path."""
     texts = {PAGES / f"{name}.md": page(name, entry) for name, entry in LAYERS.items()}
     for path, folder in ((PAGES / "index.md", ""), (ROOT / "README.md", "docs/layers/")):
-        texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", table(folder))
+        rows = table(folder, cost=folder == "")
+        texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", rows)
     site = ROOT / "mkdocs.yml"
     nav = "\n".join(f"          - {name}: layers/{name}.md" for name in LAYERS)
     start, end = "          # catalogue", "          # end of catalogue"

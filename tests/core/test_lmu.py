@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 
-import numpy as np
 import pytest
 import torch
 
@@ -60,7 +59,7 @@ def test_memory_forgets(order, window):
 
 @pytest.mark.parametrize(("order", "window"), SIZES)
 def test_impulse_response_equals_that_of_scipy(order, window):
-    signal = pytest.importorskip("scipy.signal")
+    signal, np = pytest.importorskip("scipy.signal"), pytest.importorskip("numpy")
     a, b = (part.numpy() for part in legendre_matrices(order, window))
     system = (a, b[:, None], np.eye(order), np.zeros((order, 1)))
     transition, drive, *_ = signal.cont2discrete(system, 1.0, method="zoh")

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
+from manyheads.lab import checkpoint
 from manyheads.lab.experiment import Budget, Optimiser, Report, find_experiment, run
 from manyheads.lab.experiment_commands import overridden
 from manyheads.lab.leaderboard import leaderboard
 from manyheads.lab.train import fit_supervised, launch, rate_factor, train_model, validation_loss
 
-from .toy import Rows, ToyData, ToyModel, toy
+from .toy import Rows, ToyData, ToyModel, ToyObjective, toy
 
 
 def quick(**changes):
@@ -98,6 +99,71 @@ def test_schedules():
     assert rate_factor(cosine, 10, 10) == pytest.approx(0)
     assert rate_factor(Optimiser(), 5, 10) == 1
     assert [rate_factor(Optimiser(schedule="steps"), e, 30) for e in (9, 10, 29)] == [1, 0.85, 0.85**2]
+    plateau = Optimiser(schedule="plateau")
+    assert [rate_factor(plateau, 9, 10, worse=w) for w in range(5)] == pytest.approx([1, 0.1, 0.01, 0.001, 0.001])
+
+
+class Monitored(ToyObjective):
+    """Calls the third epoch the best and the second worse than the first."""
+
+    def __init__(self):
+        self.said = iter([3.0, 4.0, 1.0, 2.0, 2.0])
+
+    def monitor(self, model, part):
+        return next(self.said)
+
+
+def test_an_objective_may_choose_weights_by_its_own_measure(tmp_path):
+    experiment = toy(objective=Monitored(), budget=Budget(epochs=9, batch_size=8, patience=2))
+    _, result = train_model(experiment, 1, tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_loss"] for line in lines] == [3, 4, 1, 2, 2]
+    assert result.epochs == 5
+
+
+def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_no_better(tmp_path):
+    experiment = toy(
+        objective=Monitored(),
+        optimiser=Optimiser("adam", 0.01, schedule="plateau"),
+        budget=Budget(epochs=5, batch_size=8),
+    )
+    train_model(experiment, 1, tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
+
+
+class Stream(Rows):
+    """The same rows, but only in the order of an epoch."""
+
+    batch = None
+
+    def epoch(self, size, skip, seed):
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for start in range(skip * size, len(self) - size + 1, size):
+            chosen = order[start : start + size]
+            yield self.x[chosen], self.y[chosen]
+
+
+class StreamedToy(ToyData):
+    def open(self):
+        splits = super().open()
+        return replace(splits, train=Stream(splits.train.x, splits.train.y))
+
+
+def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp_path):
+    whole = toy(data=StreamedToy())
+    model, result = train_model(whole, 1, tmp_path / "a", progress=False)
+    half = replace(whole, budget=replace(whole.budget, max_steps=10))
+    train_model(half, 1, tmp_path / "b", progress=False)
+    for path in (tmp_path / "b/checkpoints").glob("step-*10.safetensors"):
+        path.unlink()  # what is left was made inside an epoch
+    # the two differ in max_steps only, which the checkpoint's identity holds
+    for path in (tmp_path / "b/checkpoints").glob("*.safetensors"):
+        tensors, metadata = checkpoint.load_tensors(path)
+        checkpoint.save_tensors(path, tensors, {**metadata, "experiment": whole.hash})
+    resumed, again = train_model(whole, 1, tmp_path / "b", progress=False)
+    assert again.metrics == result.metrics
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
 
 
 def test_one_cycle_rises_and_falls_inside_epochs():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "lab", "forecasting", "kws")
+PACKAGES = ("core", "lab", "forecasting", "kws", "recsys")
 
 
 def sources():
@@ -59,6 +59,8 @@ def test_the_siblings_pin_each_other():
         ("manyheads.core.registry", ("pandas", "rich", "tyro", "requests", "lightning_fabric")),
         ("manyheads.forecasting", ("torch", "pandas", "matplotlib", "scipy")),
         ("manyheads.forecasting.bench", ("torch", "matplotlib", "lightning_fabric")),
+        ("manyheads.recsys", ("torch", "pandas", "sklearn", "scipy")),
+        ("manyheads.recsys.cli", ("torch", "pandas", "sklearn", "lightning_fabric")),
         ("manyheads.kws", ("torch", "soundfile", "matplotlib", "scipy")),
         ("manyheads.kws.cli", ("torch", "soundfile", "matplotlib", "scipy", "onnx")),
         ("manyheads.lab.cli", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
@@ -106,7 +108,7 @@ def test_every_job_of_the_readme_exists():
     )
     known = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
     assert named <= known
-    assert {"demo", "tests", "lint", "core", "forecasting", "kws", "wheels", "bench", "docs", "slow"} <= known
+    assert {"demo", "tests", "lint", "core", "forecasting", "kws", "recsys", "wheels", "bench", "docs", "slow"} <= known
 
 
 def test_the_catalogue_is_what_the_registry_says():

@@ -52,3 +52,7 @@ class MissingPackageError(ManyheadsError, ImportError):
 
 class CheckpointError(ManyheadsError, RuntimeError):
     """A checkpoint that is absent, torn, or belongs to another experiment."""
+
+
+class RankError(ManyheadsError, RuntimeError):
+    """Another process of the group ended, failed, or did not answer in time."""

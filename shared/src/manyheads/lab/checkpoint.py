@@ -28,9 +28,14 @@ KEEP = 2
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes tensors and JSON-able metadata as one file, atomically."""
+    write_atomically(path, packed(tensors, metadata))
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """The content of the file that :func:`save_tensors` writes."""
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(metadata))
-    write_atomically(path, save(own, {"state": text, "digest": _digest(own, text)}))
+    return save(own, {"state": text, "digest": _digest(own, text)})
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -109,7 +109,7 @@ def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | N
 
 def data_list() -> Outcome:
     """The data sets of all installed domains and whether they are here."""
-    from manyheads.lab.data import all_datasets, where
+    from manyheads.lab.data import all_datasets
     from manyheads.lab.terminal import table
 
     document = [
@@ -121,8 +121,8 @@ def data_list() -> Outcome:
             "citation": d.citation,
             "bytes": d.bytes,
             "sha256": d.sha256,
-            "available": where(d) is not None,
-            "where": where(d),
+            "available": d.where() is not None,
+            "where": d.where(),
             "sources": [f"$MANYHEADS_DATA/{d.local}", *(f"{o.kind}: {o.location}" for o in d.origins)],
         }
         for d in all_datasets()
@@ -139,21 +139,16 @@ def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome
         out: write a copy of each, decompressed, into this folder.
     """
     from manyheads.core.errors import ArgumentError
-    from manyheads.lab.data import find, read, where
-    from manyheads.lab.files import write_atomically
+    from manyheads.lab.data import all_datasets, find
     from manyheads.lab.terminal import progress
 
     if not names:
         raise ArgumentError("names: found none, expected data sets by name (manyheads data list shows them)")
-    sets = [find(name) for name in names]
+    sets, document = [find(name, all_datasets()) for name in names], []
     with progress("fetch", len(sets)) as advance:
         for dataset in sets:
             advance(dataset.name)
-            content = read(dataset)
-            if out is not None:
-                write_atomically(out / dataset.filename, content)
-    places = [where(dataset) if out is None else str(out / dataset.filename) for dataset in sets]
-    document = [{"name": dataset.name, "where": place} for dataset, place in zip(sets, places, strict=True)]
+            document.append({"name": dataset.name, "where": dataset.fetch(out)})
     return Outcome(document, "\n".join(f"{d['name']}: {d['where']}" for d in document))
 
 
@@ -164,9 +159,10 @@ def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
         names: data sets by name; all by default.
     """
     from manyheads.core.errors import DataError
-    from manyheads.lab.data import all_datasets, find, verify
+    from manyheads.lab.data import all_datasets, find
 
-    results = {d.name: verify(d) for d in ([find(name) for name in names] or all_datasets())}
+    known = all_datasets()
+    results = {d.name: d.verify() for d in ([find(name, known) for name in names] or known)}
     wrong = [f"{name}: {result}" for name, result in results.items() if result not in ("ok", "absent")]
     if wrong:
         raise DataError("; ".join(wrong))
@@ -201,13 +197,53 @@ def bench_layers(
     return Outcome(rows, table(header, cells))
 
 
+def bench_attention_run(
+    *, lengths: tuple[int, ...] = (1024, 2048, 4096), turns: int = 1000, threads: int = 2, csv: Path | None = None
+) -> Outcome:
+    """Schedules of tiles, decoding over a cache, and a sequence over two processes.
+
+    Args:
+        lengths: tokens of the sequences, multiples of 4.
+        turns: how often each way to decode is timed; the least counts.
+        threads: of decoding.
+        csv: write the rows there as well.
+    """
+    from manyheads.core.errors import ArgumentError
+    from manyheads.lab.bench_attention import bench_attention_run as run
+    from manyheads.lab.files import write_csv
+    from manyheads.lab.terminal import progress, table
+
+    if any(length < 4 or length % 4 for length in lengths):
+        raise ArgumentError(f"bench attention-run: lengths: found {list(lengths)}, expected multiples of 4")
+    if turns < 1 or threads < 1:
+        raise ArgumentError(f"bench attention-run: turns, threads: found {turns}, {threads}, expected 1 or more")
+    with progress("bench", None) as advance:
+        rows = run(lengths, turns=turns, threads=threads, advance=advance)
+    if csv is not None:
+        write_csv(csv, rows)
+    header = ("part", "case", "what")
+    cells = [
+        (
+            row["part"],
+            row["case"],
+            ", ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+                if name not in ("part", "case") and value is not None
+            ),
+        )
+        for row in rows
+    ]
+    return Outcome(rows, table(header, cells))
+
+
 COMMANDS: Commands = {"list": list_layers, "show": show, "doctor": doctor, "report": report}
 GROUPS: Mapping[str, tuple[str, Commands]] = {
     "data": (
         "Data sets: where they are, and proof that they are the right ones.",
         {"list": data_list, "fetch": data_fetch, "verify": data_verify},
     ),
-    "bench": ("Benchmarks of the core.", {"layers": bench_layers}),
+    "bench": ("Benchmarks of the core.", {"layers": bench_layers, "attention-run": bench_attention_run}),
 }
 
 

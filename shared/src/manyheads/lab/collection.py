@@ -61,6 +61,14 @@ class Collection:
                 return str(folder)
         return None
 
+    def fetch(self, out: Path | None = None) -> str | None:
+        """Brings the folder here; copies it into ``out``. Gives the place."""
+        folder = self.open()
+        if out is None:
+            return str(folder)
+        shutil.copytree(folder, out / self.name, dirs_exist_ok=True)
+        return str(out / self.name)
+
     def open(self, *, download: bool = True) -> Path:
         """The folder. Raises :class:`DataError` naming the places looked at and the mend."""
         found = self.where()

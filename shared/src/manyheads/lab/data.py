@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from manyheads.core.errors import DataError, UnknownNameError
 from manyheads.lab.domain import installed_domains
+from manyheads.lab.files import write_atomically
 
 ENVIRONMENT = "MANYHEADS_DATA"
 
@@ -59,19 +60,66 @@ class Dataset:
     def filename(self) -> str:
         return Path(self.local).name.removesuffix(".xz")
 
+    def where(self) -> str | None:
+        """As :func:`where`."""
+        return where(self)
 
-def all_datasets() -> list[Dataset]:
+    def verify(self) -> str:
+        """As :func:`verify`."""
+        return verify(self)
+
+    def fetch(self, out: Path | None = None) -> str | None:
+        """Brings the content here and checks it; writes a decompressed copy into ``out``. Gives the place."""
+        content = read(self)
+        if out is None:
+            return where(self)
+        write_atomically(out / self.filename, content)
+        return str(out / self.filename)
+
+
+class Known(Protocol):
+    """What :class:`Dataset`, one file, and :class:`manyheads.lab.collection.Collection`, a folder, have in common."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def citation(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str | None: ...
+    @property
+    def local(self) -> str: ...
+    @property
+    def origins(self) -> tuple[Origin, ...]: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+
+    def where(self) -> str | None: ...
+    def verify(self) -> str: ...
+    def fetch(self, out: Path | None = None) -> str | None: ...
+
+
+Kind = TypeVar("Kind", bound=Known)
+
+
+def all_datasets() -> list[Known]:
     """The sets of all installed domains."""
     return [dataset for domain in installed_domains().values() for dataset in domain.load_datasets()]
 
 
-def find(name: str, datasets: Sequence[Dataset] | None = None) -> Dataset:
-    """The set of that name or alias; raises :class:`UnknownNameError` with the nearest."""
-    known = all_datasets() if datasets is None else datasets
-    for dataset in known:
+def find(name: str, datasets: Sequence[Kind]) -> Kind:
+    """The set of that name or alias among some; raises :class:`UnknownNameError` with the nearest."""
+    for dataset in datasets:
         if name == dataset.name or name in dataset.aliases:
             return dataset
-    raise UnknownNameError("data set", name, [d.name for d in known])
+    raise UnknownNameError("data set", name, [d.name for d in datasets])
 
 
 def where(dataset: Dataset) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from manyheads.lab.command import Outcome
-from manyheads.lab.data import ENVIRONMENT, all_datasets, verify
+from manyheads.lab.data import ENVIRONMENT, all_datasets
 
 _LIBRARIES = (
     "torch",
@@ -44,7 +44,7 @@ def examine() -> Outcome:
     if root and not Path(root).is_dir():
         problems.append(f"${ENVIRONMENT} is {root}, which is no folder: point it at your data or unset it")
     for dataset in all_datasets():
-        result = verify(dataset)
+        result = dataset.verify()
         document["data"][dataset.name] = result if result in ("ok", "absent") else "damaged"
         if result not in ("ok", "absent"):
             problems.append(result)

@@ -16,7 +16,7 @@ from manyheads.core.errors import MissingPackageError, UnknownNameError
 
 if TYPE_CHECKING:
     from manyheads.lab.command import Outcome
-    from manyheads.lab.data import Dataset
+    from manyheads.lab.data import Known
     from manyheads.lab.experiment import Experiment
 
 GROUP = "manyheads.domains"
@@ -31,13 +31,13 @@ class Domain:
     summary: str
     package: str  # the distribution, for the pip line
     commands: str  # -> Mapping[str, Callable[..., Outcome]]
-    datasets: str | None = None  # -> Sequence[Dataset]
+    datasets: str | None = None  # -> Sequence[Known]
     experiments: str | None = None  # -> () -> Sequence[Experiment]
 
     def load_commands(self) -> Mapping[str, Callable[..., Outcome]]:
         return load(self.commands)
 
-    def load_datasets(self) -> Sequence[Dataset]:
+    def load_datasets(self) -> Sequence[Known]:
         return load(self.datasets) if self.datasets else ()
 
     def load_experiments(self) -> Sequence[Experiment]:

@@ -24,6 +24,7 @@ from manyheads.lab.command import command_line, first_process, plain
 from manyheads.lab.files import write_atomically
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -37,7 +38,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …)."""
+    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …).
+
+    A train part that cannot be gathered by index (a stream) has ``epoch(size, skip, seed) -> Iterator[batch]`` instead
+    of ``batch``: whole batches in an order that ``seed`` decides, from the batch ``skip`` on; ``len`` is its rows.
+    """
 
     train: Part
     validation: Part
@@ -60,7 +65,9 @@ class ModelConfig(Protocol):
 class Objective(Protocol):
     """What is minimised, and what is reported.
 
-    An objective may also have ``after(model, splits, folder)``, which leaves more in the folder of a trained seed.
+    An objective may also have ``monitor(model, part) -> float``, the lower the better: then training stops and chooses
+    weights by that of the validation part instead of the loss; and ``after(model, splits, folder)``, which leaves more
+    in the folder of a trained seed.
     """
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
@@ -86,12 +93,19 @@ class Optimiser:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     """Of adam and adamw."""
-    schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps"] = "constant"
+    schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps", "plateau"] = "constant"
     """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
     one-cycle: step by step, up from a 25th over the first ``warm_up`` of all steps and down to 0, both along a cosine;
-    steps: times 0.85 every 10 epochs."""
+    steps: times 0.85 every 10 epochs; plateau: a tenth after each epoch without a better validation loss, down to a
+    thousandth."""
     warm_up: float = 0.3
     clip_norm: float | None = None
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of a model; each parameter group may have its own ``base_rate``."""
+        from manyheads.lab.train import make_optimiser
+
+        return make_optimiser(model, self)
 
 
 @dataclass(frozen=True)

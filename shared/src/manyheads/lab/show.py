@@ -17,7 +17,7 @@ from manyheads.core.registry import find_layer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DIM = 32
+DIM = 48  # which many numbers of heads divide
 PERIOD = 8
 SHADES = " ░▒▓█"
 
@@ -78,12 +78,13 @@ def draw(view: View, *, heads: int = 4) -> Figure:
     for index, (axes, matrix) in enumerate(zip(panels, shown, strict=True)):
         largest = matrix.abs().max().item() or 1.0
         signed = bool((matrix < 0).any())
+        aspect = "equal" if 4 * matrix.shape[0] > matrix.shape[1] else "auto"
         image = axes.imshow(
             matrix.numpy(),
             cmap="RdBu_r" if signed else "Blues",
             vmin=-largest if signed else 0.0,
             vmax=largest,
-            aspect="equal",
+            aspect=aspect,
         )
         axes.set(xlabel="input token", ylabel="output token" if index == 0 else "")
         if len(view.matrix) > 1:

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab import checkpoint
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Part, SeedResult
 from manyheads.lab.files import write_atomically
+from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
 from manyheads.lab.terminal import progress as show_progress
 
 
@@ -78,7 +80,7 @@ def train_model(
     splits = experiment.data.open()
     _check_choice(budget, splits.validation)
     raw_model = experiment.model.build(splits)
-    model, optimiser = fabric.setup(raw_model, make_optimiser(raw_model, experiment.optimiser))
+    model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
     order, position = torch.Generator().manual_seed(seed), Position()
     best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
     identity = {"experiment": experiment.hash if folder else "", "seed": seed}
@@ -108,15 +110,14 @@ def train_model(
     bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
         while not position.finished:
-            start_of_order = order.get_state()
-            shuffled = torch.randperm(len(splits.train), generator=order)
+            start_of_order, worse = order.get_state(), epochs_without_gain(position.history)
+            epoch = _epoch(splits.train, order, budget.batch_size, position.batch, fabric)
             loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
             model.train()
             while position.batch < batches and not _spent(position, budget):
-                chosen = shuffled[position.batch * budget.batch_size :][: budget.batch_size]
                 done = position.epoch + position.batch / batches
-                set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs)
-                batch = fabric.to_device(splits.train.batch(chosen[fabric.global_rank :: fabric.world_size]))
+                set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs, worse=worse)
+                batch = fabric.to_device(next(epoch))
                 optimiser.zero_grad()
                 loss = experiment.objective.loss(model, batch)
                 fabric.backward(loss)
@@ -166,7 +167,7 @@ def _end_epoch(
 ) -> None:
     loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
     rate = experiment.optimiser.learning_rate * rate_factor(
-        experiment.optimiser, position.epoch, experiment.budget.epochs
+        experiment.optimiser, position.epoch, experiment.budget.epochs, worse=epochs_without_gain(position.history)
     )
     position.epoch += 1
     position.batch, position.running_loss = 0, 0.0
@@ -192,8 +193,11 @@ def validation_loss(
     experiment: Experiment, model: nn.Module, part: Part, order: torch.Generator, fabric: Fabric
 ) -> float:
     """Mean of the batch losses in shuffled order without the last incomplete batch, as the papers' loops compute it;
-    over everything where there is less than one batch."""
+    over everything where there is less than one batch. The objective's own ``monitor`` where it has one."""
     model.eval()
+    monitor = getattr(experiment.objective, "monitor", None)
+    if monitor is not None:
+        return float(monitor(model, part))
     size = min(experiment.budget.batch_size, len(part))
     shuffled = torch.randperm(len(part), generator=order)
     total = torch.zeros((), dtype=torch.float64, device=fabric.device)
@@ -231,33 +235,6 @@ def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer
     return kind(model.parameters(), lr=rate, weight_decay=decay, betas=config.betas)
 
 
-def rate_factor(config: Optimiser, done: float, epochs: int) -> float:
-    """The share of the learning rate after ``done`` epochs; only one-cycle changes it inside an epoch."""
-    if config.schedule == "one-cycle":
-        rising = config.warm_up * epochs
-        if done < rising:
-            return 0.04 + 0.96 * _half_cosine(1.0 - done / rising)
-        return _half_cosine((done - rising) / (epochs - rising))
-    epoch = int(done)
-    if config.schedule == "halving":
-        return 0.5 ** max(epoch - 1, 0)
-    if config.schedule == "cosine":
-        return _half_cosine(epoch / epochs)
-    if config.schedule == "steps":
-        return 0.85 ** (epoch // 10)
-    return 1.0
-
-
-def _half_cosine(share: float) -> float:
-    """From 1 at 0 down to 0 at 1."""
-    return 0.5 * (1.0 + math.cos(math.pi * share))
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: Optimiser, done: float, epochs: int) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = config.learning_rate * rate_factor(config, done, epochs)
-
-
 def _check_choice(budget: Budget, validation: Part) -> None:
     if budget.keep == "best" and len(validation) == 0:
         raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
@@ -268,6 +245,18 @@ def _check_choice(budget: Budget, validation: Part) -> None:
 def _said(line: dict[str, float]) -> str:
     name = "validation" if "validation_loss" in line else "train"
     return f"{name} {line[name + '_loss']:.4g}"
+
+
+def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fabric) -> Iterator[Any]:
+    """This rank's share of each batch from ``skip`` on. Every rank draws the same order."""
+    if hasattr(train, "epoch"):
+        if fabric.world_size > 1:
+            raise ArgumentError(f"strategy: found {fabric.world_size} processes, a stream is read by one")
+        seed = int(torch.randint(2**62, (), generator=order))
+        return train.epoch(size, skip, seed)
+    shuffled = torch.randperm(len(train), generator=order)
+    mine = [shuffled[start : start + size] for start in range(skip * size, len(train), size)]
+    return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in mine)
 
 
 def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:

@@ -13,7 +13,7 @@ from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.forecasting.series import Panel
 from manyheads.lab.command import Outcome
-from manyheads.lab.files import write_atomically
+from manyheads.lab.files import check_suffix, write_atomically, write_figure
 
 if TYPE_CHECKING:
     from manyheads.forecasting.forecaster import Forecaster
@@ -82,8 +82,8 @@ def predict(
     from manyheads.forecasting.forecaster import Forecaster
     from manyheads.lab.terminal import table
 
-    _check_suffix("out", out, (".csv", ".parquet"))
-    _check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    check_suffix("out", out, (".csv", ".parquet"))
+    check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     forecaster = Forecaster.load(model)
     forecast = forecaster.predict(horizon, data=data)
     closing = []
@@ -91,7 +91,7 @@ def predict(
         _write_table(forecast, out)
         closing.append(f"written: {out}")
     if plot is not None:
-        _write_figure(_fan(forecaster, forecast, channel), plot)
+        write_figure(plot, _fan(forecaster, forecast, channel))
         closing.append(f"drawn: {plot}")
     shown = forecast.assign(ds=forecast["ds"].astype(str))
     records = shown.to_dict("records")
@@ -135,7 +135,7 @@ def backtest(
     from manyheads.forecasting.models import find_model
     from manyheads.lab.terminal import progress, table
 
-    _check_suffix("out", out, (".csv", ".parquet"))
+    check_suffix("out", out, (".csv", ".parquet"))
     for name in models:
         find_model(name)
     panels = read_panels(file, reading)
@@ -179,14 +179,14 @@ def look_back(
     from manyheads.forecasting.bench import run_bench
     from manyheads.lab.terminal import progress, table
 
-    _check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     rows = []
     with progress("look-back", len(look_backs) * len(models)) as advance:
         for length in look_backs:
             rows += run_bench([set], [horizon], models, look_back=length, advance=advance).rows
     curves = {name: [row.mse for row in rows if row.model == name] for name in models}
     if plot is not None:
-        _write_figure(plots.look_back_curve(look_backs, curves, title=f"{set}, horizon {horizon}"), plot)
+        write_figure(plot, plots.look_back_curve(look_backs, curves, title=f"{set}, horizon {horizon}"))
     document = [
         {"set": r.set, "horizon": r.horizon, "model": r.model, "look_back": r.look_back, "mse": r.mse} for r in rows
     ]
@@ -302,19 +302,6 @@ def _write_table(frame: pd.DataFrame, path: Path) -> None:
         write_atomically(path, content if isinstance(content, bytes) else b"")
         return
     write_atomically(path, frame.to_csv(index=False).encode())
-
-
-def _write_figure(figure, path: Path) -> None:
-    import io
-
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=140)
-    write_atomically(path, picture.getvalue())
-
-
-def _check_suffix(name: str, path: Path | None, allowed: tuple[str, ...]) -> None:
-    if path is not None and path.suffix not in allowed:
-        raise ArgumentError(f"{name}: found {path}, expected a name that ends in {' or '.join(allowed)}")
 
 
 commands: dict[str, Callable[..., Outcome]] = {

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.kws.catalogue import datasets
+from manyheads.lab.data import find
 
 Split = Literal["train", "validation", "test", ""]
 SUFFIXES = (".wav", ".flac")
@@ -33,12 +34,13 @@ def clips_of(name: str) -> list[Clip]:
     """
     if Path(name).is_dir():
         return clips_of_folder(Path(name))
-    collection = next((known for known in datasets if name == known.name or name in known.aliases), None)
-    if collection is None:
-        raise UnknownNameError("set or folder", name, [known.name for known in datasets])
+    try:
+        collection = find(name, datasets)
+    except UnknownNameError as error:
+        raise UnknownNameError("set or folder", name, [d.name for d in datasets]) from error
     folder = collection.open()
     if collection.rows:
-        return [Clip(folder / r["path"], r["label"], r["speaker"], r["split"]) for r in collection.rows]  # ty: ignore[invalid-argument-type]
+        return [Clip(folder / r["path"], r["label"], r["speaker"], cast(Split, r["split"])) for r in collection.rows]
     return speech_commands(folder)
 
 
@@ -57,9 +59,9 @@ def speech_commands(folder: Path) -> list[Clip]:
 
 
 def clips_of_folder(folder: Path) -> list[Clip]:
-    """``label/*.wav`` or ``.flac``; the part before ``_nohash_`` names the speaker, as in Speech Commands, otherwise
-    each clip is a speaker of its own. Split 80 / 10 / 10 by speaker, by a hash of the speaker's name, so that a clip
-    that is added later moves no other.
+    """``label/*.wav`` or ``.flac``; what stands before ``_nohash_`` names the speaker, as in Speech Commands, otherwise
+    each clip is a speaker of its own. Split 80 / 10 / 10 by a hash of the speaker's name, so that a clip that is added
+    later moves no other.
 
     Raises :class:`DataError` for fewer than two labels, a label with fewer than three clips, and a part without clips.
     """

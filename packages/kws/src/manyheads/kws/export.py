@@ -228,7 +228,7 @@ def export_nir(network: Network, path: str | Path) -> Path:
     if not sites:
         raise ArgumentError(f"export: {network.config.kind}: found no spiking neurons, expected spiking=True")
     need_package("nir", "nir")
-    nir = importlib.import_module("nir")
+    nir: Any = importlib.import_module("nir")
     from manyheads.kws.models.sites import site_affine
 
     nodes: dict[str, Any] = {}

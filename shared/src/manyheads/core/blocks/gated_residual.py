@@ -38,6 +38,10 @@ class GatedResidual(nn.Module):
         self.inner = inner
         self.gate = create_gate(gate, dim, bias=gate_bias)
 
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        """The layer's; the empty state for a module that is none."""
+        return self.inner.init_state(batch, device=device, dtype=dtype) if isinstance(self.inner, Layer) else ()
+
     def forward(self, x: Tensor, state: State | None = None, *, mask: Mask | None = None) -> LayerOutput:
         """``x (B, *grid, D)``; state and mask are the layer's. A module that is no layer works token by token, so that
         no mask concerns it, and gives back the empty state."""

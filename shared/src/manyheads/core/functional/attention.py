@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from manyheads.core.errors import ArgumentError
+
+# Private to torch: named here only, and every use has another way to go.
+_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_CPU_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_ROWS = 512  # queries whose scores are materialised at once where there is no fused kernel
+
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, causal: bool = False, scale: float | None = None
@@ -48,3 +55,112 @@ def attention_with_lse(
     lse = open_scores.logsumexp(-1)
     weights = torch.exp(open_scores - lse.unsqueeze(-1)).masked_fill(~allowed, 0.0)
     return weights @ v, lse.masked_fill(~some.expand(lse.shape), float("-inf"))
+
+
+def fused_attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention and log-sum-exp without the ``(T, S)`` scores: ``(B, H, T, F)`` and ``(B, H, T)``.
+
+    No part of the result is differentiable: :func:`fused_attention_backward` gives the gradients, and
+    :func:`attention_with_lse` is differentiable. The CPU runs torch's fused kernel; elsewhere, without keys, or where
+    torch has no such kernel, 512 rows of scores at a time are materialised. ``causal`` aligns the first query with the
+    first key. The log-sum-exp is float32 for the half precisions.
+
+    Raises:
+        ArgumentError: gradients are recorded and an input asks for them; heads of ``k`` or ``v`` that are not those of
+            ``q`` (the kernel would read beside them).
+    """
+    if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
+        raise ArgumentError(
+            "fused_attention_with_lse: found an input that requires gradients, expected torch.no_grad() or "
+            "attention_with_lse: the fused kernel has no gradient of the log-sum-exp"
+        )
+    if not q.shape[:2] == k.shape[:2] == v.shape[:2] or k.shape[2] != v.shape[2] or q.shape[3] != k.shape[3]:
+        raise ArgumentError(
+            f"fused_attention_with_lse: found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, "
+            "expected (B, H, T, E), (B, H, S, E), (B, H, S, F)"
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if _CPU is None or not _fits(q, k):
+        return _by_rows(q, k, v, causal, scale)
+    width = v.shape[-1]
+    q, k, v = _same_width(q, k, v)
+    out, lse = _CPU(q, k, v, 0.0, causal, scale=scale)
+    return out[..., :width], lse
+
+
+def fused_attention_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``q``, ``k`` and ``v`` from that of the attention ``out``.
+
+    With the ``out`` and ``lse`` of a larger set of keys, of which ``k`` and ``v`` are a part, these are that part's
+    share of the gradients: with ``p = exp(scale q k' - lse)`` and ``c = g . out``,
+
+        dv = p' g,   ds = p (g v' - c),   dq = scale ds k,   dk = scale ds' q.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if _CPU_BACKWARD is None or not _fits(q, k):
+        return _backward_by_rows(gradient, q, k, v, out, lse, causal, scale)
+    widths = q.shape[-1], v.shape[-1]
+    out, gradient = (functional.pad(part, (0, max(widths) - widths[1])) for part in (out, gradient))
+    q, k, v = _same_width(q, k, v)
+    dq, dk, dv = _CPU_BACKWARD(gradient, q, k, v, out, lse, 0.0, causal, scale=scale)
+    return dq[..., : widths[0]], dk[..., : widths[0]], dv[..., : widths[1]]
+
+
+def _fits(q: Tensor, k: Tensor) -> bool:
+    return q.device.type == "cpu" and q.numel() > 0 and k.numel() > 0
+
+
+def _same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    missing = v.shape[-1] - q.shape[-1]
+    if missing > 0:
+        return functional.pad(q, (0, missing)), functional.pad(k, (0, missing)), v
+    return q, k, functional.pad(v, (0, -missing)) if missing else v
+
+
+def _scores(q: Tensor, k: Tensor, first: int, causal: bool, scale: float) -> Tensor:
+    """Rows ``first … first + T`` of the scores, in float32 at least."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
+    if causal:
+        row = torch.arange(first, first + q.shape[2], device=q.device).unsqueeze(1)
+        scores = scores.masked_fill(torch.arange(k.shape[2], device=q.device) > row, float("-inf"))
+    return scores
+
+
+def _by_rows(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    parts = []
+    for first in range(0, max(q.shape[2], 1), _ROWS):
+        scores = _scores(q[:, :, first : first + _ROWS], k, first, causal, scale)
+        lse = scores.logsumexp(-1)
+        weights = torch.exp(scores - torch.where(lse.isinf(), 0.0, lse).unsqueeze(-1))
+        parts.append(((weights @ v.to(scores.dtype)).to(v.dtype), lse))
+    return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+
+
+def _backward_by_rows(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = lse.dtype
+    dq, dk, dv = (torch.zeros_like(part, dtype=wide) for part in (q, k, v))
+    for first in range(0, q.shape[2], _ROWS):
+        rows = (slice(None), slice(None), slice(first, first + _ROWS))
+        g = gradient[rows].to(wide)
+        base = lse[rows].unsqueeze(-1)
+        p = torch.exp(_scores(q[rows], k, first, causal, scale) - torch.where(base.isinf(), 0.0, base))
+        ds = p * (g @ v.to(wide).transpose(-1, -2) - (g * out[rows].to(wide)).sum(-1, keepdim=True)) * scale
+        dq[rows] = ds @ k.to(wide)
+        dk += ds.transpose(-1, -2) @ q[rows].to(wide)
+        dv += p.transpose(-1, -2) @ g
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)

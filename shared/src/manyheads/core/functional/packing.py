@@ -42,3 +42,20 @@ def require_room(name: str, position: Tensor, max_len: int) -> None:
     """Raises :class:`StateError` for layer ``name`` where ``position (B,)`` tokens are more than ``max_len``."""
     if not torch.compiler.is_compiling() and bool((position > max_len).any()):
         raise StateError(f"{name}: state: {int(position.max())} tokens do not fit into max_len = {max_len}; raise it")
+
+
+def hold_first(x: Tensor, kept: Tensor, slots: int) -> Tensor:
+    """The first ``slots`` tokens of ``x (B, S, …)`` among those that ``kept (B, S)`` marks, in order, then 0."""
+    order, real = pack_order(kept)
+    axes = [1] * (x.dim() - 2)
+    packed = torch.where(real.view(*real.shape, *axes), pack(x, order), 0.0)[:, :slots]
+    missing = slots - packed.shape[1]
+    if missing > 0:
+        packed = torch.cat([packed, packed.new_zeros(packed.shape[0], missing, *packed.shape[2:])], 1)
+    return packed
+
+
+def hold_last(x: Tensor, kept: Tensor, slots: int) -> Tensor:
+    """As :func:`hold_first`, the last ``slots`` tokens; they stand at the left too."""
+    left = kept.to(torch.int64).flip(1).cumsum(1).flip(1)  # kept tokens from here on
+    return hold_first(x, kept & (left <= slots), slots)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.gated_residual import GatedResidual
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
-from manyheads.core.layers.transformer_xl import InputMemory, TransformerXL
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layers.transformer_xl import TransformerXL
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -113,22 +113,11 @@ class GTrXL(Layer):
         self.memory, self.memory_gradient = memory, memory_gradient
 
     @property
-    def causal(self) -> Causality:
-        return "strict"
-
-    @property
-    def state_kind(self) -> StateKind:
-        return "window"
-
-    @property
     def state_carries_gradient(self) -> bool:
         return self.memory_gradient
 
-    def init_state(
-        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> InputMemory:
-        used = torch.zeros(batch, dtype=torch.int64, device=device)
-        return InputMemory(torch.zeros(batch, self.memory, self.dim, device=device, dtype=dtype), used)
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        return self.attention.init_state(batch, device=device, dtype=dtype)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         attended, state, _ = self.attention(x, state, mask=mask)

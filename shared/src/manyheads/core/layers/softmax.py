@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.functional.segments import same_segment, segment_ids
+from manyheads.core.functional.segments import same_segment, segment_ids, visible
 from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
@@ -89,16 +89,18 @@ class SoftmaxAttention(Layer):
             dim, heads=heads, causal=causal, window=window, max_len=max_len, context_dim=context_dim, bias=bias
         )
         if heads < 1 or dim % heads:
-            raise ArgumentError(f"softmax: heads: found {heads}, expected a divisor of dim = {dim}")
+            raise ArgumentError(f"{self.info.name}: heads: found {heads}, expected a divisor of dim = {dim}")
         for name, value in (("window", window), ("max_len", max_len)):
             if value is not None and (value < 1 or not causal):
                 raise ArgumentError(
-                    f"softmax: {name}: found {value} with causal={causal}, expected 1 or more and causal"
+                    f"{self.info.name}: {name}: found {value} with causal={causal}, expected 1 or more and causal"
                 )
         if window is not None and max_len is not None:
-            raise ArgumentError(f"softmax: found window={window} and max_len={max_len}, expected one of them at most")
+            raise ArgumentError(
+                f"{self.info.name}: found window={window} and max_len={max_len}, expected one of them at most"
+            )
         if causal and context_dim is not None:
-            raise ArgumentError(f"softmax: context_dim: found {context_dim} with causal=True, expected None")
+            raise ArgumentError(f"{self.info.name}: context_dim: found {context_dim} with causal=True, expected None")
         self.heads, self.is_causal, self.window, self.max_len = heads, causal, window, max_len
         self.context_dim = context_dim
         source = dim if context_dim is None else context_dim
@@ -135,10 +137,12 @@ class SoftmaxAttention(Layer):
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         if (context is None) != (self.context_dim is None):
             raise ArgumentError(
-                f"softmax: context: found {context is not None}, built with context_dim={self.context_dim}"
+                f"{self.info.name}: context: found {context is not None}, built with context_dim={self.context_dim}"
             )
         if context is not None and context.shape[-1] != self.context_dim:
-            raise ArgumentError(f"softmax: context: found width {context.shape[-1]}, expected {self.context_dim}")
+            raise ArgumentError(
+                f"{self.info.name}: context: found width {context.shape[-1]}, expected {self.context_dim}"
+            )
         source = x if context is None else context
         q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
         if context is not None:
@@ -162,7 +166,7 @@ class SoftmaxAttention(Layer):
         batch, _, tokens, _ = q.shape
         real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
-        allowed = _visible(real, segment, real, segment, 0, causal=self.is_causal, window=mask.window)
+        allowed = visible(real, segment, real, segment, 0, causal=self.is_causal, window=mask.window)
         if mask.blocks is not None:
             allowed = allowed & same_segment(mask.blocks, mask.blocks)
         return attention(q, k, v, allowed=allowed.unsqueeze(1))
@@ -190,7 +194,7 @@ class SoftmaxAttention(Layer):
             if order is not None:
                 mixed = unpack(mixed.transpose(1, 2), order, real).transpose(1, 2)
         else:
-            allowed = _visible(real, segment, usable, segments, slots, causal=True, window=None)
+            allowed = visible(real, segment, usable, segments, slots, causal=True, window=None)
             mixed = attention(q, keys, values, allowed=allowed.unsqueeze(1))
         return mixed, self._keep(keys, values, usable & (segments == last))
 
@@ -201,7 +205,7 @@ class SoftmaxAttention(Layer):
         if self.window is None:
             if not torch.compiler.is_compiling() and bool((count > slots).any()):
                 raise StateError(
-                    f"softmax: state: {int(count.max())} tokens do not fit into max_len = {slots}; raise it"
+                    f"{self.info.name}: state: {int(count.max())} tokens do not fit into max_len = {slots}; raise it"
                 )
             used = count
         else:
@@ -214,27 +218,3 @@ class SoftmaxAttention(Layer):
         )
         new_keys, new_values = (part[:, :, :slots] for part in packed)
         return KeyValueState(new_keys, new_values, used)
-
-
-def _visible(
-    real_queries: Tensor,
-    query_segments: Tensor,
-    usable_keys: Tensor,
-    key_segments: Tensor,
-    offset: int,
-    *,
-    causal: bool,
-    window: int | None,
-) -> Tensor:
-    """``(B, T, S)``: which key each query may look at; the keys ``offset …`` are the queries' own tokens."""
-    allowed = same_segment(query_segments, key_segments) & usable_keys.unsqueeze(1) & real_queries.unsqueeze(2)
-    tokens, device = real_queries.shape[1], real_queries.device
-    own = torch.arange(tokens, device=device).unsqueeze(1) + offset
-    key = torch.arange(usable_keys.shape[1], device=device)
-    if causal:
-        allowed = allowed & (key <= own)
-    if window is not None:
-        rank = usable_keys.cumsum(1)
-        distance = (rank[:, offset:].unsqueeze(2) - rank.unsqueeze(1)).abs()
-        allowed = allowed & (distance < window)
-    return allowed

@@ -27,7 +27,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import segment_ids
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -113,14 +113,6 @@ class TransformerXL(Layer):
         self.output = nn.Linear(inner, dim, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_width))
         self.distance_bias = nn.Parameter(torch.zeros(heads, self.head_width))
-
-    @property
-    def causal(self) -> Causality:
-        return "strict"
-
-    @property
-    def state_kind(self) -> StateKind:
-        return "window"
 
     @property
     def state_carries_gradient(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.blocks.shared_value import SharedValue
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
@@ -33,8 +34,8 @@ def recover(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix ``(B, H, T, S)``, the values ``(B, S, H, E)`` and what they mix to, ``(B, T, H, E)``.
 
-    The output of ``layer.value`` is replaced by E columns of the identity at a time, and the input of ``layer.output``
-    is read: S / E forward passes.
+    The output of ``layer.value``, ``(B, S, H E)`` or, of a :class:`SharedValue`, ``(B, S, H, E)``, is replaced by E
+    columns of the identity at a time, and the input of ``layer.output`` is read: S / E forward passes.
     """
     if not layer.linear_in_value:
         raise ArgumentError(
@@ -55,14 +56,17 @@ def recover(
     def tokens_first(part: Tensor) -> Tensor:
         return part.flatten(1, -2).unflatten(-1, (heads, -1))
 
+    module = layer.get_submodule("value")
+    apart = isinstance(module, SharedValue)
     hooks = [
-        layer.get_submodule("value").register_forward_hook(give),
+        module.register_forward_hook(give),
         layer.get_submodule("output").register_forward_pre_hook(take),
     ]
     try:
         with torch.no_grad():
             layer(x, context=context, mask=mask)
-            values, mixed = tokens_first(seen["value"]), tokens_first(seen["mixed"])
+            values = seen["value"] if apart else tokens_first(seen["value"])
+            mixed = tokens_first(seen["mixed"])
             sources, width = values.shape[1], values.shape[3]
             columns = []
             for start in range(0, sources, width):

@@ -143,13 +143,18 @@ def bad_input_is_refused(case: Case) -> None:
 
 
 def future_does_not_change_the_past(case: Case) -> None:
-    layer = case.layer()
-    jacobian = influence(layer, case.x()[:1])[0]
+    """No derivative, and no change either: what a layer selects can leak without a derivative."""
+    layer, x = case.layer(), case.x()
+    jacobian = influence(layer, x[:1])[0]
     reach = layer.info.lookahead
     for t in range(case.tokens):
         for s in range(case.tokens):
             if s > t + reach:
                 assert jacobian[t, s] <= 1e-12, f"token {s} changes output {t}"
+    y, other = layer(x).y, case.x(offset=10)
+    for t in range(case.tokens - reach - 1):
+        changed = torch.cat([x[:, : t + reach + 1], other[:, t + reach + 1 :]], 1)
+        close(layer(changed).y[:, : t + 1], y[:, : t + 1], f"outputs up to {t} with another future", 1e-12)
     if layer.info.full_context and not case.config.get("window"):
         for t in range(case.tokens):
             for s in range(t + 1):

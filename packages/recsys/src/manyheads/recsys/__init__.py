@@ -1,0 +1,39 @@
+"""Ranking with heterogeneous features after Hiformer: a DataFrame in, calibrated probabilities out.
+
+    from manyheads.recsys import Recommender
+    model = Recommender(label="clicked").fit(frame)
+    model.predict_proba(new_rows)
+
+Names are imported when they are used: ``import manyheads.recsys`` alone loads neither pandas nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from manyheads.lab.domain import Domain
+
+domain = Domain(
+    name="recsys",
+    summary="ranking with heterogeneous features after Hiformer: spec, fit, predict, experiments",
+    package="manyheads-recsys",
+    commands="manyheads.recsys.cli:commands",
+    datasets="manyheads.recsys.catalogue:datasets",
+    experiments="manyheads.recsys.experiments:experiments",
+)
+
+_HOMES = {
+    "Encoder": "encoder",
+    "FeatureSpec": "features",
+    "Field": "features",
+    "Recommender": "recommender",
+    "infer_spec": "features",
+}
+__all__ = ["domain", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

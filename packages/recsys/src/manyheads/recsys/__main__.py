@@ -1,0 +1,7 @@
+"""``python -m manyheads.recsys …`` is ``manyheads recsys …``."""
+
+import sys
+
+from manyheads.lab.cli import main
+
+sys.exit(main(["recsys", *sys.argv[1:]]))

@@ -1,0 +1,206 @@
+"""The commands of ``manyheads recsys`` besides ``list`` and ``train``: for the user's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab.command import Outcome
+
+
+def models() -> Outcome:
+    """The models by name."""
+    from manyheads.lab.terminal import table
+    from manyheads.recsys.models import MODELS
+
+    document = [{"name": m.name, "title": m.title, "paper": m.paper} for m in MODELS.values()]
+    return Outcome(document, table(("model", "what", "paper"), [tuple(row.values()) for row in document]))
+
+
+def spec(
+    file: Path,
+    /,
+    *,
+    label: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    min_count: int = 1,
+    hash_above: int | None = None,
+    buckets: int = 100_000,
+    out: Path = Path("spec.json"),
+) -> Outcome:
+    """Says what each column of a table would be taken as, and writes it as a file to edit.
+
+    Args:
+        file: the table; .csv, .csv.gz, .csv.xz, .tsv or .parquet.
+        label: the label's column or columns.
+        ignore: columns that are no features.
+        min_count: rarer values share the row of the unseen ones.
+        hash_above: hash columns with more distinct values than this.
+        buckets: into so many rows.
+        out: where the spec goes.
+    """
+    from manyheads.lab.files import check_suffix
+    from manyheads.lab.terminal import table
+    from manyheads.recsys.features import infer_spec
+    from manyheads.recsys.tables import read_table
+
+    check_suffix("out", out, (".json",))
+    frame = read_table(file)
+    found = infer_spec(frame, label=label, ignore=ignore, min_count=min_count, hash_above=hash_above, buckets=buckets)
+    found.save(out)
+    from rich.console import Group
+
+    rows = [(f.name, f.kind, f.why) for f in found.fields]
+    closing = f"saved: {out}; edit it, then: manyheads recsys fit {file} --label … --spec {out}"
+    return Outcome({"spec": str(out), **found.to_dict()}, Group(table(("column", "kind", "why"), rows), closing))
+
+
+def fit(
+    file: Path,
+    /,
+    *,
+    label: tuple[str, ...],
+    out: Path = Path("recommender"),
+    model: str = "hiformer+",
+    spec: Path | None = None,
+    ignore: tuple[str, ...] = (),
+    split: Literal["random", "time"] = "random",
+    time: str | None = None,
+    group: str | None = None,
+    epochs: int = 30,
+    batch_size: int = 512,
+    l2: float = 1e-4,
+    calibration: Literal["none", "temperature", "isotonic"] = "temperature",
+    seed: int = 0,
+) -> Outcome:
+    """Fits a model on nine tenths of a table, measures it on the rest, and saves it.
+
+    Args:
+        file: the table; .csv, .csv.gz, .csv.xz, .tsv or .parquet.
+        label: the label's column; several are tasks learned together.
+        out: the folder that the fitted model goes to.
+        model: see 'manyheads recsys models'.
+        spec: what the columns are (see 'manyheads recsys spec'); inferred without it.
+        ignore: columns that are no features, where there is no spec.
+        split: how the tenth to measure on is chosen: drawn, or the newest rows.
+        time: the column of the times for 'split time'.
+        group: the column of the metrics by group, such as the user.
+        epochs: at most so many passes over the rows.
+        batch_size: rows a step.
+        l2: weight of the L2 on the embeddings.
+        calibration: how probabilities are calibrated.
+        seed: decides everything that is drawn.
+    """
+    from manyheads.lab.terminal import table
+    from manyheads.recsys.columns import check_frame
+    from manyheads.recsys.features import infer_spec
+    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.tables import read_table, split_rows
+
+    frame = read_table(file)
+    check_frame(frame, [*label, *ignore, *([group] if group else [])], str(file))
+    train, _, test = split_rows(frame, split=split, time=time, shares=(9, 0, 1), seed=seed)
+    chosen: Any = spec if spec is not None else infer_spec(train, label=label, ignore=ignore)
+    recommender = Recommender(
+        model,
+        label=label[0] if len(label) == 1 else label,
+        spec=chosen,
+        epochs=epochs,
+        batch_size=batch_size,
+        l2=l2,
+        calibration=calibration,
+        seed=seed,
+    ).fit(train)
+    recommender.save(out)
+    from rich.console import Group
+
+    metrics = measured(recommender, test, group)
+    document = {
+        "model": str(out),
+        "rows": {"train": len(train), "test": len(test)},
+        "metrics": metrics,
+        "calibration": [asdict(c) for c in recommender.calibration_],
+        "features": recommender.encoder_.report(),
+    }
+    rows = [(task, name, f"{value:.4f}") for task, values in metrics.items() for name, value in values.items()]
+    closing = f"{len(train):,} rows to fit, {len(test):,} to measure; saved: {out}"
+    following = f"next: manyheads recsys predict {out} --data {file}"
+    return Outcome(document, Group(table(("label", "metric", "on rows not fitted"), rows), closing, following))
+
+
+def predict(
+    model: Path,
+    /,
+    *,
+    data: Path,
+    out: Path | None = None,
+) -> Outcome:
+    """Scores the rows of a table by a fitted model, or by one of a run; values never seen are scored and counted.
+
+    Args:
+        model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
+        data: the table; it may hold more columns than the model knows.
+        out: write the table with a column for each label's probability there; .csv or .parquet.
+    """
+    from rich.console import Group
+
+    from manyheads.lab.files import check_suffix
+    from manyheads.lab.terminal import table
+    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.tables import read_table, write_table
+
+    check_suffix("out", out, (".csv", ".parquet"))
+    recommender = Recommender.load(model)
+    frame = read_table(data)
+    found = recommender.predict_proba(frame)
+    columns = {
+        f"p({task}={classes[1]})": proba[:, 1]
+        for task, classes, proba in zip(
+            recommender.labels_.tasks,
+            recommender.labels_.classes,
+            found if isinstance(found, list) else [found],
+            strict=True,
+        )
+    }
+    clash = sorted(columns.keys() & set(frame.columns))
+    if clash:
+        raise ArgumentError(f"data: column {clash[0]!r} is there already, expected rows without it: drop it")
+    scored = frame.assign(**columns)
+    counts = recommender.unseen(frame)
+    odd = counts[(counts["unseen"] > 0) | (counts["missing"] > 0)].to_dict("records")
+    closing = [f"{r['field']}: {r['unseen']} values never seen, {r['missing']} missing" for r in odd]
+    if out is not None:
+        write_table(scored, out)
+        closing.append(f"written: {out}")
+    shown = scored[list(columns)].head(20)
+    rows = [(index, *(f"{v:.4f}" for v in row)) for index, row in zip(shown.index, shown.to_numpy(), strict=True)]
+    if len(scored) > len(rows):
+        closing.append(f"{len(scored) - len(rows)} more rows: --out scored.csv writes all")
+    document = {"rows": len(scored), "counts": odd, "probabilities": {k: v.tolist() for k, v in columns.items()}}
+    return Outcome(document, Group(table(("row", *columns), rows), *closing))
+
+
+def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[str, float]]:
+    """The metrics of each label on some rows."""
+    import numpy as np
+    import pandas as pd
+
+    from manyheads.recsys.metrics import all_metrics
+
+    labels = recommender.labels_.encode(frame)
+    found = recommender.predict_proba(frame)
+    groups = None if group is None else pd.factorize(frame[group])[0]
+    metrics = {}
+    for index, (task, proba) in enumerate(
+        zip(recommender.labels_.tasks, found if isinstance(found, list) else [found], strict=True)
+    ):
+        known = ~np.isnan(labels[:, index])
+        own = None if groups is None else groups[known]
+        metrics[task] = all_metrics(labels[known, index], proba[known, 1], own)
+    return metrics
+
+
+commands: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}

@@ -1,0 +1,84 @@
+"""Labels: two values a task, kept with the model; which one is 1 is never guessed silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import CheckpointError, DataError
+from manyheads.recsys.columns import check_frame
+
+FILE = "labels.json"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The tasks and the two values of each; the second is the positive one."""
+
+    tasks: tuple[str, ...]
+    classes: tuple[tuple[Any, Any], ...]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, tasks: Sequence[str]) -> Labels:
+        """In sorted order: 1 after 0, True after False, ``>50K`` after ``<=50K``.
+
+        Raises :class:`DataError` for an absent label, one that is not binary, and one with a single class.
+        """
+        check_frame(frame, list(tasks), "table")
+        return cls(tuple(tasks), tuple(_classes(frame[task]) for task in tasks))
+
+    def files(self) -> dict[str, bytes]:
+        """What lies beside a model: name -> content."""
+        return {FILE: json.dumps({"tasks": self.tasks, "classes": self.classes}, indent=2).encode() + b"\n"}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Labels:
+        """Raises :class:`CheckpointError` where the file is absent or damaged."""
+        path = Path(folder) / FILE
+        try:
+            stored = json.loads(path.read_text())
+            return cls(tuple(stored["tasks"]), tuple((a, b) for a, b in stored["classes"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): train again") from error
+
+    def encode(self, frame: pd.DataFrame) -> np.ndarray:
+        """``(N, K)`` float32 of 0, 1, and NaN where one of several tasks has no label.
+
+        Raises :class:`DataError` for a value that was not met at fitting.
+        """
+        check_frame(frame, list(self.tasks), "table")
+        columns = []
+        for task, (negative, positive) in zip(self.tasks, self.classes, strict=True):
+            column = frame[task]
+            known = column.isin([negative, positive]) | column.isna()
+            if not known.all():
+                row = int(np.argmax(~known.to_numpy()))
+                raise DataError(
+                    f"label {task!r}, row {row}: found {column.iloc[row]!r}, expected {negative!r} or {positive!r}"
+                )
+            if column.isna().any() and len(self.tasks) == 1:
+                row = int(np.argmax(column.isna().to_numpy()))
+                raise DataError(f"label {task!r}, row {row}: found no value, expected one: drop rows without a label")
+            columns.append(np.where(column.isna(), np.nan, column.eq(positive).fillna(False).to_numpy(np.float32)))
+        return np.stack(columns, 1).astype(np.float32)
+
+
+def _classes(column: pd.Series) -> tuple[Any, Any]:
+    values = column.dropna().unique()
+    found = sorted(values.tolist(), key=lambda v: (isinstance(v, str), v))
+    if len(found) == 2:
+        return found[0], found[1]
+    shown = ", ".join(map(repr, found[:5])) + (" …" if len(found) > 5 else "")
+    if len(found) < 2:
+        raise DataError(f"label {column.name!r}: found one class only ({shown or 'none'}), expected two: add the other")
+    what = "continuous values" if any(isinstance(v, float) and v != round(v) for v in found) else "values"
+    raise DataError(
+        f"label {column.name!r}: found {len(found)} {what} ({shown}), expected two. Only binary classification is "
+        "supported: choose what counts as 1"
+    )

@@ -1,0 +1,108 @@
+"""How well probabilities rank, and how far they can be believed. Labels are 0 or 1, probabilities in [0, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manyheads.core.errors import DataError
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The chance that a positive scores above a negative, ties counting half. NaN where one class is absent."""
+    labels, scores = _check(labels, scores)
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    ranks = _mean_ranks(scores)
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, floor: float = 1e-15) -> float:
+    """Mean of ``-log p(label)``; probabilities are kept ``floor`` away from 0 and 1."""
+    labels, probabilities = _check(labels, probabilities)
+    p = np.clip(probabilities, floor, 1.0 - floor)
+    return float(-np.where(labels, np.log(p), np.log1p(-p)).mean())
+
+
+def grouped_auc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    """GAUC: the mean AUC of the groups (users) that have both classes, weighted by their rows. NaN where none has."""
+    labels, scores = _check(labels, scores)
+    total, weight = 0.0, 0
+    for rows in _by_group(groups):
+        found = auc(labels[rows], scores[rows])
+        if not np.isnan(found):
+            total, weight = total + found * len(rows), weight + len(rows)
+    return total / weight if weight else float("nan")
+
+
+def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int = 10) -> float:
+    """NDCG@k, mean over the groups with a positive: gain ``label / log2(1 + rank)`` against the best order's. Rows with
+    the same score share the mean gain of their ranks. NaN where no group has a positive."""
+    labels, scores = _check(labels, scores)
+    values = []
+    for rows in _by_group(groups):
+        gains = labels[rows]
+        if not gains.any():
+            continue
+        discounts = np.where(np.arange(len(rows)) < k, 1.0 / np.log2(np.arange(len(rows)) + 2.0), 0.0)
+        best = discounts[: int(gains.sum())].sum()
+        _, tie = np.unique(-scores[rows], return_inverse=True)
+        size = np.bincount(tie)
+        shared = np.add.reduceat(discounts, np.cumsum(size) - size) / size
+        values.append(float((np.bincount(tie, weights=gains) * shared).sum() / best))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def calibration_bins(
+    labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 15
+) -> list[tuple[float, float, int]]:
+    """Mean probability, share of positives and rows of each of ``bins`` equal parts of [0, 1] that holds any."""
+    labels, probabilities = _check(labels, probabilities)
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    mean = np.bincount(place, weights=probabilities, minlength=bins)
+    share = np.bincount(place, weights=labels, minlength=bins)
+    return [(float(mean[i] / n), float(share[i] / n), int(n)) for i, n in enumerate(count) if n]
+
+
+def ece(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 15) -> float:
+    """Expected calibration error: the gap between probability and share of positives, mean over the rows' bins."""
+    found = calibration_bins(labels, probabilities, bins=bins)
+    return sum(n * abs(mean - share) for mean, share, n in found) / len(labels)
+
+
+def all_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
+    """Every metric of this module; those by group only with groups, and none that is not defined here."""
+    found = {"auc": auc(labels, probabilities), "log_loss": log_loss(labels, probabilities)}
+    found["ece"] = ece(labels, probabilities)
+    if groups is not None:
+        found["gauc"] = grouped_auc(labels, probabilities, groups)
+        found["ndcg@10"] = ndcg(labels, probabilities, groups)
+    return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def _check(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if labels.shape != scores.shape or labels.ndim != 1 or len(labels) == 0:
+        raise DataError(
+            f"metrics: found labels of shape {labels.shape} and scores of {scores.shape}, expected two equal vectors"
+        )
+    if not np.isin(labels, [0, 1]).all():
+        raise DataError("metrics: found labels other than 0 and 1, expected binary ones")
+    if not np.isfinite(scores).all():
+        raise DataError("metrics: found scores that are NaN or infinite, expected numbers: the model has diverged")
+    return labels.astype(bool), scores
+
+
+def _mean_ranks(scores: np.ndarray) -> np.ndarray:
+    """1 for the lowest; equal scores have the mean of their ranks."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2.0)[inverse]
+
+
+def _by_group(groups: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(groups, kind="stable")
+    borders = np.flatnonzero(np.diff(np.asarray(groups)[order])) + 1
+    return np.split(order, borders)

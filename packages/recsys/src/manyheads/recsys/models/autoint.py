@@ -1,0 +1,90 @@
+"""AutoInt: Automatic Feature Interaction Learning via Self-Attentive Neural Networks (1810.11921).
+
+    e' = relu(concat_h softmax(Q_h K_h') V_h + W_res e),   logit = w . concat e'_i  (+ tower: AutoInt+)
+
+Q, K, V and W_res are shared by the fields and have no biases; W_res is left out where the width does not change. BARS
+runs the published setting without the factor 1 / sqrt(E) for AutoInt and with it, and layer norm, for AutoInt+.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.attention import attention
+from manyheads.recsys.layout import Layout
+from manyheads.recsys.models.common import Config, Tower, start
+
+
+class Interacting(nn.Module):
+    """One layer: ``(B, T, inputs)`` -> ``(B, T, outputs)``."""
+
+    def __init__(self, inputs: int, outputs: int, heads: int, *, scale: bool, layer_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, None if scale else 1.0
+        self.query, self.key, self.value = (nn.Linear(inputs, outputs, bias=False) for _ in range(3))
+        self.residual = nn.Linear(inputs, outputs, bias=False) if inputs != outputs else None
+        self.norm = nn.LayerNorm(outputs) if layer_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        mixed = attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
+        mixed = mixed + (x if self.residual is None else self.residual(x))
+        return functional.relu(mixed if self.norm is None else self.norm(mixed))
+
+
+class AutoInt(nn.Module):
+    """Interacting layers and a linear map; with ``hidden`` a tower beside them (AutoInt+)."""
+
+    def __init__(self, layout: Layout, config: AutoIntConfig) -> None:
+        super().__init__()
+        if config.heads < 1 or config.attention_dim % config.heads:
+            raise ArgumentError(
+                f"autoint: heads: found {config.heads}, expected a divisor of attention_dim = {config.attention_dim}"
+            )
+        if config.layers < 1:
+            raise ArgumentError(f"autoint: layers: found {config.layers}, expected 1 or more")
+        self.tokens = config.tokens(layout)
+        widths = [config.dim] + [config.attention_dim] * config.layers
+        self.layers = nn.Sequential(
+            *(
+                Interacting(i, o, config.heads, scale=config.scale, layer_norm=config.layer_norm)
+                for i, o in itertools.pairwise(widths)
+            )
+        )
+        tasks = len(layout.tasks)
+        self.output = nn.Linear(self.tokens.tokens * config.attention_dim, tasks)
+        start(self)
+        self.tower = None
+        if config.hidden:
+            inputs = self.tokens.tokens * config.dim
+            self.tower = Tower(inputs, config.hidden, tasks, dropout=config.dropout, batch_norm=config.batch_norm)
+
+    def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        tokens = self.tokens(ids, numbers)
+        logits = self.output(self.layers(tokens).flatten(1))
+        return logits if self.tower is None else logits + self.tower(tokens.flatten(1))
+
+
+@dataclass(frozen=True)
+class AutoIntConfig(Config):
+    """AutoInt (1810.11921)."""
+
+    layers: int = 6
+    heads: int = 4
+    attention_dim: int = 128
+    scale: bool = False
+    """Divide the scores by the root of the head width."""
+    layer_norm: bool = False
+    hidden: tuple[int, ...] = ()
+    """Widths of a tower beside the attention: AutoInt+."""
+    dropout: float = 0.0
+    """In the tower."""
+    batch_norm: bool = True
+    module = AutoInt

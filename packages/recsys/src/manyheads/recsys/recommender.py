@@ -1,0 +1,292 @@
+"""``Recommender(label="clicked").fit(frame).predict_proba(frame)``: a table in, calibrated probabilities out.
+
+scikit-learn's contract: ``clone``, ``Pipeline``, ``GridSearchCV``. Rows may hold values that were never seen; they are
+scored, and :meth:`Recommender.unseen` counts them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
+from manyheads.lab.train import train_model
+from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
+from manyheads.recsys.columns import check_frame
+from manyheads.recsys.data import encode, facts
+from manyheads.recsys.encoder import Encoder
+from manyheads.recsys.features import FeatureSpec, infer_spec
+from manyheads.recsys.labels import Labels
+from manyheads.recsys.layout import Rows
+from manyheads.recsys.models import config_of
+from manyheads.recsys.models.common import Config
+from manyheads.recsys.train import LogLoss, predict_logits
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that are open already."""
+
+    splits: Splits
+    name: str = "table"
+
+    def open(self) -> Splits:
+        return self.splits
+
+
+class Recommender(ClassifierMixin, BaseEstimator):
+    """A ranking model for tables of categorical, multi-valued, numeric and time columns.
+
+    Args:
+        model: a name of ``manyheads recsys models``.
+        label: the label's column, or several (one task each), where ``fit`` is given no ``y``.
+        spec: a feature spec or the path of one; inferred from the rows without it.
+        settings: changes to the model's settings, such as ``{"dim": 32}``.
+        epochs: at most so many passes over the rows.
+        batch_size: rows a step; fewer where there are less than ten times as many.
+        learning_rate: of Adam; a tenth after each epoch without a better validation measure.
+        l2: lambda of the L2 on the embedding rows that a batch touches.
+        calibration: ``temperature``, ``isotonic`` or ``none``, fitted on the validation rows.
+        validation: share of the rows that choose the epoch and calibrate.
+        patience: epochs in a row without a better validation measure before stopping.
+        seed: decides everything that is drawn.
+
+    Attributes (after fit): ``classes_`` (of the only task), ``spec_``, ``encoder_``, ``labels_``, ``network_``,
+    ``calibration_`` (one a task, with the calibration error before and after).
+
+    Raises:
+        DataError, ArgumentError, UnknownNameError: on fit; one line naming the place, what was found and expected.
+    """
+
+    def __init__(
+        self,
+        model: str = "hiformer+",
+        *,
+        label: str | Sequence[str] | None = None,
+        spec: FeatureSpec | str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        epochs: int = 30,
+        batch_size: int = 512,
+        learning_rate: float = 1e-3,
+        l2: float = 1e-4,
+        calibration: Method = "temperature",
+        validation: float = 0.1,
+        patience: int = 3,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.label = label
+        self.spec = spec
+        self.settings = settings
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.l2 = l2
+        self.calibration = calibration
+        self.validation = validation
+        self.patience = patience
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any = None) -> Recommender:
+        """Fits on a DataFrame that holds the label, or on features and ``y``."""
+        if self.calibration not in METHODS:
+            raise ArgumentError(f"calibration: found {self.calibration!r}, expected one of {', '.join(METHODS)}")
+        if not 0.0 < self.validation < 1.0:
+            raise ArgumentError(f"validation: found {self.validation}, expected a share between 0 and 1")
+        config = config_of(self.model, self.settings)
+        frame, tasks = self._with_labels(X, y)
+        labels = Labels.of(frame, tasks)
+        train, held = self._parts(len(frame))
+        features = frame.drop(columns=list(tasks))
+        spec = self._spec(features.iloc[train])
+        encoder = Encoder.fit(features.iloc[train], spec)
+        parts = [encode(frame.iloc[rows], encoder, labels) for rows in (train, held)]
+        splits = Splits(parts[0], parts[1], parts[1], facts(encoder, labels))
+        size = max(2, min(self.batch_size, len(train) // 10), min(len(train), 16))
+        experiment = Experiment(
+            f"recommender-{self.model}",
+            Prepared(splits),
+            config,
+            LogLoss(self.l2, "batch"),
+            Optimiser("adam", self.learning_rate, schedule="plateau"),
+            Budget(epochs=self.epochs, batch_size=size, patience=self.patience),
+        )
+        with _own_random_numbers():
+            network, _ = train_model(experiment, self.seed, None, progress=False)
+        self.set_fitted(spec, encoder, labels, network, config, self._calibrate(network, parts[1]))
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """``(n, 2)``, the columns in the order of ``classes_``; a list of these, one a task, for several tasks."""
+        logits = self._logits(X)
+        found = []
+        for task, calibration in enumerate(self.calibration_):
+            positive = calibration(logits[:, task])
+            found.append(np.stack([1.0 - positive, positive], 1))
+        return found[0] if len(found) == 1 else found
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Log-odds before calibration, ``(n,)``, or ``(n, K)`` for K tasks."""
+        logits = self._logits(X)
+        return logits[:, 0] if logits.shape[1] == 1 else logits
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likelier class, ``(n,)``, or ``(n, K)`` for K tasks."""
+        found = self.predict_proba(X)
+        columns = [
+            np.array(classes)[(p[:, 1] > 0.5).astype(int)]
+            for classes, p in zip(self.labels_.classes, found if isinstance(found, list) else [found], strict=True)
+        ]
+        return columns[0] if len(columns) == 1 else np.stack(columns, 1)
+
+    def unseen(self, X: Any) -> pd.DataFrame:
+        """One row a field: how many values of ``X`` the vocabulary does not hold, and how many are missing."""
+        encoded = self.encoder_.transform(self._features(X))
+        rows = [(name, encoded.unseen.get(name, 0), count) for name, count in encoded.missing.items()]
+        return pd.DataFrame(rows, columns=["field", "unseen", "missing"])
+
+    def save(self, folder: str | Path) -> None:
+        """A folder of safetensors and JSON files; nothing is pickled."""
+        from manyheads.recsys.saved import save
+
+        check_is_fitted(self)
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recommender:
+        """What :meth:`save` wrote, or a seed's folder of a run of ``manyheads recsys train``.
+
+        Raises :class:`CheckpointError` for any other folder.
+        """
+        from manyheads.recsys.saved import load
+
+        return load(Path(folder))
+
+    def set_fitted(
+        self,
+        spec: FeatureSpec,
+        encoder: Encoder,
+        labels: Labels,
+        network: torch.nn.Module,
+        config: Config,
+        calibrations: list[Calibration],
+    ) -> None:
+        """What ``fit`` and ``load`` leave."""
+        self.spec_, self.encoder_, self.labels_ = spec, encoder, labels
+        self.network_, self.config_, self.calibration_ = network.eval(), config, calibrations
+        if len(labels.tasks) == 1:
+            self.classes_ = np.array(labels.classes[0])
+
+    def _with_labels(self, X: Any, y: Any) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """A table with the labels as columns, and their names."""
+        if y is None:
+            if self.label is None:
+                raise ValueError(
+                    "requires y to be passed, but the target y is None: give y, or name the label's column"
+                )
+            tasks = (self.label,) if isinstance(self.label, str) else tuple(self.label)
+            check_frame(X, list(tasks), "table")
+            frame = _text_names(X)
+            self._remember(frame.drop(columns=list(tasks)))
+            return frame, tasks
+        if isinstance(X, pd.DataFrame):
+            if len(X) != len(y):
+                raise DataError(f"y: found {len(y)} labels for {len(X)} rows, expected as many")
+            if len(X) == 0:
+                check_frame(X, [], "table")
+            frame, target = _text_names(X), y
+            self._remember(frame)
+        else:
+            values, target = validate_data(self, X, y, dtype=None, ensure_all_finite="allow-nan")
+            frame = _as_frame(values)
+        task = str(getattr(y, "name", None) or "label")
+        if task in frame.columns:
+            raise DataError(f"y: its name {task!r} is a feature's too, expected another: rename one")
+        target = np.asarray(target)
+        if target.ndim == 2 and target.shape[1] == 1:
+            import warnings
+
+            from sklearn.exceptions import DataConversionWarning
+
+            warnings.warn("y is a column vector and was taken as a vector", DataConversionWarning, stacklevel=3)
+            target = target[:, 0]
+        return frame.assign(**{task: target}), (task,)
+
+    def _remember(self, features: pd.DataFrame) -> None:
+        self.feature_names_in_ = np.array(features.columns, object)
+        self.n_features_in_ = features.shape[1]
+
+    def _features(self, X: Any) -> pd.DataFrame:
+        check_is_fitted(self)
+        if isinstance(X, pd.DataFrame):
+            return _text_names(X)
+        return _as_frame(validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False))
+
+    def _logits(self, X: Any) -> np.ndarray:
+        encoded = self.encoder_.transform(self._features(X)) if hasattr(self, "encoder_") else self._features(X)
+        labels = torch.zeros(len(encoded.ids), len(self.labels_.tasks))
+        return predict_logits(self.network_, Rows(encoded.ids, encoded.numbers, labels))
+
+    def _spec(self, features: pd.DataFrame) -> FeatureSpec:
+        if isinstance(self.spec, FeatureSpec):
+            return self.spec
+        return infer_spec(features) if self.spec is None else FeatureSpec.load(self.spec)
+
+    def _parts(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation rows; all rows are both where there are fewer than 50."""
+        if rows < 50:
+            return np.arange(rows), np.arange(rows)
+        order = np.random.default_rng(self.seed).permutation(rows)
+        held = max(1, round(rows * self.validation))
+        return order[held:], order[:held]
+
+    def _calibrate(self, network: torch.nn.Module, held: Rows) -> list[Calibration]:
+        logits = predict_logits(network, held)
+        found = []
+        for task in range(logits.shape[1]):
+            labels = held.labels[:, task].numpy()
+            known = ~np.isnan(labels)
+            both = len(np.unique(labels[known])) == 2
+            method = self.calibration if both else "none"
+            found.append(calibrate(labels[known], logits[known, task], method) if known.any() else Calibration())
+        return found
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+
+def _text_names(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame if all(isinstance(c, str) for c in frame.columns) else frame.rename(columns=str)
+
+
+def _as_frame(values: np.ndarray) -> pd.DataFrame:
+    frame = pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
+    return frame.infer_objects()
+
+
+@contextmanager
+def _own_random_numbers() -> Generator[None]:
+    """Training seeds the global generators; a caller's are put back."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,70 @@
+"""A fitted recommender as a folder: ``model.safetensors``, ``encoder.json``, ``encoder.safetensors``, ``labels.json``.
+
+It is the folder that a seed of ``manyheads recsys train`` leaves, with settings and calibration added to the header.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyheads.core.errors import CheckpointError
+from manyheads.lab import checkpoint
+from manyheads.lab.command import plain
+from manyheads.lab.files import write_atomically
+from manyheads.recsys.calibration import Calibration
+from manyheads.recsys.encoder import Encoder
+from manyheads.recsys.labels import Labels
+from manyheads.recsys.train import config_from
+
+if TYPE_CHECKING:
+    from manyheads.recsys.recommender import Recommender
+
+FORMAT = 1
+
+
+def save(recommender: Recommender, folder: Path) -> None:
+    """Writes each file atomically, the weights last."""
+    config, kind = recommender.config_, type(recommender.config_)
+    described = {"type": f"{kind.__module__}.{kind.__qualname__}"}
+    described |= {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+    settings = {k: plain(v) for k, v in recommender.get_params().items() if k != "spec"}
+    about = {"format": FORMAT, "settings": settings, "calibration": [asdict(c) for c in recommender.calibration_]}
+    for name, content in {**recommender.encoder_.files(), **recommender.labels_.files()}.items():
+        write_atomically(folder / name, content)
+    header = {"experiment": {"model": described}, "recommender": about}
+    checkpoint.save_tensors(folder / "model.safetensors", recommender.network_.state_dict(), header)
+
+
+def load(folder: Path) -> Recommender:
+    """Raises :class:`CheckpointError` for a folder that :func:`save` or a run did not write."""
+    from manyheads.recsys.recommender import Recommender
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        runs = sorted(folder.glob("**/seed-*/model.safetensors"))
+        mend = f"name {runs[0].parent}" if runs else "fit or train one first"
+        raise CheckpointError(f"{folder} holds no model.safetensors: {mend}")
+    tensors, header = checkpoint.load_tensors(path)
+    about = header.get("recommender", {})
+    if about.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}: fit again")
+    encoder, labels = Encoder.load(folder), Labels.load(folder)
+    config = config_from(header.get("experiment", {}).get("model", {}))
+    network = config.make(encoder.layout(labels.tasks))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: weights and encoder do not belong together: train again") from error
+    stored = about.get("calibration") or [{} for _ in labels.tasks]
+    calibrations = [_calibration(values) for values in stored]
+    settings: dict[str, Any] = {**about.get("settings", {}), "spec": encoder.spec}
+    made = Recommender(**settings)
+    made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations)
+    return made
+
+
+def _calibration(values: dict[str, Any]) -> Calibration:
+    typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Calibration(**typed)

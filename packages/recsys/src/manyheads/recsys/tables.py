@@ -1,0 +1,83 @@
+"""Tables from files, and how their rows are split."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.lab.files import write_atomically
+from manyheads.recsys.columns import as_family, check_frame
+
+SUFFIXES = (".csv", ".csv.gz", ".csv.xz", ".tsv", ".parquet")
+Split = Literal["random", "time"]
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A ``.csv`` (also ``.gz``, ``.xz``), ``.tsv`` or ``.parquet`` file.
+
+    Raises :class:`DataError` for an absent, empty or unreadable file, :class:`MissingPackageError` for parquet without
+    pyarrow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"{path}: found {path.suffix or 'no suffix'}, expected one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", low_memory=False)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{path}: reading parquet needs pyarrow: pip install 'manyheads-recsys[parquet]'"
+        ) from error
+    except (ValueError, OSError) as error:  # parser, encoding and arrow errors are among these
+        said = " ".join(str(error).split())[:160]
+        raise DataError(f"{path}: cannot be read as a table ({said}): check the file") from error
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """As the name's ending says, atomically."""
+    if path.suffix == ".parquet":
+        content = io.BytesIO()
+        frame.to_parquet(content)
+        write_atomically(path, content.getvalue())
+    else:
+        write_atomically(path, frame.to_csv(index=False).encode())
+
+
+def split_rows(
+    frame: pd.DataFrame,
+    *,
+    split: Split = "random",
+    time: str | None = None,
+    shares: tuple[int, int, int] = (8, 1, 1),
+    seed: int = 2021,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Train, validation and test rows by ``shares``: drawn, or the oldest, the next and the newest by ``time``.
+
+    Raises :class:`ArgumentError` without a time column for a split by time, :class:`DataError` for too few rows.
+    """
+    if split == "random":
+        order = np.random.default_rng(seed).permutation(len(frame))
+    elif time is None:
+        raise ArgumentError("split: found time without a time column, expected its name (--time)")
+    else:
+        check_frame(frame, [time], "table")
+        stamps, missing = as_family(frame[time], "time")
+        if missing.any():
+            raise DataError(f"column {time!r}, row {int(np.argmax(missing))}: found no time, expected one in every row")
+        order = np.argsort(stamps, kind="stable")
+    first = len(frame) * shares[0] // sum(shares)
+    second = len(frame) * (shares[0] + shares[1]) // sum(shares)
+    sizes = (first, second - first, len(frame) - second)
+    if any(size == 0 and share > 0 for size, share in zip(sizes, shares, strict=True)):
+        raise DataError(f"table: found {len(frame)} rows, too few for a split of {':'.join(map(str, shares))}")
+    parts = (order[:first], order[first:second], order[second:])
+    train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
+    return train, validation, test

@@ -1,0 +1,93 @@
+"""The gated recurrent unit as one scan with a backward pass of its own.
+
+    r = sigma(a_r + U_r h),   z = sigma(a_z + U_z h),   n = tanh(a_n + r o (U_n h + b_n)),   h' = (1 - z) o n + z o h
+
+with ``a = W x + b`` of all tokens computed before. Shapes: T tokens, R independent scans (the two directions), B batch,
+U units.
+
+The gates are not kept: the backward pass recomputes them, block by block of tokens. Then the scan back is linear in the
+gradient of h, with coefficients known beforehand, so that a token costs two small kernels. torch's own unit on the CPU
+records some ten nodes a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CACHED = 1 << 15  # numbers a state in a block of the backward pass: the dozen arrays beside it stay in the cache
+
+
+def gru_scan(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, fresh: Tensor | None = None) -> Tensor:
+    """``gates (T, R, B, 3 U)`` in the order r, z, n, ``start (R, B, U)``, ``weight (R, U, 3 U)``, ``bias (R, U)`` of n
+    -> all states ``(T, R, B, U)``. Where ``fresh (T, R, B)`` holds the state is 0 before that token."""
+    keep = None if fresh is None else (~fresh).to(gates.dtype).unsqueeze(-1)
+    with torch.autocast(gates.device.type, enabled=False):
+        return _Scan.apply(gates, *(part.to(gates.dtype) for part in (start, weight, bias)), keep)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+        units = start.shape[-1]
+        a_rz, a_n = gates.split([2 * units, units], -1)
+        offsets = torch.cat([a_rz, bias.unsqueeze(1).expand_as(a_n)], -1)
+        states, inner = torch.empty_like(a_n, memory_format=torch.contiguous_format), torch.empty_like(gates[0])
+        r, z, u_n = inner.split(units, -1)
+        opened, candidate = inner[..., : 2 * units], torch.empty_like(start)
+        h, kept = start, ([None] * len(gates) if keep is None else keep.unbind())
+        for offset, new, out, k in zip(offsets.unbind(), a_n.unbind(), states.unbind(), kept, strict=True):
+            h = h if k is None else h * k
+            torch.baddbmm(offset, h, weight, out=inner)
+            opened.sigmoid_()
+            torch.addcmul(new, r, u_n, out=candidate).tanh_()
+            h = torch.lerp(candidate, h, z, out=out)
+        ctx.save_for_backward(gates, start, weight, bias, states, *(() if keep is None else (keep,)))
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor):
+        gates, start, weight, bias, states, *rest = ctx.saved_tensors
+        (above,), keep = gradients, (rest[0] if rest else None)
+        units = start.shape[-1]
+        one = torch.eye(units, dtype=weight.dtype, device=weight.device).expand(len(weight), -1, -1)
+        back = torch.cat([weight.mT, one], 1)
+        d_gates, carry = torch.empty_like(gates), torch.zeros_like(start)
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        block = max(16, _CACHED // start.numel())
+        for low in reversed(range(0, len(gates), block)):
+            cut = slice(low, low + block)
+            first = states[low - 1] if low else start
+            before = torch.cat([first.unsqueeze(0), states[low : low + block - 1]])[: len(gates[cut])]
+            before = before if keep is None else before * keep[cut]
+            a_r, a_z, a_n = gates[cut].split(units, -1)
+            scans = before.transpose(0, 1).flatten(1, 2)  # (R, T B, U): one product a scan
+            u_r, u_z, u_n = (scans @ weight).unflatten(1, (len(before), -1)).transpose(0, 1).split(units, -1)
+            u_n = u_n + bias.unsqueeze(1)
+            r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
+            n = torch.tanh(a_n + r * u_n)
+            # Over the gradient of h': those of U_r h, U_z h and U_n h, gate by gate on an axis of their own. With that
+            # of h itself beside them, their product with [U_r; U_z; U_n; 1] is the gradient of h.
+            by_n = (1 - z) * (1 - n * n)
+            by_r = by_n * u_n * r * (1 - r)
+            factor = torch.stack([by_r, (before - n) * z * (1 - z), by_n * r, z], -2)
+            sent = factor if keep is None else factor * keep[cut].unsqueeze(-1)
+            total = torch.empty_like(before)
+            torch.add(above[cut][-1], carry, out=total[-1])
+            product, wide = torch.empty_like(sent[0]), total.unsqueeze(-2)
+            flat = product.flatten(-2)
+            steps = (above[cut][:-1].unbind(), sent[1:].unbind(), total[:-1].unbind(), wide[1:].unbind())
+            for g, c, d_before, d in zip(*(reversed(step) for step in steps), strict=True):
+                torch.mul(c, d, out=product)
+                torch.baddbmm(g, flat, back, out=d_before)
+            carry = torch.bmm((sent[0] * wide[0]).flatten(-2), back)
+            through = (factor[..., :3, :] * wide).flatten(-2)
+            d_gates[cut] = through
+            torch.mul(by_n, total, out=d_gates[cut][..., 2 * units :])
+            d_weight += scans.mT @ through.transpose(0, 1).flatten(1, 2)
+            d_bias += through[..., 2 * units :].sum((0, 2))
+        return d_gates, carry, d_weight, d_bias, None

@@ -1,0 +1,127 @@
+"""Autoformer: Decomposition Transformers with Auto-Correlation for Long-Term Series Forecasting (2106.13008).
+
+    R(tau) = mean_d sum_t Q[t + tau, d] K[t, d]                      all delays by FFT, t + tau on a circle of T tokens
+    tau_1 … tau_k = the k delays with the largest R,   k = factor ln T
+    y[t] = sum_i softmax(R(tau_1) … R(tau_k))_i V[t + tau_i]
+
+Shapes: B batch, T tokens, D width, H heads, E = D / H head width, k delays.
+
+Cost: time ``O(T log T D + T D^2)``, memory ``O(T D)``. Rolling and summing is itself a correlation of the values with
+weights that stand at the delays: a second FFT, whatever k is.
+
+In evaluation each sample selects its own delays. In training the batch shares the delays with the largest mean R, as
+the authors' code does, with weights of each sample's own: there, rows of a batch are not independent. With padding,
+whose rows have circles of different lengths, each sample selects its own in training too.
+
+Differs from the paper: one set of delays for all heads, from R averaged over heads and channels, as in the authors'
+code; the paper's equation gives each head its own (``per_head=True``). R is a sum over t, not the mean of the paper's
+equation (3), as in the code: the softmax sharpens with T. There is no causal form: a roll brings the end of the series
+to its start, and the authors' code ignores its mask. Series decomposition is no part of the layer. Padding is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.circular_correlation import circular_correlation
+from manyheads.core.functional.packing import pack, pack_order, unpack
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim = config["dim"]
+    transform = 2.5 * tokens * max(1.0, math.log2(tokens))  # of one real channel
+    return 8.0 * tokens * dim * dim + 4.0 * dim * transform + 8.0 * tokens * dim
+
+
+class AutoCorrelation(Layer):
+    """Auto-Correlation; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        heads: H; divides ``dim``. Without ``per_head`` it changes nothing but what ``mixing_matrix`` shows.
+        factor: c of ``k = c ln T``, rounded down, at least 1 and at most T.
+        per_head: each head selects its own delays.
+        bias: biases in the four projections.
+
+    Raises:
+        ArgumentError: heads that do not divide, a factor that is not above 0.
+    """
+
+    info = LayerInfo(
+        name="auto-correlation",
+        title="Autoformer: Decomposition Transformers with Auto-Correlation for Long-Term Series Forecasting",
+        arxiv="2106.13008",
+        cost="time N log N D, memory N D",
+        flops=_flops,
+        masks=("padding",),
+        positional=True,
+        linear_in_value=True,
+        discontinuous=True,
+        deviations=(
+            "one set of delays for all heads as in the authors' code; the paper's equation is per_head=True",
+            "the correlation is a sum over time as in the code, not a mean",
+            "in training the batch shares its delays as in the code, except with padding",
+            "no causal form",
+        ),
+    )
+
+    def __init__(
+        self, dim: int, *, heads: int = 8, factor: float = 1.0, per_head: bool = False, bias: bool = True
+    ) -> None:
+        super().__init__(dim, heads=heads, factor=factor, per_head=per_head, bias=bias)
+        if heads < 1 or dim % heads:
+            raise ArgumentError(f"auto-correlation: heads: found {heads}, expected a divisor of dim = {dim}")
+        if not 0 < factor < math.inf:
+            raise ArgumentError(f"auto-correlation: factor: found {factor}, expected a number above 0")
+        self.heads, self.factor, self.per_head = heads, factor, per_head
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(dim, dim, bias=bias)
+        self.value = nn.Linear(dim, dim, bias=bias)
+        self.output = nn.Linear(dim, dim, bias=bias)
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        parts = (self.query(x), self.key(x), self.value(x))
+        if mask.padding is None:
+            return LayerOutput(self.output(self._mixed(*parts, None)))
+        order, real = pack_order(mask.padding)
+        packed = (torch.where(real.unsqueeze(-1), pack(part, order), 0.0) for part in parts)
+        y = self.output(unpack(self._mixed(*packed, mask.padding.sum(1)), order, real))
+        return LayerOutput(torch.where(mask.padding.unsqueeze(-1), y, 0.0))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        batch, tokens, _ = q.shape
+        groups = self.heads if self.per_head else 1
+
+        def channels_first(part: Tensor) -> Tensor:
+            # torch copies a transposed matrix in tiles, but a batch of them element by element: nine times slower
+            return part.flatten(0, 1).T.contiguous().view(groups, -1, batch, tokens)
+
+        q, k, v = (channels_first(part) for part in (q, k, v))
+        correlation = circular_correlation(q, k, lengths=lengths, mean=-3)
+        weights = self._weights(correlation, lengths).unsqueeze(1)
+        rolled = circular_correlation(v, weights, lengths=lengths)
+        return rolled.flatten(0, 1).permute(1, 2, 0)
+
+    def _weights(self, correlation: Tensor, lengths: Tensor | None) -> Tensor:
+        """``(G, B, T)`` -> the same shape: softmax at the selected delays, 0 elsewhere."""
+        tokens = correlation.shape[-1]
+        count = min(tokens, max(1, int(self.factor * math.log(tokens))))
+        if lengths is not None:
+            delay, n = torch.arange(tokens, device=correlation.device), lengths.clamp(min=1).unsqueeze(1)
+            found, index = correlation.masked_fill(delay >= n, float("-inf")).topk(count)
+            own = torch.minimum((self.factor * n.to(torch.float64).log()).to(torch.int64).clamp(min=1), n)
+            found = torch.where(delay[:count] < own, found, float("-inf"))
+        elif self.training:
+            index = correlation.mean(1, keepdim=True).topk(count).indices.expand(-1, correlation.shape[1], -1)
+            found = correlation.gather(-1, index)
+        else:
+            found, index = correlation.topk(count)
+        return torch.zeros_like(correlation).scatter(-1, index, found.softmax(-1))

@@ -1,0 +1,102 @@
+"""Axial Attention in Multidimensional Transformers (1912.12180): softmax attention along one axis of a grid.
+
+    y[…, i, …] = W_o sum_j softmax_j(q[…, i, …] . k[…, j, …] / sqrt(E)) v[…, j, …]
+
+Only the index along the axis varies; the other axes are a batch. A layer along each axis in turn gives every token the
+whole grid. Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H
+heads, E = D / H head width.
+
+Cost: time ``O(N L D + N D^2)``, memory ``O(N D)``: on a square grid ``N^1.5``, against ``N^2`` of full attention.
+
+Differs from the paper: none of its shifts, position embeddings and blocks is here, as those belong to its model. Causal
+means along the axis, and so in raster order too. Padding is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.attention import attention
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    """For the most even grid of two axes."""
+    dim, length = config["dim"], tokens**0.5
+    seen = (length + 1) / 2 if config.get("causal") else length
+    return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim
+
+
+class AxialAttention(Layer):
+    """Softmax attention along one axis; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        heads: H; divides ``dim``.
+        axis: the grid axis along which tokens see each other: of an image 0 for its columns, 1 for its rows; negative
+            from the end.
+        causal: each token sees itself and what comes before it along the axis.
+        bias: biases in the four projections.
+
+    Raises:
+        ArgumentError: heads that do not divide, an axis that no grid has, or, at the call, one that this grid has not.
+    """
+
+    info = LayerInfo(
+        name="axial",
+        title="Axial Attention in Multidimensional Transformers",
+        arxiv="1912.12180",
+        cost="time N L D + N D^2 along an axis of length L, N^1.5 D on a square grid, memory N D",
+        flops=_flops,
+        grid_ranks=(2, 3),
+        causal=("no", "strict"),
+        masks=("padding",),
+        positional=True,
+        full_context=False,
+        linear_in_value=True,
+        deviations=("one layer along one axis, without the shifts and embeddings of the paper's model",),
+    )
+
+    def __init__(self, dim: int, *, heads: int = 8, axis: int = -1, causal: bool = False, bias: bool = False) -> None:
+        super().__init__(dim, heads=heads, axis=axis, causal=causal, bias=bias)
+        if heads < 1 or dim % heads:
+            raise ArgumentError(f"axial: heads: found {heads}, expected a divisor of dim = {dim}")
+        if not -3 <= axis < 3:
+            raise ArgumentError(f"axial: axis: found {axis}, expected one of a grid of two or three axes, -3 to 2")
+        self.heads, self.axis, self.is_causal = heads, axis, causal
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
+
+    @property
+    def causal(self) -> Causality:
+        return "strict" if self.is_causal else "no"
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        rank = x.dim() - 2
+        if not -rank <= self.axis < rank:
+            raise ArgumentError(
+                f"axial: axis: found {self.axis} for a grid of {rank} axes, expected {-rank} to {rank - 1}"
+            )
+        along = 1 + self.axis % rank
+        q, k, v = (self._lines(part(x), along) for part in (self.query, self.key, self.value))
+        allowed = None
+        if mask.padding is not None:
+            real = mask.padding.view(x.shape[:-1]).movedim(along, -1)
+            allowed = real.reshape(-1, 1, 1, real.shape[-1])
+            if self.is_causal:
+                length = real.shape[-1]
+                allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        mixed = attention(q, k, v, allowed=allowed, causal=self.is_causal and allowed is None)
+        lines = (*(size for axis, size in enumerate(x.shape[:-1]) if axis != along), x.shape[along])
+        y = self.output(mixed.transpose(1, 2).flatten(2).view(*lines, -1).movedim(-2, along))
+        return LayerOutput(y if mask.padding is None else y * mask.padding.view(x.shape[:-1]).unsqueeze(-1))
+
+    def _lines(self, x: Tensor, along: int) -> Tensor:
+        """``(B, *grid, D)`` -> ``(B times the other axes, H, L, E)``."""
+        moved = x.movedim(along, -2)
+        return moved.reshape(-1, moved.shape[-2], self.heads, moved.shape[-1] // self.heads).transpose(1, 2)

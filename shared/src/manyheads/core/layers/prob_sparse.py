@@ -1,0 +1,224 @@
+"""Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting (2012.07436): ProbSparse attention.
+
+    M(q_t) = max_{s in S_t} q_t k_s' / sqrt(E) - mean_{s in S_t} q_t k_s' / sqrt(E),   S_t: U sampled keys of query t
+    y_t = softmax(q_t K' / sqrt(E)) V   for the u queries with the largest M (a set for each head),
+    y_t = mean(V), or with ``causal`` mean(V_1 … V_t),   for the others
+
+with ``u = U = factor * ceil(ln T)``, at most T. Shapes: B batch, T tokens, D width, H heads, E = D / H head width.
+
+Cost: time ``O(T ln T D + T D^2)``, memory ``O(T (D + ln T))``: the sampled keys of all queries are never held at once.
+
+The sample is a hash of (seed, query, place) scaled to the length: the same at every call and on every device, shared by
+batch and heads, drawn with replacement. To draw afresh at each training step, set ``layer.generator`` to a
+``torch.Generator``; evaluation never uses it.
+
+Causality is weak: with ``causal`` no output mixes a later value, but which queries are attended looks at all queries
+and, through the sample, at all keys, so that a later token can change which of the two forms an earlier output takes.
+
+Differs from the paper: M's mean is over the sampled keys, as defined; the authors' code divides their sum by T, which
+all but drops it. With ``causal`` the lazy queries get the running mean, which is what uniform attention gives; the
+authors' code gives the running sum (``running="sum"``). The authors draw afresh at every call, in evaluation too. The
+convolution that halves the sequence between layers ("distilling") is no part of the layer. Padding is ours.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.attention import attention
+from manyheads.core.functional.hashing import hashed_choice, hashed_integers
+from manyheads.core.functional.packing import pack, pack_order, unpack
+from manyheads.core.functional.prefix_sum import prefix_sum
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+def _budget(factor: float, tokens: int) -> int:
+    return min(tokens, max(1, int(factor * math.ceil(math.log(tokens)))))
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim, budget = config["dim"], _budget(config.get("factor", 5.0), tokens)
+    return 8.0 * tokens * dim * dim + 6.0 * budget * tokens * dim
+
+
+def sparsity(q: Tensor, k: Tensor, sample: Tensor, used: Tensor | None = None) -> Tensor:
+    """M: ``q, k (B, T, H, E)``, ``sample (B, T, U)`` int64, of which the first ``used (B,)`` columns count (all by
+    default) -> ``(B, H, T)``, without gradient."""
+    batch, tokens, heads, width = q.shape
+    columns = sample.shape[2]
+    q, k = (part.detach().flatten(0, 1).transpose(0, 1).contiguous() for part in (q, k))  # (H, B T, E)
+    place = (sample + torch.arange(batch, device=q.device).view(-1, 1, 1) * tokens).flatten(0, 1)
+    live = None if used is None else torch.arange(columns, device=q.device) < used.view(-1, 1, 1)
+    found = []
+    for head in range(heads):
+        scores = sampled_products(q[head], k[head], place).view(batch, tokens, columns)
+        if live is None or used is None:
+            found.append(scores.amax(-1) - scores.mean(-1))
+        else:
+            mean = torch.where(live, scores, 0.0).sum(-1) / used.unsqueeze(1)
+            found.append(torch.where(live, scores, float("-inf")).amax(-1) - mean)
+    return torch.stack(found, 1) * width**-0.5
+
+
+def sampled_products(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
+    """``q (N, E)``, ``k (M, E)``, ``place (N, U)`` -> ``q[n] . k[place[n, u]]``, ``(N, U)``.
+
+    On a CPU by the kernel that multiplies matrices at the places of a sparse one only (a third of the time of gathering
+    the keys); else the keys are gathered, some queries at a time.
+    """
+    rows, columns = place.shape
+    on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    if not torch.compiler.is_compiling() and on_cpu and torch.backends.mkl.is_available():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            start = torch.arange(rows + 1) * columns
+            empty = torch.zeros(rows * columns, dtype=q.dtype)
+            pattern = torch.sparse_csr_tensor(start, place.flatten(), empty, (rows, len(k)), check_invariants=False)
+            return torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0).values().view(rows, columns)
+    step = max(1, (1 << 26) // (columns * q.shape[1]))  # elements of sampled keys at a time
+    parts = []
+    for first in range(0, rows, step):
+        cut = slice(first, first + step)
+        sampled = k.index_select(0, place[cut].flatten()).view(-1, columns, q.shape[1])
+        parts.append((sampled @ q[cut].unsqueeze(-1)).squeeze(-1))
+    return torch.cat(parts)
+
+
+class ProbSparse(Layer):
+    """ProbSparse attention; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        heads: H; divides ``dim``.
+        factor: c of ``u = c ceil(ln T)``.
+        causal: no output mixes a later value; weakly causal, as the selection looks at all queries.
+        running: causal only: lazy queries get the running "mean" of the values, or their "sum" as in the authors' code.
+        seed: of the sampled keys.
+        bias: biases in the four projections.
+
+    ``generator`` (None): a ``torch.Generator`` from which each training step draws the seed of its sample.
+
+    Raises:
+        ArgumentError: heads that do not divide, a factor that is not above 0, an unknown ``running``.
+    """
+
+    info = LayerInfo(
+        name="prob-sparse",
+        title="Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting",
+        arxiv="2012.07436",
+        cost="time N ln N D, memory N D",
+        flops=_flops,
+        causal=("no", "weak"),
+        masks=("padding",),
+        positional=True,
+        linear_in_value=True,
+        discontinuous=True,
+        deviations=(
+            "the mean of M is over the sampled keys; the authors' code divides by the length",
+            "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",
+            "the sample is fixed by a seed, in training too unless a generator is set",
+            "no distilling between layers",
+        ),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        factor: float = 5.0,
+        causal: bool = False,
+        running: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(dim, heads=heads, factor=factor, causal=causal, running=running, seed=seed, bias=bias)
+        if heads < 1 or dim % heads:
+            raise ArgumentError(f"prob-sparse: heads: found {heads}, expected a divisor of dim = {dim}")
+        if not 0 < factor < math.inf:
+            raise ArgumentError(f"prob-sparse: factor: found {factor}, expected a number above 0")
+        if running not in ("mean", "sum"):
+            raise ArgumentError(f"prob-sparse: running: found {running!r}, expected 'mean' or 'sum'")
+        self.heads, self.factor, self.is_causal, self.running, self.seed = heads, factor, causal, running, seed
+        self.generator: torch.Generator | None = None
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(dim, dim, bias=bias)
+        self.value = nn.Linear(dim, dim, bias=bias)
+        self.output = nn.Linear(dim, dim, bias=bias)
+
+    @property
+    def causal(self) -> Causality:
+        return "weak" if self.is_causal else "no"
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        batch, tokens, _ = x.shape
+        parts = (self.query(x), self.key(x), self.value(x))
+        if mask.padding is None:
+            lengths = torch.full((batch,), tokens, dtype=torch.int64, device=x.device)
+            return LayerOutput(self.output(self._mixed(*parts, lengths, ragged=False)))
+        order, real = pack_order(mask.padding)
+        mixed = self._mixed(*(pack(part, order) for part in parts), mask.padding.sum(1), ragged=True)
+        y = self.output(unpack(mixed, order, real))
+        return LayerOutput(torch.where(mask.padding.unsqueeze(-1), y, 0.0))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, ragged: bool) -> Tensor:
+        """``(B, T, D)`` of which the first ``lengths`` tokens of each row are real."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        tokens, device = q.shape[1], q.device
+        budget = self._budgets(lengths)
+        selected = self._select(q, k, lengths, budget if ragged else None)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        index = selected.unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
+        key = torch.arange(tokens, device=device)
+        allowed = key < lengths.view(-1, 1, 1, 1) if ragged else None
+        if self.is_causal:
+            before = key <= selected.unsqueeze(-1)
+            allowed = before if allowed is None else before & allowed
+        attended = attention(q.gather(2, index), k, v, allowed=allowed)
+        lazy = self._lazy(v, lengths, ragged=ragged)
+        if ragged:
+            spare = torch.arange(selected.shape[2], device=device) >= budget.unsqueeze(1)
+            attended = torch.where(spare[:, None, :, None], lazy.gather(2, index), attended)
+        return lazy.scatter(2, index, attended).transpose(1, 2).flatten(2)
+
+    def _budgets(self, lengths: Tensor) -> Tensor:
+        """u of each row."""
+        logs = lengths.clamp(min=1).to(torch.float64).log().ceil()
+        return torch.minimum((self.factor * logs).to(torch.int64).clamp(min=1), lengths.clamp(min=1))
+
+    @torch.no_grad()
+    def _select(self, q: Tensor, k: Tensor, lengths: Tensor, budget: Tensor | None) -> Tensor:
+        """``(B, H, u)``: the queries that attend, u of the longest possible row; ties go to the earlier query.
+        ``budget``: U of each row, None for rows without padding."""
+        tokens, seed = q.shape[1], self.seed
+        columns = _budget(self.factor, tokens)
+        if self.training and self.generator is not None:
+            seed = int(torch.randint(1 << 32, (), generator=self.generator, device=self.generator.device))
+        drawn = hashed_integers(seed, tokens, columns, device=q.device)
+        measure = sparsity(q, k, hashed_choice(drawn, lengths.clamp(min=1).view(-1, 1, 1)), budget)
+        if budget is not None:
+            beyond = torch.arange(tokens, device=q.device) >= lengths.view(-1, 1, 1)
+            measure = measure.masked_fill(beyond, float("-inf"))
+        return torch.sort(measure, dim=-1, descending=True, stable=True).indices[..., :columns]
+
+    def _lazy(self, v: Tensor, lengths: Tensor, *, ragged: bool) -> Tensor:
+        """``(B, H, T, E)``: the mean of the real values, or their running mean or sum."""
+        if self.is_causal:
+            total = prefix_sum(v)
+            if self.running == "sum":
+                return total
+            return total / torch.arange(1, v.shape[2] + 1, device=v.device).unsqueeze(-1)
+        wide = v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
+        if ragged:
+            real = torch.arange(v.shape[2], device=v.device) < lengths.unsqueeze(1)
+            wide = torch.where(real[:, None, :, None], wide, 0.0)
+        mean = wide.sum(2, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1, 1)
+        return mean.to(v.dtype).expand_as(v)

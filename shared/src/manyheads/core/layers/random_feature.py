@@ -1,0 +1,213 @@
+"""What can a Single Attention Layer Learn? A Study Through the Random Features Lens (2307.11353): ReLU attention with
+frozen random weights, of which only a linear read-out is trained.
+
+    f(x_0; x_1 … x_N) = sum_m (1/N) sum_i relu(<W_m, z_0 z_i'>) <v_m, z_i>,   z = [x; 1],   W_m ~ N(W_0, 1/4) and frozen
+
+RFA has ``W_0 = 0``; biased RFA (BRFA) has ``W_0 = diag(1, …, 1, 0)``, so that similar tokens excite each other. With
+``v_m`` a matrix the layer has D outputs; it is linear in it, with M (C + 1) features ``(1/N) sum_i relu(…) z_i``.
+
+As self-attention each token is a query over all tokens, itself too, or causal over itself and those before; with
+``context_dim`` the tokens are queries over a context.
+
+Shapes: B batch, T queries, S keys, D query width, C key width (D without a context), M = ``heads`` random heads.
+
+Cost: ``W_m' z_0`` is formed once a query, so that a query takes ``O(M (D C + S C))`` time, all of them ``O(M T (D C +
+S C))``; memory ``O(M T S)`` for the scores; a state of ``max_len`` tokens.
+
+Differs from the paper: no code was found, and the model is from memory of the paper, checked against what it proves and
+simulates. D outputs, the self, causal and streaming forms and masks are ours; so is training by gradient (the paper
+solves for v with ridge: :meth:`RandomFeatureAttention.features` gives the regressors). The paper's tokens have norm 1
+and nothing is rescaled here: tokens of norm r give features of size r^3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manyheads.core.blocks.shared_value import SharedValue, mix_shared
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional import hold_first, require_room, same_segment, segment_ids, visible
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+class TokenState(NamedTuple):
+    """The tokens of the episode so far, the oldest first."""
+
+    tokens: Tensor  # (B, max_len, D)
+    used: Tensor  # (B,) int64: slots in use
+
+
+def random_weights(heads: int, query: int, key: int, *, seed: int, biased: bool = False) -> Tensor:
+    """W ``(M, query + 1, key + 1)``: independent normals of variance 1/4 around 0, or around diag(1, …, 1, 0)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(heads, query + 1, key + 1, generator=generator, device="cpu") / 2
+    if biased:
+        weights[:, range(query), range(query)] += 1
+    return weights
+
+
+def random_feature_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+    """relu(z_t' W_m z_s) of ``queries (B, T, P)``, ``keys (B, S, R)`` with their ones, ``weights (M, P, R)``:
+    ``(B, M, T, S)``."""
+    projected = queries @ weights.transpose(0, 1).flatten(1)  # (B, T, M R), once a query
+    return torch.relu(projected.unflatten(-1, (len(weights), -1)).transpose(1, 2) @ keys.mT.unsqueeze(1))
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim, heads = config["dim"], config.get("heads", 64)
+    key = config.get("context_dim") or dim
+    seen = tokens  # a causal mask saves no work
+    each = 2.0 * (dim + 1) * (key + 1) + 4.0 * seen * (key + 1) + 2.0 * (key + 1) * dim
+    return heads * tokens * each
+
+
+class RandomFeatureAttention(Layer):
+    """ReLU attention with frozen random weights (the buffer ``weight``) and a trained read-out ``output`` (v).
+
+    Args:
+        dim: width D of queries and outputs.
+        heads: M, the random heads; M (C + 1) features and D times as many parameters.
+        biased: BRFA: the weights are around diag(1, …, 1, 0).
+        causal: each token's keys are itself and what came before.
+        max_len: causal only: slots of the growing state; a stream longer than this raises :class:`StateError`.
+        context_dim: C, for keys from a context; not with ``causal``, and D where ``biased``.
+        seed: of the frozen weights; the same seed gives the same weights.
+
+    Raises:
+        ArgumentError: heads or room below 1, room without ``causal``, a context that does not fit.
+    """
+
+    weight: Tensor  # (M, D + 1, C + 1), frozen
+    info = LayerInfo(
+        name="random-feature",
+        title="What can a Single Attention Layer Learn? A Study Through the Random Features Lens",
+        arxiv="2307.11353",
+        cost="time M N (N D + D^2), memory M N^2; one query over N keys M (N D + D^2)",
+        flops=_flops,
+        causal=("no", "strict"),
+        state=("none", "growing"),
+        cross=True,
+        masks=("padding", "reset", "window", "blocks", "context_padding"),
+        full_context=False,  # a rectifier shuts some pairs off
+        linear_in_value=True,
+        deviations=(
+            "from memory of the paper; no code was found",
+            "self, causal and streaming forms and masks are ours",
+            "trained by gradient, not by ridge",
+        ),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 64,
+        biased: bool = False,
+        causal: bool = False,
+        max_len: int | None = None,
+        context_dim: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            dim, heads=heads, biased=biased, causal=causal, max_len=max_len, context_dim=context_dim, seed=seed
+        )
+        if heads < 1:
+            raise ArgumentError(f"random-feature: heads: found {heads}, expected 1 or more")
+        if max_len is not None and (max_len < 1 or not causal):
+            raise ArgumentError(
+                f"random-feature: max_len: found {max_len} with causal={causal}, expected 1 or more and causal"
+            )
+        if context_dim is not None and (causal or context_dim < 1 or (biased and context_dim != dim)):
+            raise ArgumentError(
+                f"random-feature: context_dim: found {context_dim} with causal={causal}, biased={biased}, expected "
+                f"None where causal, {dim} where biased, else 1 or more"
+            )
+        self.heads, self.is_causal, self.max_len, self.context_dim = heads, causal, max_len, context_dim
+        key = dim if context_dim is None else context_dim
+        self.value = SharedValue(heads)
+        self.output = nn.Linear(heads * (key + 1), dim, bias=False)
+        weight = random_weights(heads, dim, key, seed=seed, biased=biased)
+        self.register_buffer("weight", weight.to(self.output.weight))
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        if self.context_dim is not None:
+            return ("padding", "context_padding")
+        return ("padding", "reset") if self.max_len is not None else ("padding", "reset", "window", "blocks")
+
+    @property
+    def causal(self) -> Causality:
+        return "strict" if self.is_causal else "no"
+
+    @property
+    def state_kind(self) -> StateKind:
+        return "none" if self.max_len is None else "growing"
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        if self.max_len is None:
+            return ()
+        tokens = torch.zeros(batch, self.max_len, self.dim, device=device, dtype=dtype)
+        return TokenState(tokens, torch.zeros(batch, dtype=torch.int64, device=device))
+
+    def features(self, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
+        """What the read-out is linear in, ``(B, T, M (C + 1))``: regressors for a ridge solution of v."""
+        seen: list[Tensor] = []
+        hook = self.output.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            self(x, context=context, mask=mask)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        if (context is None) != (self.context_dim is None):
+            raise ArgumentError(
+                f"random-feature: context: found {context is not None}, built with context_dim={self.context_dim}"
+            )
+        if context is not None and context.shape[-1] != self.context_dim:
+            raise ArgumentError(
+                f"random-feature: context: found width {context.shape[-1]}, expected {self.context_dim}"
+            )
+        if context is not None:
+            keys = context
+            allowed = None if mask.context_padding is None else mask.context_padding.unsqueeze(1)
+        else:
+            keys, allowed, state = self._sources(x, state, mask)
+        z, keys = (functional.pad(part, (0, 1), value=1.0) for part in (x, keys))
+        scores = random_feature_scores(z, keys, self.weight)
+        count = torch.full_like(z[:1, :1, :1], keys.shape[1])
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed.unsqueeze(1), 0.0)
+            count = allowed.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)
+        # The mean is taken after the sum: on the scores it would be kept for the backward pass once more.
+        y = self.output(mix_shared(scores, self.value(keys)) / count)
+        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+
+    def _sources(self, x: Tensor, state: State, mask: Mask) -> tuple[Tensor, Tensor | None, State]:
+        """The keys ``(B, S, D)``, who sees them ``(B, T, S)`` (None for all), and the state after them."""
+        if not self.is_causal and not mask.names():
+            return x, None, ()
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
+        segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
+        held, keys = real[:, :0], x
+        if state != ():
+            held = torch.arange(state.tokens.shape[1], device=x.device) < state.used.unsqueeze(1)
+            keys = torch.cat([state.tokens, x], 1)
+        usable = torch.cat([held, real], 1)
+        segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
+        offset = held.shape[1]
+        allowed = visible(real, segment, usable, segments, offset, causal=self.is_causal, window=mask.window)
+        if mask.blocks is not None:
+            allowed = allowed & same_segment(mask.blocks, mask.blocks)
+        if self.max_len is None:
+            return keys, allowed, ()
+        kept = usable & (segments == segment[:, -1:])
+        count = kept.sum(1)
+        require_room("random-feature", count, self.max_len)
+        return keys, allowed, TokenState(hold_first(keys, kept, self.max_len), count)

@@ -1,0 +1,185 @@
+"""The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles (2306.01705).
+
+Softmax attention that is trained on a random part of its source tokens, drawn anew in each forward pass:
+
+    y_i = sum_j softmax_j(q_i . k_j / sqrt(E)) v_j,   j in M u {i}  (and j <= i),   |M| = K = ceil(ratio T)
+
+``spread=None``, unbiased: M is any K of the tokens, all with the same chance, one choice for all queries and heads.
+``spread=s``, locally biased: the tokens are sorted by ``i + s K e_i`` with normal ``e_i``, and each block of
+ceil(K / 2) queries takes the K that lie around it in that order (``causal``: the K that end with it).
+
+Each layer has its own generator, so layers draw independently. A short last phase with ``ratio = 1`` and the average of
+several stochastic passes at inference are in ``methods.subsampling``.
+
+In eval mode, and at ``ratio = 1``, this is softmax attention, streaming too: see ``layers.softmax``.
+
+Shapes: B batch, T tokens, D width, H heads, E = D / H head width, K kept sources.
+
+Cost: training time ``O(T K D + T D^2)``, memory ``O(T D + K D)`` (fused kernel), plus ``O(T K)`` booleans with
+``causal``, and ``O(T^2)`` booleans with another mask; in eval mode that of softmax attention.
+
+Differs from the paper: no code was published and the details were recalled from the text, so this is a reconstruction,
+the biased form above all. Each query keeps its own token, so that with ``causal`` none is left without a source. Rows
+with padding draw their own sources, ceil(ratio n) of n valid ones; without, the batch shares one choice. Softmax over a
+part of the tokens is no unbiased estimate of attention over all: "unbiased" is the draw. The paper counts its memory
+against attention that stores its scores; the fused kernel never does, so here the saving is in time and in sources.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.functional import (
+    kept_sources,
+    local_sources,
+    same_segment,
+    sampled_attention,
+    segment_ids,
+    uniform_sources,
+)
+from manyheads.core.functional.segments import visible
+from manyheads.core.layer import LayerInfo, LayerOutput
+from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+def _flops(config: dict[str, Any], tokens: int) -> float:
+    dim = config["dim"]
+    kept = kept_sources(tokens, config["ratio"]) + 1
+    seen = (kept + 1) / 2 if config["causal"] else kept
+    return 8.0 * tokens * dim * dim + 4.0 * tokens * min(seen, tokens) * dim
+
+
+class SubsampledAttention(SoftmaxAttention):
+    """Softmax attention trained on a part of its sources; see the module for equation and shapes.
+
+    Args:
+        dim: width D.
+        heads: H; divides ``dim``.
+        ratio: part of the source tokens that a training pass keeps, above 0 and at most 1.
+        spread: None for the unbiased draw, else the standard deviation of the noise in units of K.
+        causal: each token sees itself and what came before.
+        max_len: causal only: slots of the growing state.
+        bias: biases in the four projections.
+        seed: makes the layer's generator. With None, training needs ``methods.subsampling.give_generators``, which
+            gives each layer of a model its own.
+
+    Raises:
+        ArgumentError: a ratio outside (0, 1], a spread below 0, and as ``SoftmaxAttention``; in training mode, no
+            generator.
+    """
+
+    info = LayerInfo(
+        name="ssa",
+        title="The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
+        arxiv="2306.01705",
+        cost="training: time ratio N^2 D, memory N D; eval: as softmax",
+        flops=_flops,
+        causal=("no", "strict"),
+        state=("none", "growing"),
+        masks=("padding", "reset", "window", "blocks"),
+        lengths="any: ceil(ratio N) sources are kept, the last block of queries is padded inside",
+        linear_in_value=True,
+        deviations=(
+            "reconstructed: no code was published, the locally biased draw is recalled from the text",
+            "each query always keeps its own token",
+            "rows with padding draw among their valid tokens; without padding the batch shares one draw",
+            "scores are never stored, so that the saving is in time and in gathered sources",
+        ),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        ratio: float = 0.25,
+        spread: float | None = None,
+        causal: bool = False,
+        max_len: int | None = None,
+        bias: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dim, heads=heads, causal=causal, max_len=max_len, bias=bias)
+        self.config = {"dim": dim, "heads": heads, "ratio": ratio, "spread": spread, "causal": causal}
+        self.config |= {"max_len": max_len, "bias": bias, "seed": seed}
+        self.ratio = 1.0
+        self.set_ratio(ratio)
+        if spread is not None and not 0 <= spread < float("inf"):
+            raise ArgumentError(f"ssa: spread: found {spread}, expected None or a number of 0 or more")
+        self.spread = spread
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def set_ratio(self, ratio: float) -> None:
+        """The part of the sources that training passes keep from now on; ``config`` follows.
+
+        Raises :class:`ArgumentError` outside (0, 1].
+        """
+        if not 0 < ratio <= 1:
+            raise ArgumentError(f"ssa: ratio: found {ratio}, expected above 0 and at most 1")
+        self.ratio = self.config["ratio"] = ratio
+
+    def draw(self, usable: Tensor, *, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """The next choice for sources ``usable (R, S)``, of which those from ``offset`` on are the queries' tokens.
+
+        Positions ``(R, G, K)`` and which of them are kept, as ``functional.sampled_attention`` takes them.
+        """
+        if self.generator is None:
+            raise ArgumentError(
+                "ssa: generator: found none in training mode, expected one: give seed=, or call "
+                "methods.subsampling.give_generators(model, 0)"
+            )
+        if self.spread is None:
+            return uniform_sources(usable, self.ratio, self.generator)
+        tokens = usable.shape[1] - offset
+        blocks = -(-tokens // max(1, -(-kept_sources(usable.shape[1], self.ratio) // 2)))
+        size = -(-tokens // blocks)
+        number = (usable.cumsum(1) - 1).clamp(min=0)[:, offset:]
+        edge = torch.arange(blocks, device=usable.device) * size
+        first, last = number[:, edge.clamp(max=tokens - 1)], number[:, (edge + size - 1).clamp(max=tokens - 1)]
+        return local_sources(usable, first, last, self.ratio, self.spread, self.generator, causal=self.is_causal)
+
+    def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        if not self.training or self.ratio == 1:
+            return super().mix(x, state, context, mask)
+        q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        batch, tokens, offset = x.shape[0], x.shape[1], self.slots
+        real = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
+        segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
+        usable, segments = real, segment
+        if self.state_kind != "none":
+            held = torch.arange(offset, device=x.device) < state.used[:, None]
+            usable = torch.cat([held, real], 1)
+            segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
+            k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
+        apart = mask.padding is not None or self.state_kind != "none"
+        sources, kept = self.draw(usable if apart else usable[:1], offset=offset)
+        allowed = None
+        if apart or mask.names():
+            seen = visible(real, segment, usable, segments, offset, causal=self.is_causal, window=mask.window)
+            if mask.blocks is not None:
+                seen = seen & same_segment(mask.blocks, mask.blocks)
+            allowed = _for_blocks(seen, sources) & kept.unsqueeze(2)
+        elif self.is_causal:
+            size = -(-tokens // sources.shape[1])
+            query = torch.arange(sources.shape[1] * size, device=x.device).view(1, -1, size, 1)
+            allowed = sources.unsqueeze(2) <= query
+        mixed = sampled_attention(q, k, v, sources, kept, offset=offset, allowed=allowed)
+        if self.state_kind != "none":
+            state = self._keep(k, v, usable & (segments == segment[:, -1:]))
+        y = self.output(mixed.transpose(1, 2).flatten(2))
+        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+
+
+def _for_blocks(seen: Tensor, sources: Tensor) -> Tensor:
+    """``seen (B, T, S)`` at the ``sources (R, G, K)`` of each block of queries: ``(B, G, ceil(T / G), K)``."""
+    batch, tokens, _ = seen.shape
+    blocks = sources.shape[1]
+    size = -(-tokens // blocks)
+    padded = torch.nn.functional.pad(seen, (0, 0, 0, blocks * size - tokens)).unflatten(1, (blocks, size))
+    return padded.gather(3, sources.unsqueeze(2).expand(batch, -1, size, -1))

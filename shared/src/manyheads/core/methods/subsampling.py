@@ -1,0 +1,82 @@
+"""Training on a part of the source tokens, and what comes after (2306.01705), for any model with ``ssa`` layers.
+
+    subsampling.give_generators(model, 0)                                  # each layer draws on its own
+    for step in range(steps):
+        subsampling.set_ratio(model, ratio_at(step, steps, ratio=0.25, dense=0.1))     # the last tenth is dense
+        …
+    probabilities = subsampling.ensemble(model, lambda: model(x).softmax(-1), passes=16, seed=0)
+
+An ensemble averages the model over sub-models that see different sources; its cost is that of ``passes`` runs.
+
+Differs from the paper: the share of dense steps and the number of passes were not to be had; the defaults are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.core.layers.ssa import SubsampledAttention
+
+
+def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
+    """The model's ssa layers in module order. Raises :class:`ArgumentError` where there is none."""
+    found = [module for module in model.modules() if isinstance(module, SubsampledAttention)]
+    if not found:
+        raise ArgumentError(f"subsampling: model: found {type(model).__name__} without an ssa layer, expected one")
+    return found
+
+
+def give_generators(model: nn.Module, seed: int, *, device: torch.device | str = "cpu") -> None:
+    """A generator for each ssa layer, all different. With several processes, give each its own seed."""
+    start = torch.Generator().manual_seed(seed)
+    for layer in subsampled_layers(model):
+        own = int(torch.randint(2**62, (), generator=start))
+        layer.generator = torch.Generator(device).manual_seed(own)
+
+
+def set_ratio(model: nn.Module, ratio: float) -> None:
+    """All ssa layers keep this part of their sources in training from now on; 1 is dense."""
+    for layer in subsampled_layers(model):
+        layer.set_ratio(ratio)
+
+
+def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> float:
+    """``ratio`` until the last ``dense`` share of the steps, then 1: the dense fine-tuning before inference.
+
+    Raises :class:`ArgumentError` for a ratio outside (0, 1], a share outside [0, 1], a step outside 0 … steps - 1.
+    """
+    if not 0 < ratio <= 1:
+        raise ArgumentError(f"subsampling: ratio: found {ratio}, expected above 0 and at most 1")
+    if not 0 <= dense <= 1:
+        raise ArgumentError(f"subsampling: dense: found {dense}, expected 0 to 1")
+    if not 0 <= step < steps:
+        raise ArgumentError(f"subsampling: step: found {step}, expected 0 to {steps - 1}")
+    return ratio if step < steps - round(dense * steps) else 1.0
+
+
+def ensemble(model: nn.Module, run: Callable[[], Tensor], *, passes: int, seed: int = 0) -> Tensor:
+    """The mean of ``run()`` over stochastic passes of the model: give it probabilities, not logits.
+
+    Only the ssa layers draw; the rest of the model stays in the mode it is in. Modes and generators are as before
+    afterwards. Raises :class:`ArgumentError` for less than one pass.
+    """
+    if passes < 1:
+        raise ArgumentError(f"subsampling: passes: found {passes}, expected 1 or more")
+    layers = subsampled_layers(model)
+    before = [(layer.training, layer.generator) for layer in layers]
+    try:
+        give_generators(model, seed)
+        for layer in layers:
+            layer.train()
+        total = run()
+        for _ in range(passes - 1):
+            total = total + run()
+        return total / passes
+    finally:
+        for layer, (training, generator) in zip(layers, before, strict=True):
+            layer.train(training)
+            layer.generator = generator

@@ -1,0 +1,141 @@
+"""Metrics against scikit-learn or brute force, and calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from sklearn.isotonic import IsotonicRegression
+
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.recsys.calibration import calibrate, sigmoid, temperature_of
+from manyheads.recsys.metrics import all_metrics, auc, calibration_bins, ece, grouped_auc, log_loss, ndcg
+
+
+@pytest.fixture(params=[None, 1], ids=["distinct", "with ties"])
+def scored(request):
+    rng = np.random.default_rng(3)
+    scores = rng.random(500)
+    if request.param is not None:
+        scores = scores.round(request.param)
+    return (rng.random(500) < scores).astype(int), scores, rng.integers(0, 25, 500)
+
+
+def test_auc_is_scikit_learns(scored):
+    labels, scores, _ = scored
+    assert auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_auc_is_the_share_of_pairs_in_order(scored):
+    labels, scores, _ = scored
+    gaps = scores[labels == 1][:, None] - scores[labels == 0][None]
+    assert auc(labels, scores) == pytest.approx(((gaps > 0) + 0.5 * (gaps == 0)).mean(), abs=1e-12)
+
+
+def test_log_loss_is_scikit_learns(scored):
+    labels, scores, _ = scored
+    kept = np.clip(scores, 1e-15, 1 - 1e-15)
+    assert log_loss(labels, scores) == pytest.approx(sk.log_loss(labels, kept), rel=1e-9)
+
+
+def test_grouped_auc_is_the_weighted_mean_over_groups_with_both_classes(scored):
+    labels, scores, groups = scored
+    labels = np.where(groups == 4, 1, labels)  # one group without negatives is left out
+    total = weight = 0
+    for group in set(groups.tolist()):
+        rows = groups == group
+        if len(set(labels[rows])) == 2:
+            total += sk.roc_auc_score(labels[rows], scores[rows]) * rows.sum()
+            weight += rows.sum()
+    assert grouped_auc(labels, scores, groups) == pytest.approx(total / weight, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 5, 100])
+def test_ndcg_is_scikit_learns(scored, k):
+    labels, scores, groups = scored
+    labels = np.where(groups == 4, 0, labels)  # a group without a positive is left out
+    wanted = [
+        sk.ndcg_score(labels[None, groups == g], scores[None, groups == g], k=k)
+        for g in set(groups.tolist())
+        if labels[groups == g].any()
+    ]
+    assert ndcg(labels, scores, groups, k=k) == pytest.approx(np.mean(wanted), abs=1e-12)
+
+
+def test_ece_is_the_sum_over_bins(scored):
+    labels, scores, _ = scored
+    total = 0.0
+    for b in range(10):
+        rows = (scores >= b / 10) & ((scores < (b + 1) / 10) | (b == 9))
+        if rows.any():
+            total += rows.sum() / len(scores) * abs(scores[rows].mean() - labels[rows].mean())
+    assert ece(labels, scores, bins=10) == pytest.approx(total, abs=1e-12)
+    assert sum(n for _, _, n in calibration_bins(labels, scores)) == len(scores)
+
+
+def test_what_is_not_defined_is_left_out():
+    assert set(all_metrics(np.ones(4), np.full(4, 0.5), np.arange(4))) == {"log_loss", "ece", "ndcg@10"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "says"),
+    [
+        ([0, 2], [0.1, 0.2], "other than 0 and 1"),
+        ([0, 1], [0.1, np.nan], "NaN or infinite"),
+        ([0, 1], [0.1], "two equal vectors"),
+        ([], [], "two equal vectors"),
+    ],
+)
+def test_bad_input_gives_no_number(labels, scores, says):
+    with pytest.raises(DataError, match=says):
+        auc(np.array(labels), np.array(scores))
+
+
+@pytest.fixture
+def overconfident():
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 1.5, 20000)
+    return (rng.random(20000) < sigmoid(logits)).astype(int), 3.0 * logits
+
+
+def test_the_temperature_that_was_put_in_is_found(overconfident):
+    labels, logits = overconfident
+    assert temperature_of(labels, logits) == pytest.approx(3.0, rel=0.05)
+
+
+def test_the_temperature_minimises_the_log_loss(overconfident):
+    labels, logits = overconfident
+    best = temperature_of(labels, logits)
+    losses = [log_loss(labels, sigmoid(logits / t)) for t in (best * 0.99, best, best * 1.01)]
+    assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_calibration_lowers_the_error_on_rows_that_it_has_not_seen(overconfident, method):
+    labels, logits = overconfident
+    fitted = calibrate(labels[:10000], logits[:10000], method)
+    assert fitted.ece_before > 0.1 > 0.02 > fitted.ece_after
+    assert ece(labels[10000:], fitted(logits[10000:])) < 0.3 * ece(labels[10000:], sigmoid(logits[10000:]))
+
+
+def test_temperature_keeps_the_order_and_isotonic_never_turns_it(overconfident):
+    labels, logits = overconfident
+    order = np.argsort(logits)
+    assert (np.diff(calibrate(labels, logits, "temperature")(logits)[order]) >= 0).all()
+    assert (np.diff(calibrate(labels, logits, "isotonic")(logits)[order]) >= 0).all()
+
+
+def test_the_isotonic_curve_is_scikit_learns(overconfident):
+    labels, logits = overconfident
+    reference = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(sigmoid(logits), labels)
+    np.testing.assert_allclose(calibrate(labels, logits, "isotonic")(logits), reference.predict(sigmoid(logits)))
+
+
+def test_sigmoid_does_not_overflow():
+    with np.errstate(over="raise"):
+        assert sigmoid(np.array([-1e4, 0, 1e4])).tolist() == [0, 0.5, 1]
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ArgumentError, match="found 'platt', expected one of none, temperature, isotonic"):
+        calibrate(np.array([0, 1]), np.array([0.0, 1.0]), "platt")
