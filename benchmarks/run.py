@@ -29,6 +29,10 @@ RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hi
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
 SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
 TUNE = "python benchmarks/recsys_tuning.py"
+WORDS = (
+    *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
+    "pixel-digits-lmuformer",
+)
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 JOBS: dict[str, list[str]] = {
@@ -55,14 +59,9 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads kws train fsdd-{speaker}-alone-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS[:2]),
         f"manyheads report --root {RUNS}/fsdd --csv {{csv}}",
     ],
-    "kws_arabic": [
-        f"manyheads kws train arabic-lmuformer --root {RUNS}/arabic",
-        f"manyheads kws train arabic-spiking-lmuformer --root {RUNS}/arabic",
-        f"manyheads report --root {RUNS}/arabic --csv {{csv}}",
-    ],
-    "kws_pixels": [
-        f"manyheads kws train pixel-digits-lmuformer --root {RUNS}/pixels",
-        f"manyheads report --root {RUNS}/pixels --csv {{csv}}",
+    "kws_words": [
+        *(f"manyheads kws train {name} --root {RUNS}/words" for name in WORDS),
+        f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
     "kws_streams": [
         command
