@@ -76,17 +76,21 @@ def _paired_table(job: str, pairs: Iterable[tuple[str, str]], metric: str = "auc
 
 
 def recsys_frappe() -> str:
-    """The leaderboard: ours by AUC, BARS' figures beside."""
-    results = _results("recsys_frappe")
+    """The leaderboard: ours and BARS' side by side, the best first; what was not run here stands with BARS' alone."""
+    results = {name.removeprefix("frappe-x1r-"): rows for name, rows in _results("recsys_frappe").items()}
     if not results:
         return NOT_YET
+    order = {model: float(rows["auc"]["mean"]) for model, rows in results.items()}
+    order |= {model: auc for model, (auc, _) in BARS.items() if model not in order}
     shown = []
-    for name, rows in sorted(results.items(), key=lambda item: -float(item[1]["auc"]["mean"])):
-        model = name.removeprefix("frappe-x1r-")
-        auc, log_loss = (f"{x:.6f}".lstrip("0") for x in BARS[model]) if model in BARS else ("none", "none")
-        row = rows["auc"]
-        cells = (_spread(rows[metric]) for metric in METRICS)
-        shown.append((model, str(_seeds(row)), *cells, f"{int(row['parameters']):,}", _cpu(row), auc, log_loss))
+    for model in sorted(order, key=lambda model: -order[model]):
+        published = (f"{x:.6f}".lstrip("0") for x in BARS[model]) if model in BARS else ("none", "none")
+        ours = ("0", "not run", "", "", "", "")
+        if model in results:
+            row = results[model]["auc"]
+            cells = (_spread(results[model][metric]) for metric in METRICS)
+            ours = (str(_seeds(row)), *cells, f"{int(row['parameters']):,}", _cpu(row))
+        shown.append((model, *ours, *published))
     header = ("frappe-x1r, test", "seeds", "AUC", "log-loss", "GAUC", "parameters", "CPU s a seed")
     return markdown((*header, "BARS' AUC", "BARS' log-loss"), shown)
 

@@ -29,6 +29,7 @@ BARS = {
 }
 _CONTEXTS = {"first_context": ("user",), "second_context": ("item",)}
 _WIDE = {"lr", "fm"}
+_AUTOINT = {"layers": 3, "heads": 2, "attention_dim": 32}  # the paper's; BARS' for Frappe are four times as wide
 
 
 def frappe_experiment(model: str) -> Experiment:
@@ -54,6 +55,8 @@ def frappe_experiment(model: str) -> Experiment:
 
 def _own_experiment(name: str, data: DataConfig, model: str, l2: float, batch_size: int) -> Experiment:
     settings: dict[str, Any] = {"dim": 16}
+    if model.startswith("autoint"):
+        settings |= _AUTOINT
     if model == "final-mlp" and not isinstance(data, Adult):
         settings |= _CONTEXTS
     return Experiment(
