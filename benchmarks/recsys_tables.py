@@ -163,14 +163,15 @@ def recsys_synthetic() -> str:
 
 
 def recsys_synthetic_paired() -> str:
-    name = "synthetic-{}".format
+    """Neighbours in the paper's order, and what the vanilla layer lacks."""
     pairs = (
         ("hiformer", "heterogeneous"),
         ("heterogeneous", "vanilla-positions"),
         ("heterogeneous", "vanilla"),
         ("vanilla-positions", "vanilla"),
     )
-    return _paired_table("recsys_synthetic", ((name(a), name(b)) for a, b in pairs))
+    named = ((f"synthetic-{way}{a}", f"synthetic-{way}{b}") for way in ("", "long-") for a, b in pairs)
+    return _paired_table("recsys_synthetic", named)
 
 
 def recsys_movielens() -> str:

@@ -28,6 +28,7 @@ RUNS = "benchmarks/runs"
 RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
 SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
+SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "tables-vanilla")]
 TUNE = "python benchmarks/recsys_tuning.py"
 WORDS = (
     *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
