@@ -73,8 +73,8 @@ def _own_experiment(name: str, data: DataConfig, model: str, l2: float, batch_si
 def synthetic_experiments() -> list[Experiment]:
     """Layers alone, without a tower, on fields that share their embeddings; the budget is the same for all.
 
-    ``synthetic-long-…``: a fixed number of epochs, as a layer that starts slowly may suffer from stopping early; also at
-    low rank, and with a table for each field (``tables-vanilla``), which can hold the field's role.
+    ``synthetic-long-…``: a fixed number of epochs, as a layer that starts slowly may suffer from stopping early; also
+    at low rank, and with a table for each field (``tables-vanilla``), which can hold the field's role.
     """
     layers: list[tuple[str, str, dict[str, Any]]] = [
         ("vanilla", "vanilla", {}),
