@@ -14,7 +14,7 @@ from typing import Any
 
 from manyheads.lab.experiment import DataConfig, Experiment, Splits, find_experiment, run
 from manyheads.lab.files import write_csv
-from manyheads.recsys.experiments import experiments
+from manyheads.recsys.experiments import experiments, frappe_experiment
 from manyheads.recsys.models import MODELS, config_of
 
 SEED = 2021
@@ -44,7 +44,8 @@ class Closed:
 def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
     """The experiment with a setting: ``l2``, ``schedule`` (without early stopping unless it is plateau) and ``epochs``
     are those of the training, the others the model's."""
-    found = find_experiment(f"{name}-{model}", experiments())
+    untuned = name == "frappe-x1r"
+    found = frappe_experiment(model, tuned=False) if untuned else find_experiment(f"{name}-{model}", experiments())
     setting = dict(setting)
     objective = replace(found.objective, l2=setting.pop("l2"))
     optimiser, budget = found.optimiser, found.budget
