@@ -30,7 +30,7 @@ BARS = {
 _CONTEXTS = {"first_context": ("user",), "second_context": ("item",)}
 _L2 = {"lr": 1e-3, "fm": 1e-3, "autoint+": 0.1, "dlrm": 0.1}  # 0.05 for the others
 _TUNED = {  # L2, and dropout of the tokens
-    "vanilla+": (0.1, 0.2),
+    "vanilla+": (0.2, 0.2),
     "heterogeneous+": (0.1, 0.2),
     "hiformer+": (0.2, 0.2),
     "hiformer-lowrank+": (0.2, 0.2),  # as found for hiformer+
