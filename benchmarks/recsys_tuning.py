@@ -26,7 +26,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"l2": 0.1, "dropout": 0.2},
         {"l2": 0.2, "dropout": 0.2},
     ],
-    "ml-100k-time": [{"l2": l2} for l2 in (0.005, 0.05, 0.2)],
+    "ml-100k-time": [{"l2": l2} for l2 in (0.05, 0.2)],
 }
 
 

@@ -76,7 +76,9 @@ JOBS: dict[str, list[str]] = {
         )
     ],
     "recsys_tuning": [
-        f"{TUNE} frappe-x1r hiformer+ vanilla+ heterogeneous+ --csv {{csv}}",
+        f"{TUNE} frappe-x1r hiformer+ --csv {{csv}}",
+        f"{TUNE} frappe-x1r vanilla+ --only 1 4 5 --csv {{csv}}",
+        f"{TUNE} frappe-x1r heterogeneous+ --only 4 5 --csv {{csv}}",
         f"{TUNE} ml-100k-time hiformer+ {' '.join(BASELINES)} --csv {{csv}}",
     ],
     "recsys_frappe": [
