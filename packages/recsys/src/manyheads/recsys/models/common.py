@@ -60,7 +60,8 @@ class _ReluDropout(torch.autograd.Function):
         ctx.scale = 1.0 / (1.0 - dropped)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        x.relu_().mul_(bits >= round(dropped * _LEVELS) - _LEVELS // 2).mul_(ctx.scale)
+        kept = torch.ge(bits, round(dropped * _LEVELS) - _LEVELS // 2, out=torch.empty_like(x))  # no boolean to convert
+        x.relu_().mul_(kept).mul_(ctx.scale)
         ctx.save_for_backward(x)
         return x
 
