@@ -37,7 +37,7 @@ class ServedLayer(nn.Module):
             self.project: Composite | Rowwise = Composite(layer, order, candidates)
         else:
             self.project = Rowwise(layer, order, candidates, dim)
-        self.queries, self.dim = int(layer.queries), dim
+        self.queries, self.tokens, self.dim = int(layer.queries), len(order), dim
         own = not isinstance(layer, VanillaLayer)
         rows = order if self.queries == len(order) else list(range(self.queries))
         output = layer.attention.output if isinstance(layer, VanillaLayer) else layer.output
@@ -60,7 +60,8 @@ class ServedLayer(nn.Module):
         """``x``: all tokens, ``(T, B, D)``; ``normed``: those that are not in ``state``."""
         q, k, v = self.project(normed, state)
         mixed = ((q @ k).softmax(-1) @ v).permute(2, 0, 1, 3).flatten(2)
-        rows = affine(mixed, self.output, self.output_bias) + x[-self.queries :]
+        kept = x if self.queries == self.tokens else x[-self.queries :]  # a slice of all would be a copy
+        rows = affine(mixed, self.output, self.output_bias) + kept
         hidden = functional.gelu(affine(standardised(rows, self.dim), self.inner, self.inner_bias))
         return affine(hidden, self.outer, self.outer_bias) + rows
 

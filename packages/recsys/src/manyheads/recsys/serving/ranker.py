@@ -29,6 +29,7 @@ from manyheads.recsys.serving.rows import Row, RowEncoder
 FORMAT = 1
 FILE, NETWORK, REQUEST, CANDIDATES = "serving.json", "network.onnx", "request.onnx", "candidates.onnx"
 PIECE = 128  # rows at a time: what is between the operations stays in the cache
+SHARE_FROM = 64  # candidates; with fewer the two graphs of a request take longer than the one of whole rows
 Rows = pd.DataFrame | Sequence[Row]
 
 
@@ -102,8 +103,9 @@ class Ranker:
     def score(self, request: Row, candidates: Rows) -> Scored:
         """The candidates of one request, which holds the columns that they share.
 
-        Where these are the columns that were named at export their part of the network is computed once; others are
-        repeated. Raises :class:`DataError` for a column that is on both sides or on none, and an unknown one.
+        Where these are the columns that were named at export, and the candidates enough for it to pay, their part of
+        the network is computed once; else they are repeated. Raises :class:`DataError` for a column that is on both
+        sides or on none, and :class:`UnknownNameError` for one that the model does not have.
         """
         ours = frozenset(map(str, request))
         for name in request:
@@ -128,7 +130,7 @@ class Ranker:
         for part, names in parts:
             _, _, places, numeric = self._encoder(names)
             ids[:, places], numbers[:, numeric] = part.ids, part.numbers
-        shared = self.request is not None and ours == frozenset(self.shared)
+        shared = self.request is not None and ours == frozenset(self.shared) and count >= SHARE_FROM
         logits = self.shared_logits(ids, numbers) if shared else self.logits(ids, numbers)
         return self._scored(logits, unseen, missing)
 
@@ -140,7 +142,7 @@ class Ranker:
 
     def logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Encoded rows through the network: ``(n, C)`` and ``(n, F)`` -> ``(n, K)``."""
-        return _in_pieces(self.network, {"ids": ids, "numbers": numbers}, {})
+        return in_pieces(self.network, {"ids": ids, "numbers": numbers}, {})
 
     def shared_logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """As :meth:`logits`, for rows that agree in the request's columns, of which the first row is taken."""
@@ -161,7 +163,7 @@ class Ranker:
         own, own_numeric = (
             np.setdiff1d(np.arange(width), part) for width, part in ((ids.shape[1], ours), (numbers.shape[1], numeric))
         )
-        return _in_pieces(
+        return in_pieces(
             self.sessions[CANDIDATES], {"ids": ids[:, own], "numbers": numbers[:, own_numeric]}, dict(state)
         )
 
@@ -222,7 +224,8 @@ def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarr
     return {name: np.ascontiguousarray(value) for name, value in given.items() if name in taken}
 
 
-def _in_pieces(graph: Any, rows: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> np.ndarray:
+def in_pieces(graph: Any, rows: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> np.ndarray:
+    """The logits of a graph, ``PIECE`` rows at a time."""
     run: Callable[..., list[np.ndarray]] = graph.run
     fed = _fed(graph, **rows)
     count = len(rows["ids"])

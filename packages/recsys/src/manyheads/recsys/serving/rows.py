@@ -21,6 +21,7 @@ from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN
 from manyheads.recsys.vocabulary import Vocabulary, hashed
 
 Row = Mapping[str, Any]
+_DIRECT: dict[Family, set[type]] = {"text": {str, type(None)}, "integer": {int, type(None)}}
 _WHOLE = 2**63  # what the encoder's integers hold
 
 
@@ -33,6 +34,7 @@ class RowEncoder:
         self.columns = encoder.spec.columns
         self._known = frozenset(self.columns)
         self._lookups = {one.name: self._lookup(one) for one in self.fields if one.kind in ("categorical", "multi")}
+        self._places = {one.name: found for one in self.fields if (found := self._direct(one)) is not None}
 
     def arrays(self, rows: Sequence[Row], place: str = "row") -> Arrays:
         """Raises :class:`DataError` naming row and field, what was found and what was expected, and
@@ -64,6 +66,12 @@ class RowEncoder:
         return Arrays(id_table, number_table, unseen, missing)
 
     def _identify(self, cells: list[Any], one: Field, place: str) -> tuple[np.ndarray, np.ndarray]:
+        places = self._places.get(one.name)
+        if places is not None and set(map(type, cells)) <= _DIRECT[one.family]:
+            quick = [places.get(cell, UNSEEN) for cell in cells]
+            if one.family == "text" or UNSEEN not in quick:  # an integer may be too large to be one
+                found = np.array(quick, np.int64)[:, None]
+                return found, found[:, 0] == MISSING
         lookup = self._lookups[one.name]
         values, gone = self._checked(cells, one, place)
         if one.kind == "categorical":
@@ -98,6 +106,15 @@ class RowEncoder:
         if one.kind == "categorical" and one.family == "number":
             values = [None if v is None else str(v) for v in values]
         return values, np.array([v is None for v in values], bool)
+
+    def _direct(self, one: Field) -> dict[Any, int] | None:
+        """Rows by cell, where cells are what the vocabulary holds."""
+        table = self.encoder.tables.get(one.name)
+        if one.kind != "categorical" or one.family not in _DIRECT or not isinstance(table, Vocabulary):
+            return None
+        places: dict[Any, int] = {value: FIRST + n for n, value in enumerate(table.values.tolist())}
+        absent = ("", *one.missing) if one.family == "text" else ()
+        return {**places, **dict.fromkeys((None, *absent), MISSING)}
 
     def _lookup(self, one: Field) -> Callable[[Any], int]:
         table = self.encoder.tables[one.name]
