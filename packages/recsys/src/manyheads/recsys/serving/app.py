@@ -73,7 +73,8 @@ def serve(ranker: Ranker, port: int, ready: Callable[[str], None], *, max_rows: 
     import uvicorn
 
     app = make_app(ranker, max_rows=max_rows, max_bytes=max_bytes)
-    with socket.socket() as listener:
+    # with the protocol named: asyncio sends small answers at once (TCP_NODELAY) only on sockets that have it
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))

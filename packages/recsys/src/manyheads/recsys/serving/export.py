@@ -64,7 +64,7 @@ def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str
     parts = graphs(recommender.network_, layout, tuple(shared))
     about: dict[str, Any] = {
         "format": FORMAT,
-        "model": type(recommender.network_).__name__,
+        "model": getattr(recommender.config_, "layer", type(recommender.network_).__name__),
         "settings": {name: str(value) for name, value in asdict(recommender.config_).items()},
         "layout": asdict(layout),
         "shared": [name for name in columns if name in shared],
