@@ -258,6 +258,9 @@ def test_rows_are_encoded_as_the_table_of_them(hashed):
         ({"device": ["phone"]}, DataError, "field 'device': found a list"),
         ({"tags": {"a": 1}}, DataError, "field 'tags': found an object"),
         ({"at": "soon"}, DataError, "column 'at'.*expected a time"),
+        ({"at": "0001-01-01"}, DataError, "column 'at', row 1: found '0001-01-01', expected a year from 1678 to 2261"),
+        ({"at": 9e15}, DataError, "column 'at'"),
+        ({"age": 1e300}, DataError, "row 1: its score is no number, expected values near those"),
         ({"at": True}, DataError, "field 'at': found a boolean"),
         ({"devise": "phone"}, UnknownNameError, "unknown field in row 1 'devise': did you mean 'device'"),
     ],
@@ -268,6 +271,40 @@ def test_rows_that_are_not_what_was_fitted_are_refused(served, visits, change, e
     rows[1] |= change
     with pytest.raises(error, match=says):
         ranker.score_rows(rows)
+
+
+@pytest.mark.parametrize("name", ["device", "item_id", "price", "tags", "at", "age"])
+def test_any_value_is_scored_or_refused_in_words(served, visits, name):
+    """Nothing else is raised, and no score is without a number."""
+    ranker = Ranker.load(served)
+    rows = plain(visits.drop(columns="bought").iloc[:2])
+    odd = [
+        0,
+        -1,
+        2.5,
+        1e17,
+        -1e300,
+        10**30,
+        True,
+        None,
+        "",
+        "nan",
+        "a|b|||",
+        "2026-13-45",
+        "99999-01-01",
+        "\0",
+        "\ud800",
+    ]
+    odd += [[], [1], [[]], {}, float("inf")]
+    scored = 0
+    for value in odd:
+        try:
+            found = ranker.score_rows([rows[1], {**rows[0], name: value}])
+        except (DataError, UnknownNameError):
+            continue
+        assert np.isfinite(found.probabilities).all()
+        scored += 1
+    assert scored >= 1
 
 
 def test_a_missing_field_and_no_rows_are_refused(served, visits):

@@ -177,6 +177,12 @@ class Ranker:
     def _scored(self, logits: np.ndarray, unseen: dict[str, int], missing: dict[str, int]) -> Scored:
         columns = zip(self.calibration, logits.T, strict=True)
         probabilities = np.stack([calibration(column) for calibration, column in columns], 1)
+        lost = np.isnan(probabilities).any(1)
+        if lost.any():
+            raise DataError(
+                f"row {int(np.argmax(lost))}: its score is no number, expected values near those that were fitted: a "
+                "number in this row is too large for the network"
+            )
         return Scored(logits, probabilities, unseen, missing)
 
     def _encode(self, names: frozenset[str], rows: Rows, place: str) -> Arrays:

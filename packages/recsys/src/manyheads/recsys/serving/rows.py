@@ -62,7 +62,8 @@ class RowEncoder:
             missing[one.name] = int(gone.sum())
         count = len(rows)
         id_table = np.concatenate(ids, 1).astype(np.int32) if ids else np.zeros((count, 0), np.int32)
-        number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
+        with np.errstate(over="ignore"):  # what is too large for the network is told from its score
+            number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
         return Arrays(id_table, number_table, unseen, missing)
 
     def _identify(self, cells: list[Any], one: Field, place: str) -> tuple[np.ndarray, np.ndarray]:
