@@ -43,7 +43,8 @@ def recsys_sharing() -> str:
         whole, shared = float(about["macs"]), float(about["macs_shared"])
         times = [found[model, way] for way in ("onnx, one batch", "onnx", "onnx, shared")]
         saved = [f"{times[1] / times[2]:.2f}", f"{whole / shared:.2f}"]
-        shown.append((model, *map(_ms, times), *saved, f"{shared / 1e6:.2f} of {whole / 1e6:.2f}"))
+        rate = shared * int(largest) / times[2] / 1e6
+        shown.append((model, *map(_ms, times), *saved, f"{shared / 1e6:.2f} of {whole / 1e6:.2f}", f"{rate:.0f}"))
     header = (
         f"{int(largest):,} candidates, CPU ms",
         "one batch",
@@ -52,8 +53,15 @@ def recsys_sharing() -> str:
         "times faster",
         "by arithmetic",
         "million multiply-adds",
+        "billion of them a second",
     )
-    return markdown(header, shown)
+    [machine] = speed_rows("machine")
+    raw = {row["way"]: float(row["cpu_ms"]) for row in rows if row["model"] == "hiformer, rank 64"}
+    ends = ("raw request and candidates", "raw rows", "raw table, torch")
+    told = "From raw values to probabilities, rank 64: {} ms a request and its candidates, {} ms whole rows, {} ms " + (
+        "`Recommender.predict_proba`. A large product of matrices alone runs at {} billion multiply-adds a second."
+    )
+    return f"{markdown(header, shown)}\n\n{told.format(*(_ms(raw[end]) for end in ends), machine['value'])}"
 
 
 def recsys_ratios() -> str:

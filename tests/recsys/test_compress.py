@@ -14,6 +14,7 @@ from manyheads.lab.command import run_commands
 from manyheads.recsys.metrics import auc
 from manyheads.recsys.recommender import Recommender
 from manyheads.recsys.serving.compress import compress, draw, parse_budget, search_rank, sigma_after
+from tests.recsys.served import shop_model, shop_visits
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -23,19 +24,15 @@ from manyheads.recsys.serving.quantise import has_int8, quantise
 from manyheads.recsys.serving.ranker import FILE, NETWORK, Ranker
 from manyheads.recsys.serving.timing import bench, take_turns
 
-TINY = {"dim": 8, "tower": (16,)}
-
 
 @pytest.fixture(scope="module")
 def visits():
-    from tests.recsys.conftest import shop
-
-    return shop.__wrapped__()
+    return shop_visits()
 
 
 @pytest.fixture(scope="module")
-def fitted(visits):
-    return Recommender("hiformer+", label="bought", epochs=4, settings=TINY).fit(visits)
+def fitted():
+    return shop_model()
 
 
 def full(layer):
@@ -85,7 +82,7 @@ def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, mon
         return 100.0 if rank is None else 1.0 + 0.1 * rank
 
     monkeypatch.setattr(timing, "network_time", formula)
-    found = search_rank(fitted, visits, budget_ms=2.7, ranks=(2, 8, 16, 24))
+    found = search_rank(fitted, visits, budget_ms=2.7, ranks=(2, 16, 24))
     assert found.chosen.rank == 16
     assert found.model.config_.rank == 16
     for one in found.tried:

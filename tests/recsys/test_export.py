@@ -16,7 +16,7 @@ from manyheads.core.errors import ArgumentError, CheckpointError, DataError, Mis
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import infer_spec
 from manyheads.recsys.models import MODELS, config_of
-from manyheads.recsys.recommender import Recommender
+from tests.recsys.served import shop_model, shop_visits
 from tests.recsys.test_models import batch, lively, small
 
 pytest.importorskip("onnx")
@@ -27,9 +27,8 @@ from manyheads.recsys.serving.form import ServedTransformer
 from manyheads.recsys.serving.ranker import FILE, Ranker
 from manyheads.recsys.serving.rows import RowEncoder
 
-TRANSFORMERS = ["vanilla", "heterogeneous", "hiformer", "hiformer-lowrank", "hiformer+", "heterogeneous+"]
+TRANSFORMERS = ["vanilla", "heterogeneous", "hiformer", "hiformer-lowrank+"]
 USER = ("device", "at", "age")
-TINY = {"dim": 8, "layers": 2, "tower": (16,)}
 
 
 def run(content: bytes, **fed: torch.Tensor) -> list[np.ndarray]:
@@ -124,14 +123,12 @@ def test_mixed_numbers_are_shared_all_together_or_not_at_all():
 
 @pytest.fixture(scope="module")
 def visits():
-    from tests.recsys.conftest import shop
-
-    return shop.__wrapped__()
+    return shop_visits()
 
 
 @pytest.fixture(scope="module")
-def fitted(visits):
-    return Recommender("hiformer+", label="bought", epochs=2, settings=TINY).fit(visits)
+def fitted():
+    return shop_model()
 
 
 @pytest.fixture(scope="module")

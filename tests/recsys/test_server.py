@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.recsys.recommender import Recommender
+from manyheads.lab.command import run_commands
+from manyheads.recsys.cli import commands
+from tests.recsys.served import shop_model, shop_visits
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -38,14 +40,12 @@ LIMIT = 200_000
 
 @pytest.fixture(scope="module")
 def visits():
-    from tests.recsys.conftest import shop
-
-    return shop.__wrapped__()
+    return shop_visits()
 
 
 @pytest.fixture(scope="module")
-def fitted(visits):
-    return Recommender("hiformer+", label="bought", epochs=2, settings={"dim": 8, "tower": (16,)}).fit(visits)
+def fitted():
+    return shop_model()
 
 
 @pytest.fixture(scope="module")
@@ -284,11 +284,7 @@ def test_the_command_serves_until_it_is_told_to_stop(fitted, tmp_path, rows):
         line = process.stdout.readline()
         assert "http://127.0.0.1:" in line
         address = "http://127.0.0.1:" + line.split("http://127.0.0.1:")[1].split(";")[0]
-        port = address.rsplit(":", 1)[1]
         assert httpx.post(f"{address}/score", json={"rows": rows[:2]}).status_code == 200
-        taken = subprocess.run([*command[:-1], port], capture_output=True, text=True)
-        assert taken.returncode == 2
-        assert f"port: found {port}, expected one that is free" in taken.stderr
     finally:
         process.send_signal(2)
         assert process.wait(20) in (0, 130)
@@ -304,9 +300,18 @@ def test_the_listening_socket_sends_small_answers_at_once(ranker, monkeypatch):
     assert held[0].startswith("http://127.0.0.1:")
 
 
-def test_serving_a_folder_without_a_model_fails_in_one_line(tmp_path: Path):
-    command = [sys.executable, "-m", "manyheads.recsys", "serve", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "is no exported model" in done.stderr
+def test_a_port_that_is_taken_is_named(ranker):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for bad in (port, 70_000):
+            with pytest.raises(ArgumentError, match=f"port: found {bad}, expected one that is free"):
+                serve(ranker, bad, print, max_rows=1, max_bytes=1)
+
+
+def test_serving_a_folder_without_a_model_fails_in_one_line(tmp_path: Path, capsys):
+    assert run_commands("manyheads recsys", "", commands, ["serve", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "is no exported model" in said

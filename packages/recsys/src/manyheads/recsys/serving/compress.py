@@ -163,7 +163,7 @@ def draw(search: Search) -> Figure:
     axes.plot(chosen.cpu_ms, chosen.auc, "o", ms=12, mfc="none", color="tab:red", label=f"chosen: {chosen.name}")
     if search.budget_ms is not None:
         axes.axvline(search.budget_ms, color="tab:red", ls=":", lw=1, label=f"budget {search.budget_ms:g} ms")
-    axes.set(xscale="log", xlabel=f"CPU ms, {search.candidates} rows, ONNX Runtime", ylabel="AUC on the given rows")
+    axes.set(xlabel=f"CPU ms, {search.candidates} rows, ONNX Runtime", ylabel="AUC on the given rows")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     return figure
