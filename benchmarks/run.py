@@ -60,7 +60,7 @@ JOBS: dict[str, list[str]] = {
         f"manyheads kws train pixel-digits-lmuformer --root {RUNS}/pixels",
         f"manyheads report --root {RUNS}/pixels --csv {{csv}}",
     ],
-    "recsys_speed": ["python benchmarks/recsys_speed.py --csv {csv}"],
+    "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
     "kws_streams": [
         command
         for experiment in ("arabic-spotter", "arabic-lmuformer", "arabic-spiking-lmuformer")

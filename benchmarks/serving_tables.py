@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from table_rows import RESULTS, Row, markdown, read
 
-NOT_YET = "Not measured yet: `python benchmarks/run.py recsys_speed` makes the figures."
+NOT_YET = "Not measured yet: `python benchmarks/run.py recsys_serving` makes the figures."
 
 
-def speed_rows(group: str) -> list[Row]:
+def serving_rows(group: str) -> list[Row]:
     """Of one group, none where nothing was measured."""
-    if not (RESULTS / "recsys_speed.csv").is_file():
+    if not (RESULTS / "recsys_serving.csv").is_file():
         return []
-    return [row for row in read("recsys_speed") if row["group"] == group]
+    return [row for row in read("recsys_serving") if row["group"] == group]
 
 
-def recsys_speed() -> str:
+def serving_latency() -> str:
     """CPU milliseconds of a request, torch and ONNX Runtime."""
-    rows = speed_rows("time")
+    rows = serving_rows("time")
     if not rows:
         return NOT_YET
     found = {(row["model"], row["way"], row["candidates"]): float(row["cpu_ms"]) for row in rows}
@@ -30,9 +30,9 @@ def recsys_speed() -> str:
     return f"{markdown(header, shown)}\n\n{rows[0]['machine']}; `{rows[0]['command']}`."
 
 
-def recsys_sharing() -> str:
+def serving_sharing() -> str:
     """What it saves to compute the request's part once, beside what arithmetic allows."""
-    rows = speed_rows("time")
+    rows = serving_rows("time")
     if not rows:
         return NOT_YET
     largest = max((row["candidates"] for row in rows), key=int)
@@ -55,7 +55,7 @@ def recsys_sharing() -> str:
         "million multiply-adds",
         "billion of them a second",
     )
-    [machine] = speed_rows("machine")
+    [machine] = serving_rows("machine")
     raw = {row["way"]: float(row["cpu_ms"]) for row in rows if row["model"] == "hiformer, rank 64"}
     ends = ("raw request and candidates", "raw rows", "raw table, torch")
     told = "From raw values to probabilities, rank 64: {} ms a request and its candidates, {} ms whole rows, {} ms " + (
@@ -64,9 +64,9 @@ def recsys_sharing() -> str:
     return f"{markdown(header, shown)}\n\n{told.format(*(_ms(raw[end]) for end in ends), machine['value'])}"
 
 
-def recsys_ratios() -> str:
+def serving_ratios() -> str:
     """The ratios that are held against something."""
-    rows = [row for row in speed_rows("ratio") if row["target"]]
+    rows = [row for row in serving_rows("ratio") if row["target"]]
     if not rows:
         return NOT_YET
     shown = [(row["what"], row["value"], row["target"], "yes" if row["met"] == "True" else "**no**") for row in rows]

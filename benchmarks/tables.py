@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from kws_tables import kws_accuracy, kws_speed, kws_spikes, kws_streams
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
-from serving_tables import recsys_ratios, recsys_sharing, recsys_speed
+from serving_tables import serving_latency, serving_ratios, serving_sharing
 from table_rows import ROOT, Row, figure, markdown, read
 
 PAGES = (
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
         *(kws_accuracy, kws_streams, kws_spikes, kws_speed),
-        *(recsys_speed, recsys_sharing, recsys_ratios),
+        *(serving_latency, serving_sharing, serving_ratios),
     )
 }
 

@@ -77,11 +77,12 @@ def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, mon
     """With times from a formula instead of a clock; AUC and errors against cutting to that rank directly."""
     import manyheads.recsys.serving.timing as timing
 
-    def formula(network, layout, candidates, repeats):
-        rank = network.layers[0].rank
-        return 100.0 if rank is None else 1.0 + 0.1 * rank
+    def formula(networks, layout, candidates, repeats):
+        return {
+            rank: 100.0 if rank is None else 1.0 + 0.1 * network.layers[0].rank for rank, network in networks.items()
+        }
 
-    monkeypatch.setattr(timing, "network_time", formula)
+    monkeypatch.setattr(timing, "network_times", formula)
     found = search_rank(fitted, visits, budget_ms=2.7, ranks=(2, 16, 24))
     assert found.chosen.rank == 16
     assert found.model.config_.rank == 16

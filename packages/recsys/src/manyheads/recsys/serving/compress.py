@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -95,7 +96,7 @@ def search_rank(
     Raises :class:`ArgumentError` for another model and for a budget that no rank meets.
     """
     from manyheads.recsys.metrics import auc
-    from manyheads.recsys.serving.timing import network_time
+    from manyheads.recsys.serving.timing import network_times
 
     network = _hiformer(model)
     labels = model.labels_.encode(rows)[:, 0]
@@ -104,27 +105,21 @@ def search_rank(
     if not usable:
         raise ArgumentError(f"ranks: found {list(ranks)}, expected some from 1 to {limit - 1}")
     cut = compress(model, usable[-1])
-    largest = cut.model
-
-    def measured(rank: int | None, cut: Recommender, error: float) -> Tried:
-        score = cut.decision_function(rows)
-        known = ~(labels != labels)  # a task may lack labels
-        found = auc(labels[known], (score if score.ndim == 1 else score[:, 0])[known])
-        parameters = sum(p.numel() for p in cut.network_.parameters())
-        layout = cut.encoder_.layout(cut.labels_.tasks)
-        return Tried(rank, parameters, network_time(cut.network_, layout, candidates, repeats), found, error)
-
-    tried = [measured(None, model, 0.0)]
-    models = {}
-    for rank in usable:
-        models[rank] = largest if rank == usable[-1] else _truncated(largest, rank)
-        error = max(sigma_after(layer, rank) for layer in _hiformer(largest).layers)
+    models: dict[int | None, Recommender] = {None: model}
+    models |= {rank: cut.model if rank == usable[-1] else _truncated(cut.model, rank) for rank in usable}
+    networks = {rank: one.network_ for rank, one in models.items()}
+    times = network_times(networks, model.encoder_.layout(model.labels_.tasks), candidates, repeats)
+    known = ~np.isnan(labels)  # one of several tasks may lack labels
+    tried = []
+    for rank, one in models.items():
+        score = one.decision_function(rows).reshape(len(rows), -1)[:, 0]
+        error = 0.0 if rank is None else max(sigma_after(layer, rank) for layer in _hiformer(cut.model).layers)
         if rank == usable[-1]:
             error = max(value for errors in cut.errors for value in errors.values())
-        tried.append(measured(rank, models[rank], error))
+        parameters = sum(p.numel() for p in one.network_.parameters())
+        tried.append(Tried(rank, parameters, times[rank], auc(labels[known], score[known]), error))
     chosen = tried[-1] if budget_ms is None else _within(tried, budget_ms, candidates)
-    picked = model if chosen.rank is None else models[chosen.rank]
-    return Search(tuple(tried), chosen, picked, candidates, budget_ms)
+    return Search(tuple(tried), chosen, models[chosen.rank], candidates, budget_ms)
 
 
 def _within(tried: Sequence[Tried], budget_ms: float, candidates: int) -> Tried:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class Timing:
     error: float
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def take_turns(ways: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
     """Wall and CPU seconds of each way; they take turns, so that a slow moment of the machine meets all of them."""
     for call in ways.values():
         call()
@@ -94,8 +95,8 @@ def bench(
     return found
 
 
-def network_time(network: nn.Module, layout: Layout, candidates: int, repeats: int) -> float:
-    """Median CPU milliseconds of a batch through ONNX Runtime, one thread."""
+def network_times(networks: Mapping[Any, nn.Module], layout: Layout, candidates: int, repeats: int) -> dict[Any, float]:
+    """Median CPU milliseconds of a batch through ONNX Runtime, one thread; the networks take turns."""
     import tempfile
 
     from manyheads.lab.onnx_files import session
@@ -103,12 +104,13 @@ def network_time(network: nn.Module, layout: Layout, candidates: int, repeats: i
     from manyheads.recsys.serving.ranker import NETWORK, in_pieces
 
     ids, numbers = (part.numpy() for part in sample_rows(layout, candidates))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NETWORK
-        path.write_bytes(graphs(network, layout).files[NETWORK])
-        graph = session(path, 1, "")
-    times = take_turns({"": lambda: in_pieces(graph, {"ids": ids, "numbers": numbers}, {})}, repeats)
-    return float(np.median(times[""][1]) * 1e3)
+    ways = {}
+    for name, network in networks.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / NETWORK
+            path.write_bytes(graphs(network, layout).files[NETWORK])
+            ways[name] = partial(in_pieces, session(path, 1, ""), {"ids": ids, "numbers": numbers}, {})
+    return {name: float(np.median(cpu) * 1e3) for name, (_, cpu) in take_turns(ways, repeats).items()}
 
 
 def _eager(network: nn.Module, ids: Any, numbers: Any) -> Callable[[], np.ndarray]:

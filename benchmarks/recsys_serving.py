@@ -1,5 +1,5 @@
 """What a request costs: field transformers through torch and ONNX Runtime, whole rows and with the request's part
-shared: ``python benchmarks/recsys_speed.py``.
+shared: ``python benchmarks/recsys_serving.py``.
 
 31 fields of 1,000 values, width 64, two layers of 4 heads, feed-forward twice as wide, the last layer pruned to the
 task's row. 23 of the fields, three quarters, are the request's. Random weights: what is measured does not depend on
@@ -33,7 +33,7 @@ from manyheads.recsys.recommender import Recommender
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.ranker import Ranker
 
-RESULT = Path(__file__).parent / "results" / "recsys_speed.csv"
+RESULT = Path(__file__).parent / "results" / "recsys_serving.csv"
 FIELDS, VALUES, SHARED, WIDTH, HEADS, EXPANSION = 31, 1000, 23, 64, 4, 2
 SIZES = (1, 10, 100, 1000)
 TORCH_PIECE = 125
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = "billion multiply-adds a second in a large product"
     rows.append({"group": "machine", "what": what, "value": f"{rate:.1f}", "target": "", "met": ""})
     versions = " ".join(f"{name}={version(name)}" for name in ("torch", "onnxruntime", "numpy"))
-    command = f"python benchmarks/recsys_speed.py --turns {options.turns}"
+    command = f"python benchmarks/recsys_serving.py --turns {options.turns}"
     for row in rows:
         row |= {"machine": machine(), "versions": versions, "command": command}
     write_csv(options.csv, rows)
