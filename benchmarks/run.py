@@ -25,6 +25,10 @@ NAIVE = "repeat seasonal-naive drift window-mean"
 FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
+WORDS = (
+    *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
+    "pixel-digits-lmuformer",
+)
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 JOBS: dict[str, list[str]] = {
@@ -51,14 +55,9 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads kws train fsdd-{speaker}-alone-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS[:2]),
         f"manyheads report --root {RUNS}/fsdd --csv {{csv}}",
     ],
-    "kws_arabic": [
-        f"manyheads kws train arabic-lmuformer --root {RUNS}/arabic",
-        f"manyheads kws train arabic-spiking-lmuformer --root {RUNS}/arabic",
-        f"manyheads report --root {RUNS}/arabic --csv {{csv}}",
-    ],
-    "kws_pixels": [
-        f"manyheads kws train pixel-digits-lmuformer --root {RUNS}/pixels",
-        f"manyheads report --root {RUNS}/pixels --csv {{csv}}",
+    "kws_words": [
+        *(f"manyheads kws train {name} --root {RUNS}/words" for name in WORDS),
+        f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
     "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
     "kws_streams": [

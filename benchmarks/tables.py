@@ -155,6 +155,7 @@ def _times(row: Row, cpu_s: float) -> str:
 def speed() -> str:
     """What the jobs cost."""
     rows = [row for row in read("processes") if "train" not in row["command"] or "auto-train" in row["command"]]
+    rows = [row for row in rows if not row["job"].startswith("kws")]
     shown = [
         (f"`{row['command'].split(' --csv')[0]}`", row["cpu_s"], row["peak_mb"], row["machine"].split(",")[0])
         for row in rows
