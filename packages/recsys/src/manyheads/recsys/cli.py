@@ -10,6 +10,7 @@ from typing import Any, Literal
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Outcome
 from manyheads.recsys.explain_cli import commands as _explain
+from manyheads.recsys.sharded_cli import commands as _sharded
 
 
 def models() -> Outcome:
@@ -205,4 +206,4 @@ def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[
 
 
 commands: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
-commands |= _explain
+commands |= _explain | _sharded

@@ -12,6 +12,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.tokens import FieldTokens
+from manyheads.recsys.ranks import BatchNorm, Dropout
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Tower(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), *([nn.BatchNorm1d(width)] if batch_norm else []), nn.ReLU()]
-            layers += [nn.Dropout(dropout)] if dropout else []
+            layers += [nn.Linear(inputs, width), *([BatchNorm(width)] if batch_norm else []), nn.ReLU()]
+            layers += [Dropout(dropout)] if dropout else []
             inputs = width
         if outputs is not None:
             layers.append(nn.Linear(inputs, outputs))

@@ -23,6 +23,7 @@ from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.methods.mixing_matrix import mixing_matrix
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.common import Config, Tower
+from manyheads.recsys.ranks import Dropout
 
 LayerName = Literal["vanilla", "heterogeneous", "hiformer"]
 
@@ -70,7 +71,7 @@ class FieldTransformer(nn.Module):
         total = self.tokens.tokens + (0 if self.flat else tasks)
         self.task_tokens = None if self.flat else nn.Parameter(torch.randn(tasks, dim) * 0.02)
         self.positions = nn.Parameter(torch.zeros(total, dim)) if config.positions else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         pruned = tasks if config.prune and not self.flat else total
         self.layers = nn.ModuleList(
             _layer(config, total, pruned if index == config.layers - 1 else total) for index in range(config.layers)
