@@ -89,3 +89,11 @@ def test_one_process_is_told_how_to_start_several(monkeypatch):
         pass
     with pytest.raises(ArgumentError, match="found no process group, expected several processes: torchrun"):
         shard(config_of("lr").make(Layout(("a",), (5,), (1,))))
+
+
+def test_the_recipe_is_that_of_the_requirements_file():
+    from manyheads.recsys.sharded import RECIPE
+
+    lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert RECIPE == f"pip install --no-deps {' '.join(pins)}"

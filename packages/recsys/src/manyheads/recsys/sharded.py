@@ -31,8 +31,8 @@ from manyheads.core.errors import ArgumentError, MissingPackageError
 from manyheads.recsys.models.tokens import AnyTables, Tables
 
 RECIPE = (
-    "pip install --no-deps torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0; "
-    "pip install -c constraints.txt tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
+    "pip install --no-deps torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 tensordict==0.15.3 torchmetrics==1.0.3 "
+    "pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 pyvers==0.2.3 tqdm==4.70.1"
 )
 ROW_WISE_FROM = 100_000
 
