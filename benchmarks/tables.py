@@ -12,6 +12,16 @@ from collections.abc import Callable, Iterable
 
 from kws_tables import kws_accuracy, kws_speed, kws_spikes, kws_streams
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
+from recsys_tables import (
+    recsys_calibrated,
+    recsys_frappe,
+    recsys_frappe_paired,
+    recsys_movielens,
+    recsys_synthetic,
+    recsys_synthetic_paired,
+    recsys_throughput,
+    recsys_tuning,
+)
 from table_rows import ROOT, Row, figure, markdown, read
 
 PAGES = (
@@ -20,6 +30,7 @@ PAGES = (
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",
     ROOT / "docs" / "kws.md",
+    ROOT / "docs" / "recsys.md",
 )
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
@@ -153,6 +164,7 @@ def _times(row: Row, cpu_s: float) -> str:
 def speed() -> str:
     """What the jobs cost."""
     rows = [row for row in read("processes") if "train" not in row["command"] or "auto-train" in row["command"]]
+    rows = [row for row in rows if not row["job"].startswith("kws")]
     shown = [
         (f"`{row['command'].split(' --csv')[0]}`", row["cpu_s"], row["peak_mb"], row["machine"].split(",")[0])
         for row in rows
@@ -167,6 +179,8 @@ TABLES: dict[str, Callable[[], str]] = {
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
         *(kws_accuracy, kws_streams, kws_spikes, kws_speed),
+        *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
+        *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
     )
 }
 

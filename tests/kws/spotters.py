@@ -7,8 +7,9 @@ import torch
 
 from manyheads.kws.detection import Rule
 from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.hearing import Surround
 from manyheads.kws.models import LMUFormerConfig
-from manyheads.kws.spotter import KeywordSpotter, Surround
+from manyheads.kws.spotter import KeywordSpotter
 
 LABELS = ("go", "no", "stop", "yes")
 FEATURES = Features(sample_rate=8000, bins=16)

@@ -134,6 +134,20 @@ def test_export_writes_the_step_and_what_it_costs(capsys, place):
     assert int8["other_words"] <= 6
 
 
+def test_export_writes_the_neurons_of_a_spiking_spotter(capsys, place):
+    pytest.importorskip("onnx")
+    nir = pytest.importorskip("nir")
+    spotter = small_spotter(stem="1d", spiking=True)
+    spotter.save("spiking.safetensors")
+    words = ["export", "spiking.safetensors", "--out", "n", "--nir", "--no-int8", "--no-measure", "--json"]
+    assert manyheads_kws(*words) == 0
+    files = [row["file"] for row in json.loads(capsys.readouterr().out)["files"]]
+    assert files == ["n/step.onnx", "n/spotter.json", "n/neurons.nir"]
+    nodes = nir.read(str(place / "n" / "neurons.nir")).nodes
+    sites = {product.source for product in spotter.network.products()} - {None}
+    assert {name for name in nodes if name.endswith("_neurons")} == {f"{site}_neurons" for site in sites}
+
+
 def test_list_tells_the_published_figures(capsys):
     assert manyheads_kws("list", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -17,7 +17,8 @@ from manyheads.kws.clips import Clip
 from manyheads.kws.data import ClipSet, splits_of
 from manyheads.kws.detection import Rule, Smoother, Trigger
 from manyheads.kws.features import LogMel, RunningMean
-from manyheads.kws.spotter import KeywordSpotter, Surround
+from manyheads.kws.hearing import Surround
+from manyheads.kws.spotter import KeywordSpotter
 from manyheads.lab.checkpoint import load_tensors, save_tensors
 
 from .spotters import FEATURES, LABELS, babble, small_spotter

@@ -65,7 +65,7 @@ def compare(case, folder):
     return weights, logits, max(chosen), lines
 
 
-@pytest.mark.parametrize("case", ["tower", "norm", "apart"])
+@pytest.mark.parametrize("case", ["tower", "norm", "apart", "shared"])
 def test_two_processes_end_with_the_weights_of_one(case, together):
     weights, logits, chosen, _ = compare(case, together)
     assert max(weights.values()) < 1e-6, weights

@@ -27,7 +27,7 @@ def sharded(tmp_path_factory):
 
 
 @needs_torchrec
-@pytest.mark.parametrize("case", ["tower", "norm", "apart"])
+@pytest.mark.parametrize("case", ["tower", "norm", "apart", "shared"])
 def test_sharded_tables_end_with_the_weights_of_one_process(case, sharded):
     """Tables of 30 rows and more are cut by rows, the others lie on one process each."""
     weights, logits, chosen, (ours, alone) = compare(case, sharded)
@@ -61,7 +61,7 @@ with process_group():
     model = config_of("dnn", {"hidden": ()}).make(Layout(("a", "b", "c"), (100, 12, 30), (1, 1, 1)))
     shard(model, row_wise_from=50)
     own = dict(model.tokens.tables.collection.named_parameters())
-    rows = [own[f"embedding_bags.field{i}.weight"] for i in range(3)]
+    rows = [own[f"embedding_bags.table{i}.weight"] for i in range(3)]
     sizes = [len(w) if w.numel() else 0 for w in rows]
     pathlib.Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(sizes))
 """
@@ -96,4 +96,4 @@ def test_the_recipe_is_that_of_the_requirements_file():
 
     lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
-    assert RECIPE == f"pip install --no-deps {' '.join(pins)}"
+    assert f"pip install --no-deps {' '.join(pins)}" == RECIPE

@@ -24,6 +24,7 @@ from manyheads.recsys.models import config_of
 from manyheads.recsys.optimisers import SplitOptimiser
 from manyheads.recsys.sharded import process_group, torchrec
 from manyheads.recsys.sharded_train import fit_sharded
+from manyheads.recsys.synthetic import Synthetic
 from manyheads.recsys.tables import split_rows
 from manyheads.recsys.train import LogLoss
 
@@ -72,7 +73,10 @@ def cases():
             SplitOptimiser("sgd", 0.02, tables="sgd", table_rate=0.2, **plateau),
         ),
     )
-    return {
+    alike = Synthetic(fields=5, values=12, pairs=3, train=640, validation=200, test=200)
+    shared = config_of("vanilla", {**start, "shared_tables": True, "positions": True, "dropout": 0.1})
+    one = Experiment("shared", alike, shared, LogLoss(0.03, "batch"), Optimiser("sgd", 0.1), Budget(2, 64))
+    return {"shared": one} | {
         name: Experiment(name, data, model, objective, optimiser, budget) for name, model, objective, optimiser in made
     }
 

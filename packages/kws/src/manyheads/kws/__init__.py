@@ -26,7 +26,7 @@ domain = Domain(
 
 _HOMES = {
     "KeywordSpotter": "spotter",
-    "Detection": "spotter",
+    "Detection": "detection",
     "Features": "features",
     "LogMel": "features",
     "read_sound": "audio",

@@ -17,9 +17,10 @@ from manyheads.kws.audio import read_sound
 from manyheads.kws.clips import Clip
 from manyheads.kws.detection import Detection
 from manyheads.kws.evaluate import ClipResults, evaluate_clips
+from manyheads.kws.hearing import Heard
 from manyheads.kws.misses import TOLERANCE, DetCurve, Latency, Match, det_curve, latency, match
 from manyheads.kws.spikes import SpikeCount, count_spikes
-from manyheads.kws.spotter import Heard, KeywordSpotter
+from manyheads.kws.spotter import KeywordSpotter
 from manyheads.kws.tape import Tape, compose
 from manyheads.lab.command import command_line
 

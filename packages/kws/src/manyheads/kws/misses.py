@@ -9,7 +9,8 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError
 from manyheads.kws.detection import Detection
-from manyheads.kws.spotter import Heard, KeywordSpotter
+from manyheads.kws.hearing import Heard
+from manyheads.kws.spotter import KeywordSpotter
 from manyheads.kws.tape import Spoken, Tape
 
 TOLERANCE = 0.5  # seconds after the end of a word in which it may still be detected

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,62 +13,14 @@ from torch import Tensor
 
 from manyheads.core import state as states
 from manyheads.core.errors import ArgumentError
-from manyheads.kws.detection import Detection, Rule, Smoother, SmoothState, Trigger, keywords_of
-from manyheads.kws.features import Features, LogMel, MeanState, RunningMean, SampleState
+from manyheads.kws.detection import Detection, Rule, Smoother, Trigger, keywords_of
+from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.hearing import Group, Heard, Prediction, StreamState, Surround, joined, samples_of
 
 if TYPE_CHECKING:
     from manyheads.kws.models.network import Network
 
 PIECE = 10.0  # seconds of audio that are worked on at once
-FULL_SCALE = {np.dtype(np.int16): 32768.0, np.dtype(np.int32): 2147483648.0}
-LOUDEST = 4.0  # times full scale; what is louder was meant as integers
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The word of a whole clip."""
-
-    label: str
-    score: float
-    scores: Mapping[str, float]
-    notes: tuple[str, ...] = ()
-    """What was done to the file, or is odd about it."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The scores of one stream in one chunk; step t is known ``times[t]`` seconds after the stream's start."""
-
-    times: np.ndarray  # (T,)
-    scores: np.ndarray  # (T, C)
-    logits: np.ndarray  # (T, C)
-
-
-@dataclass(frozen=True)
-class Surround:
-    """Frames of quiet around a clip, as in training."""
-
-    lead: int = 0
-    trail: int = 0
-    power: float = 1e-6
-    """Of each spectral line in them."""
-
-
-class StreamState(NamedTuple):
-    """All that a stream remembers."""
-
-    samples: SampleState
-    mean: MeanState
-    network: states.State
-    smooth: SmoothState
-
-
-@dataclass
-class _Group:
-    """Streams whose frames fall together, so that they are one batch."""
-
-    rows: list[int]
-    state: StreamState
 
 
 class KeywordSpotter:
@@ -176,7 +128,7 @@ class KeywordSpotter:
     def reset(self, streams: int | Iterable[int] | None = None) -> None:
         """Begins these streams afresh, all by default; the others go on undisturbed."""
         if streams is None:
-            self._groups = [_Group(list(range(self.streams)), self._fresh(self.streams))]
+            self._groups = [Group(list(range(self.streams)), self._fresh(self.streams))]
             self._triggers, self._came_in = self.triggers(self.streams), [0] * self.streams
             return
         rows = [streams] if isinstance(streams, int) else sorted(set(streams))
@@ -190,8 +142,8 @@ class KeywordSpotter:
             kept = [index for index, row in enumerate(group.rows) if row not in rows]
             if kept:
                 state = states.select(group.state, torch.tensor(kept, device=self.device))
-                groups.append(_Group([group.rows[index] for index in kept], state))
-        self._groups = [*groups, _Group(rows, self._fresh(len(rows)))] if rows else groups
+                groups.append(Group([group.rows[index] for index in kept], state))
+        self._groups = [*groups, Group(rows, self._fresh(len(rows)))] if rows else groups
 
     def stream(self, chunk: Any, sample_rate: int | None = None) -> list[Detection]:
         """The detections in the next chunk of every stream, in the order in which they were made.
@@ -204,13 +156,13 @@ class KeywordSpotter:
         Raises:
             ArgumentError: another shape or rate, samples that are not finite, floats far beyond [-1, 1].
         """
-        return self._listen(self._samples(chunk, sample_rate, self.streams), None)
+        return self._listen(self._samples(chunk, sample_rate), None)
 
     def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
         """As :meth:`stream`, with the scores of each stream."""
         parts: list[list[Heard]] = [[] for _ in range(self.streams)]
-        detections = self._listen(self._samples(chunk, sample_rate, self.streams), parts)
-        return detections, [Heard(*(np.concatenate(p) for p in zip(*map(_fields, row), strict=True))) for row in parts]
+        detections = self._listen(self._samples(chunk, sample_rate), parts)
+        return detections, [joined(row) for row in parts]
 
     def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
         """All scores of a recording ``(N,)`` as a stream of its own; the streams of :meth:`stream` are not touched."""
@@ -318,38 +270,16 @@ class KeywordSpotter:
         """Streams that were begun apart but hold back the same number of samples and frames become one batch."""
         if len(self._groups) < 2:
             return
-        alike: dict[tuple[int, int], list[_Group]] = {}
+        alike: dict[tuple[int, int], list[Group]] = {}
         for group in self._groups:
             alike.setdefault((group.state.samples.samples.shape[1], int(group.state.network.held[0])), []).append(group)
         self._groups = [
-            _Group([row for g in groups for row in g.rows], states.concat([g.state for g in groups]))
+            Group([row for g in groups for row in g.rows], states.concat([g.state for g in groups]))
             if len(groups) > 1
             else groups[0]
             for groups in alike.values()
         ]
 
-    def _samples(self, chunk: Any, sample_rate: int | None, streams: int) -> Tensor:
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            raise ArgumentError(
-                f"chunk: found {sample_rate} Hz, expected {self.sample_rate} Hz: resample it, or read the file with "
-                "manyheads.kws.read_sound, which does"
-            )
-        array = np.asarray(chunk)
-        if array.ndim == 1 and streams == 1:
-            array = array[None]
-        if array.ndim != 2 or len(array) != streams:
-            expected = "(N,)" if streams == 1 else f"({streams}, N), a row a stream"
-            raise ArgumentError(f"chunk: found shape {array.shape}, expected {expected}")
-        if array.dtype in FULL_SCALE:
-            array = array / np.float32(FULL_SCALE[array.dtype])
-        elif array.dtype.kind != "f":
-            raise ArgumentError(f"chunk: found {array.dtype}, expected floats in [-1, 1], int16 or int32")
-        largest = float(np.abs(array).max(initial=0.0))
-        if not largest <= LOUDEST:
-            said = f"a sample of {largest:g}" if np.isfinite(largest) else "a sample that is not finite"
-            raise ArgumentError(f"chunk: found {said}, expected floats in [-1, 1] (or an array of int16)")
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
-
-
-def _fields(heard: Heard) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return heard.times, heard.scores, heard.logits
+    def _samples(self, chunk: Any, sample_rate: int | None, streams: int | None = None) -> Tensor:
+        count = self.streams if streams is None else streams
+        return samples_of(chunk, sample_rate, streams=count, expected_rate=self.sample_rate, device=self.device)

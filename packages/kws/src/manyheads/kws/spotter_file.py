@@ -10,8 +10,9 @@ from typing import Any
 from manyheads.core.errors import ArgumentError, CheckpointError, ManyheadsError
 from manyheads.kws.detection import Rule
 from manyheads.kws.features import Features
+from manyheads.kws.hearing import Surround
 from manyheads.kws.models import config_from_json
-from manyheads.kws.spotter import KeywordSpotter, Surround
+from manyheads.kws.spotter import KeywordSpotter
 from manyheads.lab.checkpoint import load_tensors, save_tensors
 
 KIND = "manyheads keyword spotter"

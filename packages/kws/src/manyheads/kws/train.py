@@ -80,8 +80,9 @@ class ClipLoss:
         """Leaves ``spotter.safetensors`` in the run's folder, for ``manyheads kws stream``, ``eval`` and ``export``."""
         if "features" not in splits.facts:
             return
+        from manyheads.kws.hearing import Surround
         from manyheads.kws.models import Network
-        from manyheads.kws.spotter import KeywordSpotter, Surround
+        from manyheads.kws.spotter import KeywordSpotter
 
         assert isinstance(model, Network)
         facts = splits.facts

@@ -19,6 +19,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own(rows: Tensor) -> Tensor:
+    """This rank's rows ``rank, rank + W, …`` of those of all."""
+    return rows if world() == 1 else rows[dist.get_rank() :: world()]
+
+
 def everyones(rows: Tensor) -> Tensor:
     """``(N, …)`` of each rank -> ``(W N, …)`` of all, rank by rank; as many rows on each."""
     if world() == 1:
@@ -47,11 +52,11 @@ class BatchNorm(nn.BatchNorm1d):
         mean = summed(input.sum(0)) / count
         centred = input - mean
         variance = summed(centred.square().sum(0)) / count
-        own: Any = self  # in general torch's buffers and momentum may be None
-        own.num_batches_tracked.add_(1)
+        stored: Any = self  # in general torch's buffers and momentum may be None
+        stored.num_batches_tracked.add_(1)
         with torch.no_grad():
-            own.running_mean.lerp_(mean, own.momentum)
-            own.running_var.lerp_(variance * (count / (count - 1)), own.momentum)
+            stored.running_mean.lerp_(mean, stored.momentum)
+            stored.running_var.lerp_(variance * (count / (count - 1)), stored.momentum)
         return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
@@ -63,4 +68,4 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0.0 or world() == 1:
             return super().forward(input)
         noise = input.new_empty(len(input) * world(), *input.shape[1:]).bernoulli_(1.0 - self.p)
-        return input * noise[dist.get_rank() :: world()].div_(1.0 - self.p)
+        return input * own(noise).div_(1.0 - self.p)

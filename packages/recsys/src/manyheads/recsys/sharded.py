@@ -57,18 +57,24 @@ class ShardedTables(AnyTables):
     def __init__(self, tables: Tables) -> None:
         super().__init__()
         found = torchrec()
-        self.widths, self.sizes, self.dim = tables.widths, tables.sizes, tables.weight.shape[1]
-        self.names = [f"field{i}" for i in range(len(self.sizes))]  # fields' own names may hold dots
+        self.widths, self.sizes, self.holds, self.dim = (
+            tables.widths,
+            tables.sizes,
+            tables.holds,
+            tables.weight.shape[1],
+        )
+        self.fields = [f"field{i}" for i in range(len(self.widths))]  # fields' own names may hold dots
+        self.names = [f"table{i}" for i in range(len(self.sizes))]
         self.register_buffer("columns", tables.columns.clone(), persistent=False)
         configs = [
             found.EmbeddingBagConfig(
                 name=name,
                 embedding_dim=self.dim,
                 num_embeddings=rows,
-                feature_names=[name],
+                feature_names=[self.fields[i] for i in held],
                 pooling=found.PoolingType.SUM,
             )
-            for name, rows in zip(self.names, self.sizes, strict=True)
+            for name, rows, held in zip(self.names, self.sizes, self.holds, strict=True)
         ]
         self.jagged = torchrec("sparse.jagged_tensor").KeyedJaggedTensor
         self.starts = [0] * len(self.names)  # the first row of each table's part here
@@ -80,8 +86,8 @@ class ShardedTables(AnyTables):
             held = part >= 0
             values.append(part[held])
             lengths.append(held.sum(1, dtype=torch.int32))
-        found = self.collection(self.jagged(keys=self.names, values=torch.cat(values), lengths=torch.cat(lengths)))
-        sums = torch.stack([found[name] for name in self.names], 1)  # sharding orders them otherwise
+        found = self.collection(self.jagged(keys=self.fields, values=torch.cat(values), lengths=torch.cat(lengths)))
+        sums = torch.stack([found[name] for name in self.fields], 1)  # sharding orders them otherwise
         return sums / torch.stack(lengths, 1).clamp(min=1).unsqueeze(-1)
 
     def weights(self) -> list[nn.Parameter]:
@@ -98,7 +104,7 @@ class ShardedTables(AnyTables):
             if weight.numel() == 0:
                 continue
             if columns is not None:
-                rows = columns[index].unique()
+                rows = torch.cat([columns[i] for i in self.holds[index]], 1).unique()
                 weight = weight[rows[(rows >= max(start, 0)) & (rows < start + len(weight))] - start]
             total = total + 0.5 * weight.square().sum()
         return total + total.detach() * (dist.get_world_size() - 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.errors import UnknownNameError
+from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.recsys.layout import Layout
 
 
@@ -30,34 +30,49 @@ class AnyTables(nn.Module):
 class Tables(AnyTables):
     """The embedding tables of some fields as one: ``(B, C)`` ids -> ``(B, fields, D)``.
 
-    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared).
+    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all
+    fields have one table, in which an id means the same whatever its field.
 
     Raises:
         UnknownNameError: a name in ``fields`` that the layout does not have.
+        ArgumentError: ``shared`` and fields of different sizes.
     """
 
     columns: Tensor
     offsets: Tensor
 
-    def __init__(self, layout: Layout, dim: int, *, init_sd: float = 1e-4, fields: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        dim: int,
+        *,
+        init_sd: float = 1e-4,
+        fields: Sequence[str] | None = None,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
         names = layout.names if fields is None else tuple(fields)
         for name in names:
             if name not in layout.names:
                 raise UnknownNameError("embedded field", name, layout.names)
         chosen = [layout.names.index(name) for name in names]
+        sizes = {layout.rows[i] for i in chosen}
+        if shared and len(sizes) > 1:
+            raise ArgumentError(f"shared_tables: found fields of {sorted(sizes)} rows, expected all of one size")
         self.widths = [layout.widths[i] for i in chosen]
-        self.sizes = [layout.rows[i] for i in chosen]
+        # the parts of the fused table, and whose fields' rows each holds
+        self.sizes = [layout.rows[i] for i in (chosen[:1] if shared else chosen)]
+        self.holds = [list(range(len(chosen)))] if shared else [[i] for i in range(len(chosen))]
         columns, offsets, start = [], [], 0
         for i in chosen:
             span = layout.columns_of(layout.names[i])
             columns += range(span.start, span.stop)
             offsets += [start] * layout.widths[i]
-            start += layout.rows[i]
+            start += 0 if shared else layout.rows[i]
         self.all_columns = columns == list(range(sum(layout.widths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int64), persistent=False)
-        self.weight = nn.Parameter(torch.randn(start, dim) * init_sd)
+        self.weight = nn.Parameter(torch.randn(max(start, *sizes), dim) * init_sd)
 
     def rows(self, ids: Tensor) -> Tensor:
         """``(B, own columns)``: rows of the fused table, negative where there is no value."""
@@ -124,11 +139,20 @@ class FieldTokens(nn.Module):
         dim: width D.
         init_sd: deviation that the tables start from.
         numeric_tokens: mix all numbers into so many tokens; one for each without.
+        shared: one table for all embedded fields.
     """
 
-    def __init__(self, layout: Layout, dim: int, *, init_sd: float = 1e-4, numeric_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        dim: int,
+        *,
+        init_sd: float = 1e-4,
+        numeric_tokens: int | None = None,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
-        self.tables = Tables(layout, dim, init_sd=init_sd) if layout.names else None
+        self.tables = Tables(layout, dim, init_sd=init_sd, shared=shared) if layout.names else None
         self.numbers: nn.Module | None = None
         fields = len(layout.numeric)
         if fields and numeric_tokens is None:
