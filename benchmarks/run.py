@@ -87,6 +87,8 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads recsys train synthetic-{name} --root {RUNS}/synthetic" for name in SYNTHETIC),
         f"manyheads report --root {RUNS}/synthetic --csv {{csv}}",
     ],
+    "recsys_maps": [f"python benchmarks/recsys_maps.py --root {RUNS}/synthetic --csv {{csv}}"],
+    "recsys_memory": ["python benchmarks/recsys_memory.py --csv {csv}"],
     "recsys_movielens": [
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),
         f"manyheads report --root {RUNS}/ml --csv {{csv}}",

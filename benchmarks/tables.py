@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from kws_tables import kws_accuracy, kws_speed, kws_spikes, kws_streams
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
+from recsys_more_tables import recsys_maps, recsys_memory
 from recsys_tables import (
     recsys_calibrated,
     recsys_frappe,
@@ -181,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(kws_accuracy, kws_streams, kws_spikes, kws_speed),
         *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
         *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
+        *(recsys_maps, recsys_memory),
     )
 }
 
