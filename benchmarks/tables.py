@@ -23,6 +23,7 @@ from recsys_tables import (
     recsys_throughput,
     recsys_tuning,
 )
+from serving_tables import serving_latency, serving_ratios, serving_sharing
 from table_rows import ROOT, Row, figure, markdown, read
 
 PAGES = (
@@ -183,6 +184,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
         *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
         *(recsys_maps, recsys_memory),
+        *(serving_latency, serving_sharing, serving_ratios),
     )
 }
 
