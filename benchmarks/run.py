@@ -64,6 +64,7 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads kws train {name} --root {RUNS}/words" for name in WORDS),
         f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
+    "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
     "kws_streams": [
         command
         for experiment in ("arabic-spotter", "arabic-lmuformer", "arabic-spiking-lmuformer")
@@ -90,6 +91,8 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads recsys train synthetic-{name} --root {RUNS}/synthetic" for name in SYNTHETIC),
         f"manyheads report --root {RUNS}/synthetic --csv {{csv}}",
     ],
+    "recsys_maps": [f"python benchmarks/recsys_maps.py --root {RUNS}/synthetic --csv {{csv}}"],
+    "recsys_memory": ["python benchmarks/recsys_memory.py --csv {csv}"],
     "recsys_movielens": [
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),
         f"manyheads report --root {RUNS}/ml --csv {{csv}}",

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Outcome
+from manyheads.recsys.explain_cli import commands as explaining
+from manyheads.recsys.serving_cli import commands as serving
+from manyheads.recsys.sharded_cli import commands as sharding
 
 
 def models() -> Outcome:
@@ -203,4 +206,5 @@ def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[
     return metrics
 
 
-commands: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
+own: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
+commands = {**own, **explaining, **sharding, **serving}

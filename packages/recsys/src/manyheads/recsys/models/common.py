@@ -14,6 +14,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.tokens import FieldTokens
+from manyheads.recsys.ranks import BatchNorm, own, world
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class _ReluDropout(torch.autograd.Function):
     def forward(ctx, x: Tensor, dropped: float) -> Tensor:
         ctx.mark_dirty(x)
         ctx.scale = 1.0 / (1.0 - dropped)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        count = x.numel() * world()  # drawn for the rows of all processes, so that several drop what one drops
+        words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        bits = own(words.view(torch.int16)[:count].view(-1, *x.shape[1:]))
         kept = torch.ge(bits, round(dropped * _LEVELS) - _LEVELS // 2, out=torch.empty_like(x))  # no boolean to convert
         x.relu_().mul_(kept).mul_(ctx.scale)
         ctx.save_for_backward(x)
@@ -96,7 +98,7 @@ class Tower(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), *([nn.BatchNorm1d(width)] if batch_norm else []), ReluDropout(dropout)]
+            layers += [nn.Linear(inputs, width), *([BatchNorm(width)] if batch_norm else []), ReluDropout(dropout)]
             inputs = width
         if outputs is not None:
             layers.append(nn.Linear(inputs, outputs))

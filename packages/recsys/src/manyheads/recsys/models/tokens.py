@@ -15,7 +15,19 @@ from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.recsys.layout import Layout
 
 
-class Tables(nn.Module):
+class AnyTables(nn.Module):
+    """The embedding tables of some fields, wherever they lie: ``(B, C)`` ids -> ``(B, fields, D)``."""
+
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of this process."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement weights")
+
+    def penalty(self, ids: Tensor | None) -> Tensor:
+        """Half the sum of squares of the whole tables, or of the rows that ``ids`` touch, each once."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement penalty")
+
+
+class Tables(AnyTables):
     """The embedding tables of some fields as one: ``(B, C)`` ids -> ``(B, fields, D)``.
 
     A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all
@@ -48,6 +60,9 @@ class Tables(nn.Module):
         if shared and len(sizes) > 1:
             raise ArgumentError(f"shared_tables: found fields of {sorted(sizes)} rows, expected all of one size")
         self.widths = [layout.widths[i] for i in chosen]
+        # the parts of the fused table, and whose fields' rows each holds
+        self.sizes = [layout.rows[i] for i in (chosen[:1] if shared else chosen)]
+        self.holds = [list(range(len(chosen)))] if shared else [[i] for i in range(len(chosen))]
         columns, offsets, start = [], [], 0
         for i in chosen:
             span = layout.columns_of(layout.names[i])
@@ -75,8 +90,10 @@ class Tables(nn.Module):
         counts = [part.sum(1).clamp(min=1.0) for part in held.split(self.widths, 1)]
         return torch.stack([s / n for s, n in zip(sums, counts, strict=True)], 1)
 
+    def weights(self) -> list[nn.Parameter]:
+        return [self.weight]
+
     def penalty(self, ids: Tensor | None) -> Tensor:
-        """Half the sum of squares of the whole table, or of the rows that ``ids`` touch, each once."""
         if ids is None:
             return 0.5 * self.weight.square().sum()
         rows = self.rows(ids)
@@ -151,6 +168,6 @@ class FieldTokens(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def all_tables(model: nn.Module) -> list[Tables]:
+def all_tables(model: nn.Module) -> list[AnyTables]:
     """Every embedding table in a model."""
-    return [module for module in model.modules() if isinstance(module, Tables)]
+    return [module for module in model.modules() if isinstance(module, AnyTables)]
