@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from table_rows import RESULTS, Row, markdown, read
 
+DEVELOPMENT = ("george", "jackson")
 NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
 
 
@@ -21,16 +22,16 @@ def kws_rows(*columns: str) -> list[Row]:
 def kws_accuracy() -> str:
     """Accuracy of every experiment, beside the published figure and what it is on another set, and the mean over the
     speakers that were held out."""
-    every = kws_rows("experiment", "metric", "mean", "sd")
+    every = kws_rows("experiment", "hash", "metric", "mean", "sd")
     rows = [row for row in every if row["metric"] == "accuracy"]
     if not rows:
         return NOT_YET
-    other = {row["experiment"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
+    other = {row["hash"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
     shown = [
         (
-            row["experiment"],
+            _name(row),
             _mean(row),
-            _mean(other[row["experiment"]]) if row["experiment"] in other else "",
+            _mean(other[row["hash"]]) if row["hash"] in other else "",
             str(len(row["seeds"].split())),
             f"{int(row['parameters']):,}" if row.get("parameters") else "",
             row.get("published") or "none",
@@ -39,6 +40,12 @@ def kws_accuracy() -> str:
     ]
     header = ("accuracy, %", "mean ± sd", "Google digits", "seeds", "parameters", "published")
     return f"{markdown(header, shown)}\n\n{_held_out(rows)}".rstrip()
+
+
+def _name(row: Row) -> str:
+    """The experiment and what was changed in it."""
+    changes = [word for word in row["command"].split() if re.match(r"(data|model|objective|optimiser|budget)\.", word)]
+    return " ".join([row["experiment"], *(f"`{change}`" for change in changes)])
 
 
 def _mean(row: Row) -> str:
@@ -57,6 +64,30 @@ def _held_out(rows: list[Row]) -> str:
         f"Mean over the {len(folds)} speakers held out of Free Spoken Digits: {fmean(seeds):.2f} ± {stdev(seeds):.2f} "
         f"({len(seeds)} seeds); the worst of them is {name} with {_mean(worst)}."
     )
+
+
+def kws_tried() -> str:
+    """What was tried on the two speakers for it, in the order of trying."""
+    variants: dict[str, dict[str, list[float]]] = {}
+    for row in kws_rows("variant", "fold", "accuracy"):
+        variants.setdefault(row["variant"], {}).setdefault(row["fold"], []).append(float(row["accuracy"]))
+    shown = [
+        (variant, *(f"{_spread(folds[name])} ({len(folds[name])})" if name in folds else "" for name in DEVELOPMENT))
+        for variant, folds in variants.items()
+    ]
+    return markdown(("accuracy, % (seeds)", *DEVELOPMENT), shown)
+
+
+def kws_arabic_tried() -> str:
+    """What was tried on the validation part of the Arabic set."""
+    variants: dict[tuple[str, str], list[Row]] = {}
+    for row in kws_rows("variant", "weights", "cross_entropy"):
+        variants.setdefault((f"{row['variant']}, {row['epochs']} epochs", row["weights"]), []).append(row)
+    shown = []
+    for (variant, weights), rows in variants.items():
+        accuracy, entropy = ([float(row[name]) for row in rows] for name in ("accuracy", "cross_entropy"))
+        shown.append((variant, weights, str(len(rows)), _spread(accuracy), f"{fmean(entropy):.3f}"))
+    return markdown(("on the validation part", "weights", "seeds", "accuracy, %", "cross-entropy"), shown)
 
 
 def kws_streams() -> str:
@@ -108,7 +139,20 @@ def kws_speed() -> str:
         return NOT_YET
     shown = [(row["what"], row["at_once"], row["us_per_stream"], row["target"] or "none") for row in steps]
     table = markdown(("one step, published size", "streams at once", "us a stream", "aim"), shown)
-    return f"{table}\n\n{steps[0]['machine']}; `{steps[0]['command']}`."
+    clips = [row for row in rows if row["group"] == "clips"]
+    whole = [
+        (
+            row["what"],
+            f"{float(row['cpu_us']) / 1000:.0f}",
+            row["times_faster"] or "1",
+            f"{100 * float(row['of_product_rate']):.0f} %",
+            row["target"] or "none",
+        )
+        for row in clips
+    ]
+    header = ("32 clips of 128 frames", "ms", "times faster", "of the rate of one large product", "aim")
+    closing = f"{steps[0]['machine']}; `{steps[0]['command']}`."
+    return "\n\n".join([table, *([markdown(header, whole)] if whole else []), closing])
 
 
 def _spread(values: Sequence[float]) -> str:

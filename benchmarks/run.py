@@ -26,8 +26,8 @@ FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dl
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
 WORDS = (
-    *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
-    "pixel-digits-lmuformer",
+    *("arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"),
+    *(f"arabic-{kind}lmuformer model.stem=1d budget.keep=last" for kind in ("", "spiking-")),  # the recipe before
 )
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -65,7 +65,7 @@ JOBS: dict[str, list[str]] = {
         for seed in (1, 2, 3)
         for spotter in (f"{RUNS}/{experiment}-{seed}.safetensors",)
         for command in (
-            f"manyheads kws train {experiment} --seeds {seed} --root {RUNS} --out {spotter}",
+            f"manyheads kws train {experiment} --seeds {seed} --root {RUNS}/streams --out {spotter}",
             f"manyheads kws eval {spotter} --part validation --tune 60",
             f"manyheads kws eval {spotter} --snr 20 10 --csv {{csv}}",
         )
