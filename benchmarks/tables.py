@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from kws_tables import kws_accuracy, kws_arabic_tried, kws_speed, kws_spikes, kws_streams, kws_tried
+from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_speed, kws_spikes, kws_streams, kws_tried
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
 from table_rows import ROOT, Row, figure, markdown, read
 
@@ -167,7 +167,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
-        *(kws_accuracy, kws_tried, kws_arabic_tried, kws_streams, kws_spikes, kws_speed),
+        *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_spikes, kws_speed),
     )
 }
 
