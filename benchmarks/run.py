@@ -59,6 +59,7 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads kws train {name} --root {RUNS}/words" for name in WORDS),
         f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
+    "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
     "kws_streams": [
         command
         for experiment in ("arabic-spotter", "arabic-lmuformer", "arabic-spiking-lmuformer")

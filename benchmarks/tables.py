@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_speed, kws_spikes, kws_streams, kws_tried
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
+from serving_tables import serving_latency, serving_ratios, serving_sharing
 from table_rows import ROOT, Row, figure, markdown, read
 
 PAGES = (
@@ -20,6 +21,7 @@ PAGES = (
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",
     ROOT / "docs" / "kws.md",
+    ROOT / "docs" / "recsys.md",
 )
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
@@ -168,6 +170,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
         *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_spikes, kws_speed),
+        *(serving_latency, serving_sharing, serving_ratios),
     )
 }
 

@@ -7,7 +7,6 @@ passed over for the one before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from manyheads.core.errors import CheckpointError
+from manyheads.lab.arrays import digest
 from manyheads.lab.files import write_atomically
 
 KEEP = 2
@@ -137,8 +137,4 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest({name: t.contiguous().flatten().view(torch.uint8).numpy() for name, t in tensors.items()}, text)

@@ -12,14 +12,9 @@ microphone driver gives differs from place to place.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import os
-import sys
 import tempfile
-import warnings
-from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,8 +30,8 @@ from manyheads.kws.models.sites import SpikeSite
 from manyheads.kws.models.staged import Staged
 from manyheads.kws.step_runner import StepRunner, need_package
 from manyheads.lab.files import write_atomically
+from manyheads.lab.onnx_files import OPSET, exported, with_metadata
 
-OPSET = 17
 NARROW = 16  # outputs
 
 __all__ = ["StepRunner", "export_clip", "export_nir", "export_step", "quantise"]
@@ -164,53 +159,18 @@ def _export(
     network: Network,
 ) -> None:
     """Writes a module as ONNX whose first axes are the batch."""
-    if opset < OPSET:
-        raise ArgumentError(f"export: opset: found {opset}, expected {OPSET} or more")
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet():
-        made = Path(folder) / "made.onnx"
-        try:
-            torch.onnx.export(
-                module,
-                example,
-                str(made),
-                opset_version=opset,
-                dynamo=False,  # the graphs are as lean, and it takes a tenth of the time
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
-            )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise ArgumentError(
-                f"export: {network.config.kind}: an operation of this network has no form in ONNX {opset}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        facts = {"bins": network.bins, "stride": network.stride, "lookahead": network.lookahead}
-        write_atomically(path, _with_metadata(made, {**facts, "labels": list(network.labels)}))
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """The exporter warns of itself and of shapes that do not change, and where it fails it prints its whole graph, past
-    Python."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            os.dup2(nowhere.fileno(), 1)
-            yield
-            sys.stdout.flush()
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _with_metadata(path: Path, facts: dict[str, Any]) -> bytes:
-    import onnx
-
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {"manyheads.step": json.dumps(facts)})
-    return model.SerializeToString()
+    facts = {"bins": network.bins, "stride": network.stride, "lookahead": network.lookahead}
+    made = exported(
+        module,
+        example,
+        inputs=inputs,
+        outputs=outputs,
+        batch=(*inputs, *outputs),
+        place=f"export: {network.config.kind}",
+        opset=opset,
+    )
+    about = json.dumps({**facts, "labels": list(network.labels)})
+    write_atomically(path, with_metadata(made, {"manyheads.step": about}))
 
 
 def export_nir(network: Network, path: str | Path) -> Path:

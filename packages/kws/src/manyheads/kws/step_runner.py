@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.lab import onnx_files
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,7 +35,7 @@ class StepRunner:
         need_package("onnxruntime", "onnx")
         if streams < 1:
             raise ArgumentError(f"runner: streams: found {streams}, expected 1 or more")
-        self.session = _session(Path(path), threads)
+        self.session = onnx_files.session(Path(path), threads, "export_step writes one")
         found = self.session.get_modelmeta().custom_metadata_map.get("manyheads.step")
         if found is None:
             raise DataError(f"{path}: not a step that manyheads exported: it has no metadata 'manyheads.step'")
@@ -87,22 +87,6 @@ class StepRunner:
         return sum(state.nbytes for state in self._states[0])
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not path.is_file():
-        raise DataError(f"{path}: no such file: export_step writes one")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base
-        raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
-
-
 def need_package(package: str, extra: str) -> None:
     """Raises :class:`MissingPackageError` with the pip line where an optional package is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise MissingPackageError(f"{package} is not installed: pip install 'manyheads-kws[{extra}]'")
+    onnx_files.need_package(package, f"manyheads-kws[{extra}]")

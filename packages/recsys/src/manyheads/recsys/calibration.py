@@ -5,8 +5,9 @@ Temperature divides the logit and never changes the order of rows; isotonic regr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +34,12 @@ class Calibration:
     y: tuple[float, ...] = ()
     ece_before: float | None = None  # on the rows that it was fitted on
     ece_after: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """What ``dataclasses.asdict`` gave, also after a passage through JSON."""
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**typed)
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         probabilities = sigmoid(np.asarray(logits, np.float64) / self.temperature)

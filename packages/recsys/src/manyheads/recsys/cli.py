@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Outcome
+from manyheads.recsys.serving_cli import commands as serving
 
 
 def models() -> Outcome:
@@ -203,4 +204,5 @@ def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[
     return metrics
 
 
-commands: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
+own: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
+commands = {**own, **serving}

@@ -14,6 +14,7 @@ from manyheads.core.errors import DataError
 
 Family = Literal["text", "integer", "number", "boolean", "time", "list"]
 MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # texts that tables write for "not known"
+_EARLIEST, _LATEST = pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC")  # of nanoseconds
 _INFERRED: dict[str, Family] = {"string": "text", "integer": "integer", "floating": "number", "boolean": "boolean"}
 
 
@@ -127,6 +128,15 @@ def _times(column: pd.Series, found: Family, missing: np.ndarray) -> tuple[np.nd
     bad = parsed.isna().to_numpy() & ~missing
     if bad.any():
         _at(column.name, bad, column.to_numpy(object), "a time such as 2024-01-31 18:00", "convert with pd.to_datetime")
+    beyond = ((parsed < _EARLIEST) | (parsed > _LATEST)).to_numpy() & ~missing
+    if beyond.any():
+        _at(
+            column.name,
+            beyond,
+            column.to_numpy(object),
+            "a year from 1678 to 2261",
+            "clean it, or leave the cell empty",
+        )
     return parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy(), missing
 
 

@@ -13,23 +13,33 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from manyheads.core.errors import CheckpointError, DataError
-from manyheads.lab.checkpoint import load_tensors, packed
+from manyheads.lab.arrays import load_arrays
 from manyheads.lab.files import write_atomically
 from manyheads.recsys.columns import as_family, check_frame, family_of, finite
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
 from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN, Layout
 from manyheads.recsys.vocabulary import Buckets, Counter, Vocabulary
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
 FILES = ("encoder.json", "encoder.safetensors")
+
+
+class Arrays(NamedTuple):
+    """Rows as arrays: what is served needs no more."""
+
+    ids: np.ndarray  # (N, C) int32
+    numbers: np.ndarray  # (N, F) float32, NaN where missing
+    unseen: dict[str, int]
+    missing: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,19 @@ class Encoder:
         return Layout(tuple(names), tuple(rows), tuple(widths), numeric, tasks)
 
     def transform(self, frame: pd.DataFrame) -> Encoded:
+        """:meth:`arrays` as tensors."""
+        import torch
+
+        ids, numbers, unseen, missing = self.arrays(frame)
+        return Encoded(torch.from_numpy(ids), torch.from_numpy(numbers), unseen, missing)
+
+    def part(self, names: Iterable[str]) -> Encoder:
+        """The encoder of some fields only, in the order of the spec."""
+        kept = set(names)
+        fields = tuple(one for one in self.spec.fields if one.name in kept)
+        return Encoder(FeatureSpec(fields), self.tables, self.scales)
+
+    def arrays(self, frame: pd.DataFrame) -> Arrays:
         """Encodes rows; columns that are no features are left alone.
 
         Raises :class:`DataError` for an absent column, another kind of value than at fitting, an infinity, and a
@@ -139,7 +162,7 @@ class Encoder:
             values, missing = _plain(frame[one.name], one)
             lacking[one.name] = int(missing.sum())
             if one.kind == "numeric":
-                numbers.append(self._number(values, missing, one))
+                numbers.append(self.scaled(values, missing, one))
             elif one.kind == "time":
                 ids += _parts(values, missing, one)
             elif one.kind == "categorical":
@@ -153,7 +176,7 @@ class Encoder:
         count = len(frame)
         id_table = np.concatenate(ids, 1).astype(np.int32) if ids else np.zeros((count, 0), np.int32)
         number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
-        return Encoded(torch.from_numpy(id_table), torch.from_numpy(number_table), unseen, lacking)
+        return Arrays(id_table, number_table, unseen, lacking)
 
     def report(self) -> list[dict[str, Any]]:
         """One entry a field: its kind, the rows of its table, rare values, and what hashing costs."""
@@ -177,6 +200,10 @@ class Encoder:
 
     def files(self) -> dict[str, bytes]:
         """The two files: name -> content."""
+        import torch
+
+        from manyheads.lab.checkpoint import packed
+
         learned: dict[str, Any] = {
             name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
         }
@@ -187,7 +214,7 @@ class Encoder:
                 learned[one.name] = {"buckets": table.buckets, "values": table.values, "shared": table.shared}
             elif table is not None:
                 learned[one.name] = {"rare": table.rare}
-                tensors |= {f"{index}.{key}": value for key, value in table.tensors().items()}
+                tensors |= {f"{index}.{key}": torch.tensor(value) for key, value in table.arrays().items()}
         header = {"format": FORMAT, "spec": self.spec.to_dict(), "learned": learned}
         text = json.dumps(header, indent=2, ensure_ascii=False).encode() + b"\n"
         return {FILES[0]: text, FILES[1]: packed(tensors, {"format": FORMAT})}
@@ -200,22 +227,23 @@ class Encoder:
             header = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is no saved encoder ({type(error).__name__}): fit again") from error
-        tensors, _ = load_tensors(Path(folder) / FILES[1])
+        arrays, _ = load_arrays(Path(folder) / FILES[1])
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{path} has format {header.get('format')}, this version reads {FORMAT}: fit again")
         made = cls(FeatureSpec.from_dict(header["spec"], str(path)))
         for index, one in enumerate(made.spec.fields):
             stored = header["learned"].get(one.name)
-            own = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.split(".", 1)[0] == str(index)}
+            own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.split(".", 1)[0] == str(index)}
             if one.kind == "numeric":
                 made.scales[one.name] = (float(stored["mean"]), float(stored["deviation"]))
             elif one.kind != "time" and one.buckets is not None:
                 made.tables[one.name] = Buckets(**stored)
             elif one.kind != "time":
-                made.tables[one.name] = Vocabulary.from_tensors(own, stored["rare"])
+                made.tables[one.name] = Vocabulary.from_arrays(own, stored["rare"])
         return made
 
-    def _number(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
+    def scaled(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
+        """Numbers as a model takes them, NaN where they are missing."""
         if missing.any() and not one.allow_missing:
             raise DataError(
                 f"column {one.name!r}, row {int(np.argmax(missing))}: found a missing number, expected none as at "

@@ -7,10 +7,10 @@ many as a cell may hold values (-1 where it holds fewer), a time one each of its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what is served encodes rows without torch
+    from torch import Tensor
 
 MISSING, UNSEEN, FIRST = 0, 1, 2  # ids of every table: not known, not in the vocabulary, then the vocabulary
 PADDING = -1
@@ -63,5 +63,7 @@ class Rows:
 
     def whole(self, size: int = 16384):
         """All rows in order, ``size`` at a time."""
+        import torch
+
         for start in range(0, len(self), size):
             yield self.batch(torch.arange(start, min(start + size, len(self))))

@@ -58,13 +58,8 @@ def load(folder: Path) -> Recommender:
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: weights and encoder do not belong together: train again") from error
     stored = about.get("calibration") or [{} for _ in labels.tasks]
-    calibrations = [_calibration(values) for values in stored]
+    calibrations = [Calibration.from_dict(values) for values in stored]
     settings: dict[str, Any] = {**about.get("settings", {}), "spec": encoder.spec}
     made = Recommender(**settings)
     made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations)
     return made
-
-
-def _calibration(values: dict[str, Any]) -> Calibration:
-    typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Calibration(**typed)

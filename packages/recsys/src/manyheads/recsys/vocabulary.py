@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from manyheads.recsys.layout import FIRST, UNSEEN
 
@@ -54,20 +52,20 @@ class Vocabulary:
         place = self._index.get_indexer(pd.Index(values, dtype=self.values.dtype))
         return np.where(place < 0, UNSEEN, place + FIRST)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """Integers as they are, texts as UTF-8 bytes with their ends."""
         if self.values.dtype == np.int64:
-            return {"integers": torch.from_numpy(self.values.copy())}
+            return {"integers": self.values}
         coded = [value.encode("utf-8", "surrogatepass") for value in self.values]
         ends = np.cumsum([len(c) for c in coded], dtype=np.int64)
-        return {"bytes": torch.from_numpy(np.frombuffer(b"".join(coded), np.uint8).copy()), "ends": _long(ends)}
+        return {"bytes": np.frombuffer(b"".join(coded), np.uint8), "ends": ends}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], rare: int) -> Vocabulary:
-        if "integers" in tensors:
-            return cls(tensors["integers"].numpy(), rare)
-        raw, start, values = tensors["bytes"].numpy().tobytes(), 0, []
-        for end in tensors["ends"].tolist():
+    def from_arrays(cls, arrays: dict[str, np.ndarray], rare: int) -> Vocabulary:
+        if "integers" in arrays:
+            return cls(arrays["integers"], rare)
+        raw, start, values = arrays["bytes"].tobytes(), 0, []
+        for end in arrays["ends"].tolist():
             values.append(raw[start:end].decode("utf-8", "surrogatepass"))
             start = end
         return cls(np.array(values, object), rare)
@@ -107,9 +105,5 @@ class Buckets:
         codes, distinct = pd.factorize(values)
         return hashed(distinct, self.buckets)[codes] + FIRST
 
-    def tensors(self) -> dict[str, Tensor]:
+    def arrays(self) -> dict[str, np.ndarray]:
         return {}
-
-
-def _long(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,81 @@
+"""Tables of served recommenders. Each says so while its results are not there."""
+
+from __future__ import annotations
+
+from table_rows import RESULTS, Row, markdown, read
+
+NOT_YET = "Not measured yet: `python benchmarks/run.py recsys_serving` makes the figures."
+
+
+def serving_rows(group: str) -> list[Row]:
+    """Of one group, none where nothing was measured."""
+    if not (RESULTS / "recsys_serving.csv").is_file():
+        return []
+    return [row for row in read("recsys_serving") if row["group"] == group]
+
+
+def serving_latency() -> str:
+    """CPU milliseconds of a request, torch and ONNX Runtime."""
+    rows = serving_rows("time")
+    if not rows:
+        return NOT_YET
+    found = {(row["model"], row["way"], row["candidates"]): float(row["cpu_ms"]) for row in rows}
+    sizes = list(dict.fromkeys(row["candidates"] for row in rows))
+    shown = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        about = next(row for row in rows if row["model"] == model)
+        cells = [f"{_ms(found[model, 'eager', n])} / {_ms(found[model, 'onnx', n])}" for n in sizes]
+        shown.append((model, _thousands(about["dense_parameters"]), *cells))
+    header = ("CPU ms, torch / ONNX Runtime", "dense parameters", *(f"{int(n):,}" for n in sizes))
+    return f"{markdown(header, shown)}\n\n{rows[0]['machine']}; `{rows[0]['command']}`."
+
+
+def serving_sharing() -> str:
+    """What it saves to compute the request's part once, beside what arithmetic allows."""
+    rows = serving_rows("time")
+    if not rows:
+        return NOT_YET
+    largest = max((row["candidates"] for row in rows), key=int)
+    found = {(row["model"], row["way"]): float(row["cpu_ms"]) for row in rows if row["candidates"] == largest}
+    shown = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        about = next(row for row in rows if row["model"] == model)
+        whole, shared = float(about["macs"]), float(about["macs_shared"])
+        times = [found[model, way] for way in ("onnx, one batch", "onnx", "onnx, shared")]
+        saved = [f"{times[1] / times[2]:.2f}", f"{whole / shared:.2f}"]
+        rate = shared * int(largest) / times[2] / 1e6
+        shown.append((model, *map(_ms, times), *saved, f"{shared / 1e6:.2f} of {whole / 1e6:.2f}", f"{rate:.0f}"))
+    header = (
+        f"{int(largest):,} candidates, CPU ms",
+        "one batch",
+        "in pieces",
+        "in pieces, shared",
+        "times faster",
+        "by arithmetic",
+        "million multiply-adds",
+        "billion of them a second",
+    )
+    [machine] = serving_rows("machine")
+    raw = {row["way"]: float(row["cpu_ms"]) for row in rows if row["model"] == "hiformer, rank 64"}
+    ends = ("raw request and candidates", "raw rows", "raw table, torch")
+    told = "From raw values to probabilities, rank 64: {} ms a request and its candidates, {} ms whole rows, {} ms " + (
+        "`Recommender.predict_proba`. A large product of matrices alone runs at {} billion multiply-adds a second."
+    )
+    return f"{markdown(header, shown)}\n\n{told.format(*(_ms(raw[end]) for end in ends), machine['value'])}"
+
+
+def serving_ratios() -> str:
+    """The ratios that are held against something."""
+    rows = [row for row in serving_rows("ratio") if row["target"]]
+    if not rows:
+        return NOT_YET
+    shown = [(row["what"], row["value"], row["target"], "yes" if row["met"] == "True" else "**no**") for row in rows]
+    return markdown(("ratio of CPU times", "measured", "aim", "met"), shown)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _thousands(count: str) -> str:
+    return f"{int(count):,}"

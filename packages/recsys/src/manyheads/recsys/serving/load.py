@@ -1,0 +1,126 @@
+"""A load test on this machine: some connections, each asking again as soon as it is answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError
+from manyheads.recsys.columns import check_frame
+
+TIMEOUT = 60.0  # seconds for an answer
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came back: answers by status (0: no answer), milliseconds of an answer, and how many a second."""
+
+    requests: int
+    connections: int
+    candidates: int
+    statuses: dict[str, int]
+    p50_ms: float
+    p99_ms: float
+    answers_per_second: float
+    rows_per_second: float
+
+
+def load_test(url: str, rows: pd.DataFrame, *, candidates: int, requests: int, connections: int, seed: int = 0) -> Load:
+    """Sends ``requests`` of ``candidates`` rows each, drawn from ``rows``.
+
+    Raises :class:`ArgumentError` for an address that is not this machine's or where nothing answers, and
+    :class:`DataError` where the rows lack a field of the model.
+    """
+    for name, value in (("candidates", candidates), ("requests", requests), ("connections", connections)):
+        if value < 1:
+            raise ArgumentError(f"load: {name}: found {value}, expected 1 or more")
+    host, port = _place(url)
+    try:
+        model = json.loads(_ask(http.client.HTTPConnection(host, port, timeout=TIMEOUT), "GET", "/model", b"")[1])
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ArgumentError(f"url: found {url}, where no server answers ({error}): manyheads recsys serve") from error
+    bodies = make_bodies(model, rows, candidates, np.random.default_rng(seed), min(requests, 64))
+    taken = np.zeros(requests)
+    statuses: list[int] = [0] * requests
+    turns, lock = iter(range(requests)), threading.Lock()
+
+    def work() -> None:
+        connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        while True:
+            with lock:
+                number = next(turns, None)
+            if number is None:
+                return
+            begun = time.perf_counter()
+            try:
+                statuses[number] = _ask(connection, "POST", "/score", bodies[number % len(bodies)])[0]
+            except (OSError, http.client.HTTPException):
+                connection.close()
+            taken[number] = time.perf_counter() - begun
+
+    threads = [threading.Thread(target=work) for _ in range(connections)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begun
+    good = taken[np.array(statuses) == 200]
+    p50, p99 = np.percentile(good if len(good) else [float("nan")], [50, 99]) * 1e3
+    by_status = {str(status): count for status, count in sorted(Counter(statuses).items())}
+    rate = len(good) / seconds
+    return Load(requests, connections, candidates, by_status, float(p50), float(p99), rate, rate * candidates)
+
+
+def make_bodies(
+    model: dict[str, Any], rows: pd.DataFrame, candidates: int, rng: np.random.Generator, count: int
+) -> list[bytes]:
+    """JSON bodies of drawn rows: a request and its candidates where the model has shared fields, whole rows else."""
+    names = [field["name"] for field in model["fields"]]
+    shared = [field["name"] for field in model["fields"] if field["shared"]]
+    check_frame(rows, names, "rows")
+    made = []
+    for _ in range(count):
+        drawn = rows[names].iloc[rng.integers(0, len(rows), candidates)]
+        plain = as_json(drawn)
+        if shared:
+            request = {name: plain[0][name] for name in shared}
+            asked: dict[str, Any] = {
+                "request": request,
+                "candidates": [{name: row[name] for name in names if name not in request} for row in plain],
+            }
+        else:
+            asked = {"rows": plain}
+        made.append(json.dumps(asked).encode())
+    return made
+
+
+def as_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as the server takes them; missing values are null."""
+    return json.loads(frame.to_json(orient="records", date_format="iso", double_precision=15) or "[]")
+
+
+def _ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    connection.request(method, path, body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ArgumentError(f"url: found {url}, expected http://127.0.0.1:PORT") from error
+    if host not in ("127.0.0.1", "localhost", "::1") or port is None:
+        raise ArgumentError(f"url: found {url}, expected http://127.0.0.1:PORT: load is for this machine only")
+    return host, port

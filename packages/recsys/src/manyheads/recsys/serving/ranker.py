@@ -1,0 +1,242 @@
+"""Scores raw rows from an exported folder: ONNX Runtime, numpy and pandas; torch is not imported.
+
+ranker = Ranker.load("served")
+ranker.score_rows([{"user": 3, "item": 17, ...}]).probabilities        # (n, K)
+ranker.score({"user": 3, ...}, [{"item": 17}, {"item": 4}])            # what is shared is computed once
+ranker.predict_proba(frame)                                            # as Recommender's
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
+from manyheads.lab.onnx_files import need_package, session
+from manyheads.recsys.calibration import Calibration
+from manyheads.recsys.columns import check_frame
+from manyheads.recsys.encoder import Arrays, Encoder
+from manyheads.recsys.labels import Labels
+from manyheads.recsys.layout import Layout
+from manyheads.recsys.serving.rows import Row, RowEncoder
+
+FORMAT = 1
+FILE, NETWORK, REQUEST, CANDIDATES = "serving.json", "network.onnx", "request.onnx", "candidates.onnx"
+PIECE = 128  # rows at a time: what is between the operations stays in the cache
+SHARE_FROM = 64  # candidates; with fewer the two graphs of a request take longer than the one of whole rows
+Rows = pd.DataFrame | Sequence[Row]
+
+
+def small_name(name: str) -> str:
+    """The int8 file beside a float32 one."""
+    return name.replace(".onnx", ".int8.onnx")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of n rows for K tasks, and what had to be made up for."""
+
+    logits: np.ndarray  # (n, K), before calibration
+    probabilities: np.ndarray  # (n, K), of the second value of each label
+    unseen: dict[str, int]  # values by field that were never seen at fitting
+    missing: dict[str, int]
+
+
+class Ranker:
+    """An exported recommender.
+
+    Args:
+        folder: what :func:`manyheads.recsys.serving.export` wrote.
+        threads: of ONNX Runtime.
+        int8: take the int8 files; by default where ``quantise`` has admitted them.
+
+    Raises:
+        MissingPackageError: without onnxruntime.
+        CheckpointError: for any other folder.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> None:
+        need_package("onnxruntime", "manyheads-recsys[onnx]")
+        folder = Path(folder)
+        self.about = read_about(folder)
+        self.layout = Layout(**{name: tuple(values) for name, values in self.about["layout"].items()})
+        self.encoder, self.labels = Encoder.load(folder), Labels.load(folder)
+        self.calibration = [Calibration.from_dict(values) for values in self.about["calibration"]]
+        self.request: dict[str, Any] | None = self.about["request"]
+        admitted = bool((self.about.get("int8") or {}).get("admitted"))
+        self.int8 = admitted if int8 is None else int8
+
+        def opened(name: str) -> Any:
+            chosen = small_name(name) if self.int8 and name != REQUEST else name
+            return session(folder / chosen, threads, "export the model again")
+
+        self.network = opened(NETWORK)
+        self.sessions = {} if self.request is None else {name: opened(name) for name in (REQUEST, CANDIDATES)}
+        self._encoders: dict[frozenset[str], tuple[Encoder, RowEncoder, list[int], list[int]]] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> Ranker:
+        """The same as the constructor."""
+        return cls(folder, threads=threads, int8=int8)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a row needs."""
+        return self.encoder.spec.columns
+
+    @property
+    def shared(self) -> list[str]:
+        """The columns of a request, as they were named at export."""
+        return list(self.about["shared"])
+
+    def score_rows(self, rows: Rows) -> Scored:
+        """Whole rows: a DataFrame, or mappings of just the columns of the model."""
+        found = self._encode(frozenset(self.columns), rows, "row")
+        return self._scored(self.logits(found.ids, found.numbers), found.unseen, found.missing)
+
+    def score(self, request: Row, candidates: Rows) -> Scored:
+        """The candidates of one request, which holds the columns that they share.
+
+        Where these are the columns that were named at export, and the candidates enough for it to pay, their part of
+        the network is computed once; else they are repeated. Raises :class:`DataError` for a column that is on both
+        sides or on none, and :class:`UnknownNameError` for one that the model does not have.
+        """
+        ours = frozenset(map(str, request))
+        for name in request:
+            if name not in self.columns:
+                raise UnknownNameError("field in request", str(name), self.columns)
+        theirs = frozenset(self.columns) - ours
+        if not theirs:
+            raise DataError("request: found every column, expected at least one that differs by candidate")
+        both = ours & _named(candidates)
+        if both:
+            raise DataError(f"column {min(both)!r}: found in the request and in the candidates, expected in one")
+        rows = self._encode(theirs, candidates, "candidate")
+        count = len(rows.ids)
+        ids = np.zeros((count, sum(self.layout.widths)), np.int64)
+        numbers = np.zeros((count, len(self.layout.numeric)), np.float32)
+        unseen, missing = dict(rows.unseen), dict(rows.missing)
+        parts = [(rows, theirs)]
+        if ours:
+            given = self._encode(ours, [request], "request")
+            parts.append((given, ours))
+            unseen, missing = {**given.unseen, **unseen}, {**given.missing, **missing}
+        for part, names in parts:
+            _, _, places, numeric = self._encoder(names)
+            ids[:, places], numbers[:, numeric] = part.ids, part.numbers
+        shared = self.request is not None and ours == frozenset(self.shared) and count >= SHARE_FROM
+        logits = self.shared_logits(ids, numbers) if shared else self.logits(ids, numbers)
+        return self._scored(logits, unseen, missing)
+
+    def predict_proba(self, rows: Rows) -> Any:
+        """``(n, 2)``, or a list of these, one a task, as ``Recommender.predict_proba``."""
+        positive = self.score_rows(rows).probabilities
+        found = [np.stack([1.0 - p, p], 1) for p in positive.T]
+        return found[0] if len(found) == 1 else found
+
+    def logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Encoded rows through the network: ``(n, C)`` and ``(n, F)`` -> ``(n, K)``."""
+        return in_pieces(self.network, {"ids": ids, "numbers": numbers}, {})
+
+    def shared_logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """As :meth:`logits`, for rows that agree in the request's columns, of which the first row is taken."""
+        return self.candidate_logits(self.request_state(ids[:1], numbers[:1]), ids, numbers)
+
+    def request_state(self, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """What the request's columns of a whole row, ``(1, C)`` and ``(1, F)``, give."""
+        if self.request is None:
+            raise ArgumentError("this folder was exported without shared columns: export it again with some")
+        graph = self.sessions[REQUEST]
+        wanted = [out.name for out in graph.get_outputs()]
+        ours, numeric = self._places
+        return dict(zip(wanted, graph.run(wanted, _fed(graph, ids[:, ours], numbers[:, numeric])), strict=True))
+
+    def candidate_logits(self, state: Mapping[str, np.ndarray], ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """The rest, from the other columns of whole rows."""
+        ours, numeric = self._places
+        own, own_numeric = (
+            np.setdiff1d(np.arange(width), part) for width, part in ((ids.shape[1], ours), (numbers.shape[1], numeric))
+        )
+        return in_pieces(
+            self.sessions[CANDIDATES], {"ids": ids[:, own], "numbers": numbers[:, own_numeric]}, dict(state)
+        )
+
+    @property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.request is not None
+        spans = [self.layout.columns_of(self.layout.names[n]) for n in self.request["names"]]
+        ours = [c for span in spans for c in range(span.start, span.stop)]
+        return np.array(ours, np.int64), np.array(self.request["numeric"], np.int64)
+
+    def _scored(self, logits: np.ndarray, unseen: dict[str, int], missing: dict[str, int]) -> Scored:
+        columns = zip(self.calibration, logits.T, strict=True)
+        probabilities = np.stack([calibration(column) for calibration, column in columns], 1)
+        lost = np.isnan(probabilities).any(1)
+        if lost.any():
+            raise DataError(
+                f"row {int(np.argmax(lost))}: its score is no number, expected values near those that were fitted: a "
+                "number in this row is too large for the network"
+            )
+        return Scored(logits, probabilities, unseen, missing)
+
+    def _encode(self, names: frozenset[str], rows: Rows, place: str) -> Arrays:
+        encoder, reader, _, _ = self._encoder(names)
+        return encoder.arrays(rows) if isinstance(rows, pd.DataFrame) else reader.arrays(rows, place)
+
+    def _encoder(self, names: frozenset[str]) -> tuple[Encoder, RowEncoder, list[int], list[int]]:
+        found = self._encoders.get(names)
+        if found is None:
+            encoder = self.encoder.part(names)
+            part = encoder.layout(self.labels.tasks)
+            spans = [self.layout.columns_of(name) for name in part.names]
+            places = [c for span in spans for c in range(span.start, span.stop)]
+            numeric = [self.layout.numeric.index(name) for name in part.numeric]
+            found = (encoder, RowEncoder(encoder), places, numeric)
+            if len(self._encoders) < 32:  # a client that names other columns each time must not fill the memory
+                self._encoders[names] = found
+        return found
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """``serving.json``. Raises :class:`CheckpointError` where it is absent, damaged or of another version."""
+    path = folder / FILE
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {about['format']}, this version reads {FORMAT}: export the model again"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no exported model ({FILE}: {type(error).__name__}): export one") from error
+    return about
+
+
+def _named(rows: Rows) -> frozenset[str]:
+    if isinstance(rows, pd.DataFrame):
+        check_frame(rows, [], "candidates")
+        return frozenset(map(str, rows.columns))
+    return frozenset(rows[0]) if len(rows) and isinstance(rows[0], Mapping) else frozenset()
+
+
+def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    taken = {put.name for put in graph.get_inputs()}
+    given = {"ids": ids.astype(np.int64, copy=False), "numbers": numbers.astype(np.float32, copy=False)}
+    return {name: np.ascontiguousarray(value) for name, value in given.items() if name in taken}
+
+
+def in_pieces(graph: Any, rows: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> np.ndarray:
+    """The logits of a graph, ``PIECE`` rows at a time."""
+    run: Callable[..., list[np.ndarray]] = graph.run
+    fed = _fed(graph, **rows)
+    count = len(rows["ids"])
+    parts = [
+        run(["logits"], {**{name: value[start : start + PIECE] for name, value in fed.items()}, **state})[0]
+        for start in range(0, count, PIECE)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

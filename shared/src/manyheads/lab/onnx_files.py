@@ -1,0 +1,127 @@
+"""Networks as ONNX files: written by torch, run by ONNX Runtime. Torch is only imported to write."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from torch import Tensor, nn
+
+OPSET = 17
+
+
+def exported(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    batch: Sequence[str],
+    place: str,
+    opset: int = OPSET,
+) -> bytes:
+    """A module as the content of an ONNX file; it is left in evaluation mode, in which it is written.
+
+    ``batch``: the inputs and outputs whose first axis is of any length. ``place`` begins the messages. Raises
+    :class:`ArgumentError` for an opset below 17 and for operations that ONNX does not have.
+    """
+    import torch
+
+    if opset < OPSET:
+        raise ArgumentError(f"{place}: opset: found {opset}, expected {OPSET} or more")
+    module.eval()  # the exporter would put a wrapper's mode back, and with it that of the network inside
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet(), _transposes(opset):
+        made = Path(folder) / "made.onnx"
+        try:
+            torch.onnx.export(
+                module,
+                example,
+                str(made),
+                opset_version=opset,
+                dynamo=False,  # the graphs are as lean, and it takes a tenth of the time
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={name: {0: "batch"} for name in batch},
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise ArgumentError(
+                f"{place}: an operation of this network has no form in ONNX {opset}: {str(error).splitlines()[0]}"
+            ) from error
+        return made.read_bytes()
+
+
+def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession:
+    """Opens a file. Raises :class:`DataError`, ending with ``mend``, for one that is absent or no ONNX file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: {mend}")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base
+        raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
+
+
+def need_package(package: str, extra: str) -> None:
+    """Raises :class:`MissingPackageError` with the pip line where an optional package is not installed; ``extra``: such
+    as ``manyheads-kws[onnx]``."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackageError(f"{package} is not installed: pip install '{extra}'")
+
+
+def with_metadata(content: bytes, facts: Mapping[str, str]) -> bytes:
+    """The same file with entries in its metadata."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, dict(facts))
+    return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """The exporter warns of itself and of shapes that do not change, and where it fails it prints its whole graph, past
+    Python."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            os.dup2(nowhere.fileno(), 1)
+            yield
+            sys.stdout.flush()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _transposes(opset: int) -> Generator[None]:
+    """``Tensor.mT``, which the exporter does not know."""
+    from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
+
+    def swapped(graph: Any, x: Any) -> Any:
+        axes = list(range(symbolic_helper._get_tensor_rank(x) or 0))
+        axes[-2:] = axes[:-3:-1]
+        return graph.op("Transpose", x, perm_i=axes)
+
+    register_custom_op_symbolic("aten::mT", swapped, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::mT", opset)

@@ -1,0 +1,241 @@
+"""Projections cut to a rank, the search for one, int8 behind its gate, and the benchmark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab.command import run_commands
+from manyheads.recsys.metrics import auc
+from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.serving.compress import compress, draw, parse_budget, search_rank, sigma_after
+from tests.recsys.served import shop_model, shop_visits
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from manyheads.recsys.serving.export import export
+from manyheads.recsys.serving.quantise import has_int8, quantise
+from manyheads.recsys.serving.ranker import FILE, NETWORK, Ranker
+from manyheads.recsys.serving.timing import bench, take_turns
+
+
+@pytest.fixture(scope="module")
+def visits():
+    return shop_visits()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return shop_model()
+
+
+def full(layer):
+    """Q, K and V as one dense matrix each, in float64."""
+    return {name: matrix.detach().double() for name, matrix in layer.matrices().items()}
+
+
+@pytest.mark.parametrize("rank", [1, 5, 20])
+def test_what_is_cut_off_is_the_next_singular_value(fitted, rank):
+    """``||W - W_r||_2 = sigma_{r + 1}``, by another decomposition than the one that cut."""
+    cut = compress(fitted, rank)
+    for layer, small, errors in zip(fitted.network_.layers, cut.model.network_.layers, cut.errors, strict=True):
+        for name, matrix in full(layer).items():
+            sigma = torch.linalg.svdvals(matrix)
+            expected = float(sigma[rank]) if rank < len(sigma) else 0.0
+            gap = float(torch.linalg.matrix_norm(matrix - full(small)[name], ord=2))
+            assert gap == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert errors[name] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_highest_rank_changes_no_score_and_a_low_one_does(visits, fitted):
+    layer = fitted.network_.layers[0]
+    whole = layer.fields * layer.dim
+    expected = fitted.decision_function(visits)
+    np.testing.assert_allclose(compress(fitted, whole).model.decision_function(visits), expected, atol=1e-4)
+    assert np.abs(compress(fitted, 1).model.decision_function(visits) - expected).max() > 1e-3
+
+
+def test_a_compressed_model_is_saved_and_loaded_and_cut_again(visits, fitted, tmp_path):
+    cut = compress(fitted, 12).model
+    cut.save(tmp_path)
+    loaded = Recommender.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(visits), cut.predict_proba(visits))
+    assert loaded.config_.rank == 12
+    again, once = (compress(model, 4).model.decision_function(visits) for model in (loaded, fitted))
+    np.testing.assert_allclose(again, once, atol=1e-3)  # the first singular values of the first ones
+    with pytest.raises(ArgumentError, match="rank: found 12, expected less than the model's 12"):
+        compress(loaded, 12)
+
+
+def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, monkeypatch):
+    """With times from a formula instead of a clock; AUC and errors against cutting to that rank directly."""
+    import manyheads.recsys.serving.timing as timing
+
+    def formula(networks, layout, candidates, repeats):
+        return {
+            rank: 100.0 if rank is None else 1.0 + 0.1 * network.layers[0].rank for rank, network in networks.items()
+        }
+
+    monkeypatch.setattr(timing, "network_times", formula)
+    found = search_rank(fitted, visits, budget_ms=2.7, ranks=(2, 16, 24))
+    assert found.chosen.rank == 16
+    assert found.model.config_.rank == 16
+    for one in found.tried:
+        cut = fitted if one.rank is None else compress(fitted, one.rank).model
+        assert one.auc == pytest.approx(auc(visits["bought"].to_numpy(), cut.decision_function(visits)), abs=1e-4)
+        if one.rank is not None:
+            assert one.error == pytest.approx(
+                max(v for e in compress(fitted, one.rank).errors for v in e.values()), rel=1e-3
+            )
+    np.testing.assert_allclose(
+        found.model.decision_function(visits), compress(fitted, 16).model.decision_function(visits), atol=1e-4
+    )
+    with pytest.raises(ArgumentError, match=r"budget: found 1 ms for 100 rows, expected 1.2 ms or more, which rank 2"):
+        search_rank(fitted, visits, budget_ms=1.0, ranks=(2, 8))
+    assert search_rank(fitted, visits, budget_ms=500.0, ranks=(2,)).chosen.rank is None
+    assert search_rank(fitted, visits, budget_ms=None, ranks=(2, 8)).chosen.rank == 8
+    assert len(draw(found).axes) == 1
+
+
+def test_sigma_after_reads_the_factors(fitted):
+    layer = compress(fitted, 20).model.network_.layers[0]
+    sigma = max(torch.linalg.svdvals(m)[7] for m in full(fitted.network_.layers[0]).values())
+    assert sigma_after(layer, 7) == pytest.approx(float(sigma), rel=1e-4)
+    assert sigma_after(layer, 20) == 0.0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("5", 5.0), ("2.5ms", 2.5), ("0.01s", 10.0), (" 3 ms ", 3.0)])
+def test_budgets_are_times(text, expected):
+    assert parse_budget(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1ms", "0", "nan", "inf"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(ArgumentError, match=r"budget: found .*, expected a time such as 5ms"):
+        parse_budget(text)
+
+
+def test_only_a_hiformer_is_compressed(visits, fitted):
+    other = Recommender("vanilla", label="bought", epochs=1, settings={"dim": 8}).fit(visits)
+    with pytest.raises(ArgumentError, match="compress: model: found vanilla, expected a Hiformer"):
+        compress(other, 4)
+    with pytest.raises(ArgumentError, match="ranks: found"):
+        search_rank(fitted, visits, budget_ms=1.0, ranks=(100_000,))
+
+
+def test_int8_is_admitted_where_it_keeps_the_auc(visits, fitted, tmp_path):
+    export(fitted, tmp_path, shared=("device", "age"))
+    float32 = Ranker.load(tmp_path)
+    gate = quantise(tmp_path, visits, tolerance=0.02)
+    assert gate.auc["bought"] == pytest.approx(auc(visits["bought"].to_numpy(), fitted.decision_function(visits)))
+    small = Ranker.load(tmp_path)
+    assert small.int8
+    assert has_int8(tmp_path)
+    a, b = (ranker.score_rows(visits).logits for ranker in (float32, small))
+    assert 0 < np.abs(a - b).max() < 0.2
+    shared = small.score(
+        {"device": visits["device"][0], "age": visits["age"][0]}, visits.drop(columns=["device", "age", "bought"])
+    )
+    assert np.isfinite(shared.probabilities).all()
+    assert gate.auc_int8["bought"] == pytest.approx(auc(visits["bought"].to_numpy(), b[:, 0]))
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(tmp_path / "network.int8.onnx").graph.node]
+    assert "MatMulInteger" in kinds
+
+
+def test_int8_is_refused_where_the_auc_falls_and_nothing_is_changed(visits, fitted, tmp_path):
+    export(fitted, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = tmp_path / "other"
+    export(fitted, other)
+    quantise(other, visits, tolerance=1.0)
+    # positives are the rows that int8 ranks lower than float32 does: its AUC must be the lower one
+    ranks = [Ranker(other, int8=small).score_rows(visits).logits[:, 0].argsort().argsort() for small in (False, True)]
+    rows = visits.assign(bought=(ranks[0] > ranks[1]).astype(int))
+    with pytest.raises(
+        ArgumentError, match=r"int8: the AUC falls by 0.\d+ on 400 rows, expected at most 0: float32 is"
+    ):
+        quantise(tmp_path, rows, tolerance=0.0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    with pytest.raises(ArgumentError, match="label 'bought': found one class only"):
+        quantise(tmp_path, rows.assign(bought=1))
+    with pytest.raises(ArgumentError, match="tolerance: found -1"):
+        quantise(tmp_path, rows, tolerance=-1)
+
+
+def test_a_new_export_forgets_the_int8_files(visits, fitted, tmp_path):
+    export(fitted, tmp_path)
+    quantise(tmp_path, visits, tolerance=0.05)
+    export(fitted, tmp_path)
+    assert not Ranker.load(tmp_path).int8
+    assert not (tmp_path / "network.int8.onnx").exists()
+
+
+def test_the_benchmark_times_every_way_and_says_how_far_they_differ(visits, fitted, tmp_path):
+    export(fitted, tmp_path, shared=("device", "age"))
+    quantise(tmp_path, visits, tolerance=0.05)
+    found = bench(tmp_path, fitted, sizes=(1, 130), repeats=3)
+    ways = ["eager", "onnx", "onnx shared", "onnx int8", "onnx shared int8"]
+    assert [(one.way, one.candidates) for one in found] == [(way, size) for size in (1, 130) for way in ways]
+    for one in found:
+        assert 0 < one.p50_ms <= one.p99_ms
+        assert one.cpu_ms > 0
+        assert one.error < (0.2 if "int8" in one.way else 1e-5)
+    assert {one.way: one.error for one in found}["onnx int8"] > 0
+    with pytest.raises(ArgumentError, match="sizes: found 3 and"):
+        bench(tmp_path, sizes=(0,), repeats=3)
+
+
+def test_ways_take_turns():
+    order = []
+    take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert "".join(order) == "ab" * 4
+
+
+def test_the_commands_from_a_model_to_a_benchmark(visits, fitted, tmp_path, capsys):
+    from manyheads.recsys.cli import commands
+
+    def command(*arguments):
+        status = run_commands("manyheads recsys", "", commands, [*map(str, arguments), "--json"])
+        said = capsys.readouterr()
+        return status, json.loads(said.out) if said.out else said.err
+
+    model, rows, small, served = (tmp_path / name for name in ("model", "rows.csv", "small", "served"))
+    fitted.save(model)
+    visits.to_csv(rows, index=False)
+    status, found = command(
+        "compress", model, "--data", rows, "--rank", 6, "--out", small, "--plot", tmp_path / "r.png", "--repeats", 3
+    )
+    assert (status, found["chosen"]["rank"]) == (0, 6)
+    assert (tmp_path / "r.png").stat().st_size > 5000
+    status, found = command("export", small, "--out", served, "--shared", "device", "age")
+    assert status == 0
+    assert found["parity"] < 1e-5
+    assert {NETWORK, FILE, "request.onnx", "encoder.json"} <= found["files"].keys()
+    status, found = command("quantise", served, "--data", rows, "--tolerance", 0.05)
+    assert (status, found["admitted"]) == (0, True)
+    status, found = command(
+        "bench", served, "--model", small, "--candidates", 2, "--repeats", 3, "--csv", tmp_path / "b.csv"
+    )
+    assert status == 0
+    assert [row["way"] for row in found["rows"]][:2] == ["eager", "onnx"]
+    assert (tmp_path / "b.csv").read_text().startswith("way,candidates,p50_ms,p99_ms,cpu_ms,error")
+    status, said = command("compress", model, "--data", rows, "--out", small)
+    assert (status, "expected --budget such as 5ms, or --rank" in said) == (2, True)
+    status, said = command("export", tmp_path / "none", "--out", served)
+    assert (status, "holds no model.safetensors" in said) == (2, True)
+    status, said = command("bench", small)
+    assert (status, "is no exported model" in said) == (2, True)
+
+
+def test_the_calibration_of_a_compressed_model_is_kept(fitted):
+    small = compress(fitted, 3).model
+    assert small.calibration_ == fitted.calibration_
+    assert small.config_ == replace(fitted.config_, rank=3)

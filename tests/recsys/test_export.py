@@ -1,0 +1,356 @@
+"""The exported folder against the network and against the encoder; what a request shares; bad folders and rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError, MissingPackageError, UnknownNameError
+from manyheads.recsys.encoder import Encoder
+from manyheads.recsys.features import infer_spec
+from manyheads.recsys.models import MODELS, config_of
+from tests.recsys.served import shop_model, shop_visits
+from tests.recsys.test_models import batch, lively, small
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from manyheads.recsys.serving.export import SAMPLES, columns, export, graphs
+from manyheads.recsys.serving.form import ServedTransformer
+from manyheads.recsys.serving.ranker import FILE, Ranker
+from manyheads.recsys.serving.rows import RowEncoder
+
+TRANSFORMERS = ["vanilla", "heterogeneous", "hiformer", "hiformer-lowrank+"]
+USER = ("device", "at", "age")
+
+
+def run(content: bytes, **fed: torch.Tensor) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    taken = {put.name for put in session.get_inputs()}
+    return session.run(None, {name: value.numpy() for name, value in fed.items() if name in taken})
+
+
+def close(found, expected, bound=1e-5):
+    scale = np.maximum(1.0, np.abs(expected))
+    assert (np.abs(found - expected) / scale).max() < bound
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_gives_the_networks_logits_in_batches_of_any_size(name):
+    layout = small(2)
+    torch.manual_seed(2)
+    network = config_of(name, {"init_sd": 0.5}).make(layout)
+    for module in network.modules():  # batch norms that do something
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    content = graphs(network, layout).files["network.onnx"]
+    assert not network.training
+    for rows in (1, 4, 33):
+        ids, numbers = batch(layout, rows)
+        expected = network(ids, numbers).detach().numpy()
+        close(run(content, ids=ids, numbers=numbers)[0], expected)
+        assert rows == 1 or expected.std() > 1e-3
+
+
+@pytest.mark.parametrize("shared", [("a",), ("b", "tags", "c", "x"), ("x", "y"), ("a", "b", "c", "x", "y")])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_what_a_request_shares_may_be_computed_once(name, shared):
+    """As torch and as ONNX, against the network on the repeated row."""
+    layout = small(2)
+    network = lively(config_of(name).make(layout)).eval()
+    ids, numbers = batch(layout, 21)
+    form = ServedTransformer(network, layout, shared).eval()
+    picked, numeric = columns(layout, form.shared), list(form.shared.numeric)
+    assert len(form.shared.names) + len(numeric) == len(shared)
+    ids[:, picked], numbers[:, numeric] = ids[:1, picked], numbers[:1, numeric]
+    own, own_numeric = columns(layout, form.own), list(form.own.numeric)
+    given, rest = (ids[:1, picked], numbers[:1, numeric]), (ids[:, own], numbers[:, own_numeric])
+    expected = network(ids, numbers).detach().numpy()
+    assert expected.std() > 1e-3
+    close(form(*given, *rest).detach().numpy(), expected)
+    if len(shared) != 4:  # the splits that differ most in their graphs
+        return
+    files = graphs(network, layout, shared).files
+    state = run(files["request.onnx"], ids=given[0], numbers=given[1])
+    fed = {f"state_{n}": torch.from_numpy(part) for n, part in enumerate(state)}
+    close(run(files["candidates.onnx"], ids=rest[0], numbers=rest[1], **fed)[0], expected)
+
+
+@pytest.mark.parametrize("settings", [{"positions": True}, {"head": "flatten"}, {"prune": False}, {"layers": 1}])
+@pytest.mark.parametrize("name", ["vanilla", "heterogeneous", "hiformer"])
+def test_every_setting_of_a_transformer_is_served(name, settings):
+    layout = small()
+    network = lively(config_of(name, settings).make(layout)).eval()
+    ids, numbers = batch(layout, 9)
+    ids[:, 1:5], numbers[:, :1] = ids[:1, 1:5], numbers[:1, :1]  # b and tags, x
+    form = ServedTransformer(network, layout, ("b", "tags", "x"))
+    found = form(ids[:1, 1:5], numbers[:1, :1], ids[:, [0, 5]], numbers[:, 1:])
+    close(found.detach().numpy(), network(ids, numbers).detach().numpy())
+
+
+def test_the_request_is_part_of_the_answer():
+    """A negative control: another request, other logits."""
+    layout = small()
+    network = lively(config_of("hiformer").make(layout)).eval()
+    form = ServedTransformer(network, layout, ("b", "tags", "c"))
+    ids, numbers = batch(layout, 9)
+    rest = ids[:, :1], numbers
+    first, second = (form(ids[n : n + 1, 1:], numbers[:1, :0], *rest) for n in (0, 1))
+    assert (first - second).abs().max() > 1e-2
+
+
+def test_mixed_numbers_are_shared_all_together_or_not_at_all():
+    layout = small()
+    network = lively(config_of("hiformer", {"numeric_tokens": 2}).make(layout)).eval()
+    assert ServedTransformer(network, layout, ("a", "x")).shared.numeric == ()
+    form = ServedTransformer(network, layout, ("a", "x", "y"))
+    assert form.shared.numeric == (0, 1)
+    ids, numbers = batch(layout, 9)
+    ids[:, :1], numbers[:] = ids[:1, :1], numbers[:1]
+    found = form(ids[:1, :1], numbers[:1], ids[:, 1:], numbers[:, :0])
+    close(found.detach().numpy(), network(ids, numbers).detach().numpy())
+
+
+@pytest.fixture(scope="module")
+def visits():
+    return shop_visits()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return shop_model()
+
+
+@pytest.fixture(scope="module")
+def served(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    assert export(fitted, folder, shared=USER).parity < 1e-5
+    return folder
+
+
+def plain(frame):
+    """Rows as JSON gives them."""
+    return json.loads(frame.to_json(orient="records", date_format="iso"))
+
+
+def test_raw_rows_give_the_recommenders_probabilities(visits, fitted, served):
+    ranker = Ranker.load(served)
+    rows = visits.drop(columns="bought")
+    expected = fitted.predict_proba(rows)
+    np.testing.assert_allclose(ranker.predict_proba(rows), expected, atol=1e-5)
+    np.testing.assert_allclose(ranker.predict_proba(plain(rows)), expected, atol=1e-5)
+    assert len(rows) > max(SAMPLES)
+
+
+def test_the_candidates_of_a_request_score_as_whole_rows(visits, fitted, served):
+    ranker = Ranker.load(served)
+    rows = visits.drop(columns="bought").iloc[:150].copy()
+    for name in USER:
+        rows[name] = rows[name].iloc[0]
+    request, candidates = plain(rows)[0], rows.drop(columns=list(USER))
+    given = {name: request[name] for name in USER}
+    expected = fitted.predict_proba(rows)[:, 1]
+    for form in (candidates, plain(candidates)):
+        np.testing.assert_allclose(ranker.score(given, form).probabilities[:, 0], expected, atol=1e-5)
+    # any other division is scored as well, without the graphs
+    other = plain(rows[["device", "age"]])[0]
+    found = ranker.score(other, rows.drop(columns=["device", "age"])).probabilities[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_unseen_and_missing_values_are_scored_and_counted(visits, fitted, served):
+    ranker = Ranker.load(served)
+    rows = visits.drop(columns="bought").iloc[:3].assign(device=["watch", "phone", None], item_id=[1, 2, 1001])
+    found = ranker.score_rows(plain(rows))
+    counts = fitted.unseen(rows).set_index("field")
+    assert found.unseen == {k: v for k, v in counts["unseen"].items() if k in found.unseen}
+    assert found.missing == counts["missing"].to_dict()
+    assert (found.unseen["device"], found.unseen["item_id"], found.missing["device"]) == (1, 2, 1)
+    np.testing.assert_allclose(found.probabilities[:, 0], fitted.predict_proba(rows)[:, 1], atol=1e-5)
+
+
+def test_serving_needs_no_torch(served):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from manyheads.recsys.serving import Ranker\n"
+        f"ranker = Ranker.load({str(served)!r})\n"
+        "row = {'device': 'phone', 'item_id': 1003, 'price': None, 'tags': 'new|red', 'at': '2026-02-01', 'age': 3.5}\n"
+        "print(ranker.score_rows([row]).probabilities.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 1)", done.stderr
+
+
+def kinds(rows=60):
+    rng = np.random.default_rng(4)
+    tags = np.empty(rows, object)
+    tags[:] = [list(rng.choice(["a", "b", "c"], rng.integers(0, 3))) for _ in range(rows)]
+    return pd.DataFrame(
+        {
+            "text": rng.choice(["x", "y", "", "?", "zé"], rows),
+            "whole_id": rng.integers(-5, 5, rows),
+            "share_id": rng.choice([0.1, 2.5, 1e20, -3.0], rows),
+            "flag": rng.random(rows) < 0.5,
+            "tags": tags,
+            "words": rng.choice(["p|q", "q | r", "", "p"], rows),
+            "big": np.exp(rng.normal(0, 3, rows)),
+            "gaps": np.where(rng.random(rows) < 0.3, np.nan, rng.normal(size=rows)),
+            "time": pd.Timestamp("2026-03-01") + pd.to_timedelta(rng.integers(0, 9**6, rows), unit="min"),
+        }
+    )
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_rows_are_encoded_as_the_table_of_them(hashed):
+    frame = kinds()
+    spec = infer_spec(frame, min_count=4)
+    kind = {"share_id": "categorical", "big": "numeric"}
+    spec = replace(
+        spec,
+        fields=tuple(
+            replace(
+                one,
+                kind=kind.get(one.name, one.kind),
+                buckets=7 if hashed and kind.get(one.name, one.kind) in ("categorical", "multi") else None,
+            )
+            for one in spec.fields
+        ),
+    )
+    assert {one.kind for one in spec.fields} == {"categorical", "multi", "numeric", "time"}
+    encoder = Encoder.fit(frame.iloc[:40], spec)
+    expected = encoder.arrays(frame)
+    rows = [
+        {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    for given in (rows, plain(frame)):
+        found = RowEncoder(encoder).arrays(given)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_allclose(found.numbers, expected.numbers, rtol=1e-6)
+        assert (found.unseen, found.missing) == (expected.unseen, expected.missing)
+    assert hashed or sum(expected.unseen.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"age": "old"}, DataError, r"row 1, field 'age': found text \('old'\), expected a finite number"),
+        ({"age": float("nan")}, DataError, r"row 1, field 'age': found a number \(nan\), expected a finite number"),
+        ({"age": float("inf")}, DataError, "expected a finite number"),
+        ({"age": 10**400}, DataError, "expected a finite number"),
+        ({"age": None}, DataError, "field 'age': found null .*, expected a number, as no row had gaps"),
+        ({"item_id": 2.5}, DataError, "field 'item_id': found a number .*, expected a whole number"),
+        ({"item_id": 2**63}, DataError, "expected a whole number"),
+        ({"device": 3}, DataError, "field 'device': found a number .*, expected text"),
+        ({"device": ["phone"]}, DataError, "field 'device': found a list"),
+        ({"tags": {"a": 1}}, DataError, "field 'tags': found an object"),
+        ({"at": "soon"}, DataError, "column 'at'.*expected a time"),
+        ({"at": "0001-01-01"}, DataError, "column 'at', row 1: found '0001-01-01', expected a year from 1678 to 2261"),
+        ({"at": 9e15}, DataError, "column 'at'"),
+        ({"age": 1e300}, DataError, "row 1: its score is no number, expected values near those"),
+        ({"at": True}, DataError, "field 'at': found a boolean"),
+        ({"devise": "phone"}, UnknownNameError, "unknown field in row 1 'devise': did you mean 'device'"),
+    ],
+)
+def test_rows_that_are_not_what_was_fitted_are_refused(served, visits, change, error, says):
+    ranker = Ranker.load(served)
+    rows = plain(visits.drop(columns="bought").iloc[:2])
+    rows[1] |= change
+    with pytest.raises(error, match=says):
+        ranker.score_rows(rows)
+
+
+@pytest.mark.parametrize("name", ["device", "item_id", "price", "tags", "at", "age"])
+def test_any_value_is_scored_or_refused_in_words(served, visits, name):
+    """Nothing else is raised, and no score is without a number."""
+    ranker = Ranker.load(served)
+    rows = plain(visits.drop(columns="bought").iloc[:2])
+    odd = [
+        0,
+        -1,
+        2.5,
+        1e17,
+        -1e300,
+        10**30,
+        True,
+        None,
+        "",
+        "nan",
+        "a|b|||",
+        "2026-13-45",
+        "99999-01-01",
+        "\0",
+        "\ud800",
+    ]
+    odd += [[], [1], [[]], {}, float("inf")]
+    scored = 0
+    for value in odd:
+        try:
+            found = ranker.score_rows([rows[1], {**rows[0], name: value}])
+        except (DataError, UnknownNameError):
+            continue
+        assert np.isfinite(found.probabilities).all()
+        scored += 1
+    assert scored >= 1
+
+
+def test_a_missing_field_and_no_rows_are_refused(served, visits):
+    ranker = Ranker.load(served)
+    row = plain(visits.drop(columns="bought").iloc[:1])[0]
+    with pytest.raises(DataError, match="row 0: field 'age' is missing, expected a value, or null"):
+        ranker.score_rows([{k: v for k, v in row.items() if k != "age"}])
+    with pytest.raises(DataError, match="rows: found none"):
+        ranker.score_rows([])
+    with pytest.raises(DataError, match="row 0: found text, expected an object"):
+        ranker.score_rows(["phone"])
+    with pytest.raises(DataError, match="column 'age': found in the request and in the candidates"):
+        ranker.score({"age": 3.0}, [row])
+    with pytest.raises(UnknownNameError, match="unknown field in request 'aeg': did you mean 'age'"):
+        ranker.score({"aeg": 3.0}, [row])
+    with pytest.raises(DataError, match="request: found every column"):
+        ranker.score(row, [{}])
+
+
+def test_bad_shares_and_folders_are_refused(fitted, served, tmp_path, monkeypatch):
+    import importlib.util
+
+    with pytest.raises(UnknownNameError, match="unknown shared column 'devise': did you mean 'device'"):
+        export(fitted, tmp_path, shared=("devise",))
+    with pytest.raises(ArgumentError, match="shared: found every column"):
+        export(fitted, tmp_path, shared=("device", "item_id", "price", "tags", "at", "age"))
+    with pytest.raises(CheckpointError, match="is no exported model"):
+        Ranker.load(tmp_path)
+    for name in served.iterdir():
+        (tmp_path / name.name).write_bytes(name.read_bytes())
+    about = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(CheckpointError, match="has format 99, this version reads 1"):
+        Ranker.load(tmp_path)
+    (tmp_path / FILE).write_text(json.dumps(about))
+    (tmp_path / "network.onnx").write_text("nothing")
+    with pytest.raises(DataError, match="not an ONNX file that can be run"):
+        Ranker.load(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "onnx" in name else found(name, *a))
+    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-recsys\[onnx\]'"):
+        export(fitted, tmp_path)
+    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-recsys\[onnx\]'"):
+        Ranker.load(served)
+
+
+def test_exporting_again_leaves_nothing_of_the_one_before(fitted, tmp_path):
+    export(fitted, tmp_path, shared=USER)
+    assert (tmp_path / "request.onnx").exists()
+    export(fitted, tmp_path)
+    assert not (tmp_path / "request.onnx").exists()
+    assert Ranker.load(tmp_path).request is None
