@@ -55,13 +55,15 @@ def serving_sharing() -> str:
         "million multiply-adds",
         "billion of them a second",
     )
-    [machine] = serving_rows("machine")
     raw = {row["way"]: float(row["cpu_ms"]) for row in rows if row["model"] == "hiformer, rank 64"}
-    ends = ("raw request and candidates", "raw rows", "raw table, torch")
-    told = "From raw values to probabilities, rank 64: {} ms a request and its candidates, {} ms whole rows, {} ms " + (
-        "`Recommender.predict_proba`. A large product of matrices alone runs at {} billion multiply-adds a second."
+    told = (
+        f"From raw values to probabilities, rank 64: {_ms(raw['raw request and candidates'])} ms a request and its "
+        f"candidates, {_ms(raw['raw rows'])} ms whole rows, {_ms(raw['raw table, torch'])} ms "
+        "`Recommender.predict_proba`."
     )
-    return f"{markdown(header, shown)}\n\n{told.format(*(_ms(raw[end]) for end in ends), machine['value'])}"
+    for row in serving_rows("machine"):
+        told += f" A large product of matrices alone runs at {row['value']} {row['what'].split(' in ')[0]}."
+    return f"{markdown(header, shown)}\n\n{told}"
 
 
 def serving_ratios() -> str:
