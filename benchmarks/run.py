@@ -25,6 +25,10 @@ NAIVE = "repeat seasonal-naive drift window-mean"
 FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
+RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
+BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
+SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
+TUNE = "python benchmarks/recsys_tuning.py"
 WORDS = (
     *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
     "pixel-digits-lmuformer",
@@ -71,6 +75,26 @@ JOBS: dict[str, list[str]] = {
             f"manyheads kws eval {spotter} --snr 20 10 --csv {{csv}}",
         )
     ],
+    "recsys_tuning": [
+        f"{TUNE} frappe-x1r hiformer+ vanilla+ heterogeneous+ --csv {{csv}}",
+        f"{TUNE} ml-100k-time hiformer+ {' '.join(BASELINES)} --csv {{csv}}",
+    ],
+    "recsys_frappe": [
+        *(f"manyheads recsys train frappe-x1r-{model} --root {RUNS}/frappe" for model in RECOMMENDERS),
+        f"manyheads report --root {RUNS}/frappe --csv {{csv}}",
+    ],
+    "recsys_calibration": [f"python benchmarks/recsys_calibration.py --root {RUNS}/frappe --csv {{csv}}"],
+    "recsys_synthetic": [
+        *(f"manyheads recsys train synthetic-{name} --root {RUNS}/synthetic" for name in SYNTHETIC),
+        f"manyheads report --root {RUNS}/synthetic --csv {{csv}}",
+    ],
+    "recsys_maps": [f"python benchmarks/recsys_maps.py --root {RUNS}/synthetic --csv {{csv}}"],
+    "recsys_memory": ["python benchmarks/recsys_memory.py --csv {csv}"],
+    "recsys_movielens": [
+        *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),
+        f"manyheads report --root {RUNS}/ml --csv {{csv}}",
+    ],
+    "recsys_throughput": ["python benchmarks/recsys_speed.py deepfm dcnv2 vanilla+ hiformer+ --csv {csv}"],
 }
 
 

@@ -12,6 +12,17 @@ from collections.abc import Callable, Iterable
 
 from kws_tables import kws_accuracy, kws_speed, kws_spikes, kws_streams
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
+from recsys_more_tables import recsys_maps, recsys_memory
+from recsys_tables import (
+    recsys_calibrated,
+    recsys_frappe,
+    recsys_frappe_paired,
+    recsys_movielens,
+    recsys_synthetic,
+    recsys_synthetic_paired,
+    recsys_throughput,
+    recsys_tuning,
+)
 from serving_tables import serving_latency, serving_ratios, serving_sharing
 from table_rows import ROOT, Row, figure, markdown, read
 
@@ -170,6 +181,9 @@ TABLES: dict[str, Callable[[], str]] = {
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
         *(kws_accuracy, kws_streams, kws_spikes, kws_speed),
+        *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
+        *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
+        *(recsys_maps, recsys_memory),
         *(serving_latency, serving_sharing, serving_ratios),
     )
 }

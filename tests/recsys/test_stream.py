@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 pyarrow = pytest.importorskip("pyarrow")
+
+import pyarrow.parquet as pq  # noqa: E402
 
 from manyheads.core.errors import ArgumentError, DataError  # noqa: E402
 from manyheads.lab.experiment import Budget, Experiment  # noqa: E402
@@ -151,3 +154,52 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     more = 720_000 * 21 * 8 / 2**20
     assert peaks[1] - peaks[0] < 0.1 * more, peaks
+
+
+UNDER = """
+import resource, sys
+import pandas as pd
+folder, limit = sys.argv[1], int(sys.argv[2])
+
+def train(name):
+    data = StreamedTable(f"{folder}/{name}", f"{folder}/held.parquet", f"{folder}/held.parquet", ("y",), buffer=4000)
+    experiment = Experiment("m", data, config_of("lr"), LogLoss(), budget=Budget(epochs=1, batch_size=500))
+    train_model(experiment, 1, None, progress=False)
+
+from manyheads.lab.experiment import Budget, Experiment
+from manyheads.lab.train import train_model
+from manyheads.recsys.models import config_of
+from manyheads.recsys.stream import StreamedTable
+from manyheads.recsys.train import LogLoss
+train("held.parquet")  # what only a first training imports does not count
+with open("/proc/self/status") as status:
+    data = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
+train("big.parquet")
+print("trained")
+try:
+    pd.read_parquet(f"{folder}/big.parquet")
+except (MemoryError, OSError):
+    print("not read")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts anonymous maps on Linux only")
+def test_a_file_ten_times_the_memory_that_may_be_taken_is_trained_from_and_cannot_be_read_whole(tmp_path):
+    limit = 24 * 2**20
+    rng = np.random.default_rng(0)
+
+    def part(rows):
+        columns = {f"x{i}": rng.random(rows) for i in range(30)}
+        return pyarrow.table({"user_id": rng.integers(0, 100, rows), **columns, "y": rng.integers(0, 2, rows)})
+
+    pq.write_table(part(1000), tmp_path / "held.parquet")
+    with pq.ParquetWriter(tmp_path / "big.parquet", part(1).schema, compression="none", use_dictionary=False) as writer:
+        while (tmp_path / "big.parquet").stat().st_size < 10 * limit:
+            writer.write_table(part(4000))
+    # pyarrow's own allocator takes a gigabyte of addresses at once
+    own = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", UNDER, str(tmp_path), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, env=own, timeout=500)
+    assert done.stdout.split("\n")[:2] == ["trained", "not read"], done.stderr[-2000:]

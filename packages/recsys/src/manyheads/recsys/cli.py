@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Outcome
+from manyheads.recsys.explain_cli import commands as explaining
 from manyheads.recsys.serving_cli import commands as serving
+from manyheads.recsys.sharded_cli import commands as sharding
 
 
 def models() -> Outcome:
@@ -205,4 +207,4 @@ def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[
 
 
 own: dict[str, Callable[..., Outcome]] = {"models": models, "spec": spec, "fit": fit, "predict": predict}
-commands = {**own, **serving}
+commands = {**own, **explaining, **sharding, **serving}

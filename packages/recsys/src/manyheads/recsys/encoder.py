@@ -227,20 +227,30 @@ class Encoder:
             header = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is no saved encoder ({type(error).__name__}): fit again") from error
+        if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
+            raise CheckpointError(f"{path} has format {header['format']}, this version reads {FORMAT}: fit again")
+        if not isinstance(header, dict) or not isinstance(header.get("learned"), dict) or "spec" not in header:
+            raise CheckpointError(f"{path} is no saved encoder (found no spec and what was learned): fit again")
         arrays, _ = load_arrays(Path(folder) / FILES[1])
-        if header.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {header.get('format')}, this version reads {FORMAT}: fit again")
         made = cls(FeatureSpec.from_dict(header["spec"], str(path)))
-        for index, one in enumerate(made.spec.fields):
-            stored = header["learned"].get(one.name)
+        try:
+            made._restore(header["learned"], arrays)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} does not hold what was learned of every field ({type(error).__name__}): fit again"
+            ) from error
+        return made
+
+    def _restore(self, learned: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        for index, one in enumerate(self.spec.fields):
+            stored: Any = None if one.kind == "time" else learned[one.name]
             own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.split(".", 1)[0] == str(index)}
             if one.kind == "numeric":
-                made.scales[one.name] = (float(stored["mean"]), float(stored["deviation"]))
+                self.scales[one.name] = (float(stored["mean"]), float(stored["deviation"]))
             elif one.kind != "time" and one.buckets is not None:
-                made.tables[one.name] = Buckets(**stored)
+                self.tables[one.name] = Buckets(**stored)
             elif one.kind != "time":
-                made.tables[one.name] = Vocabulary.from_arrays(own, stored["rare"])
-        return made
+                self.tables[one.name] = Vocabulary.from_arrays(own, stored["rare"])
 
     def scaled(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
         """Numbers as a model takes them, NaN where they are missing."""

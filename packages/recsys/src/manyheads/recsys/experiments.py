@@ -11,6 +11,7 @@ from typing import Any
 from manyheads.lab.experiment import Budget, DataConfig, Experiment, Optimiser, Source
 from manyheads.recsys.data import Adult, Frappe, MovieLens
 from manyheads.recsys.models import MODELS, config_of
+from manyheads.recsys.synthetic import Synthetic
 from manyheads.recsys.tables import Split
 from manyheads.recsys.train import LogLoss
 
@@ -28,6 +29,7 @@ BARS = {
 }
 _CONTEXTS = {"first_context": ("user",), "second_context": ("item",)}
 _WIDE = {"lr", "fm"}
+_AUTOINT = {"layers": 3, "heads": 2, "attention_dim": 32}  # the paper's; BARS' for Frappe are four times as wide
 
 
 def frappe_experiment(model: str) -> Experiment:
@@ -53,6 +55,8 @@ def frappe_experiment(model: str) -> Experiment:
 
 def _own_experiment(name: str, data: DataConfig, model: str, l2: float, batch_size: int) -> Experiment:
     settings: dict[str, Any] = {"dim": 16}
+    if model.startswith("autoint"):
+        settings |= _AUTOINT
     if model == "final-mlp" and not isinstance(data, Adult):
         settings |= _CONTEXTS
     return Experiment(
@@ -66,10 +70,41 @@ def _own_experiment(name: str, data: DataConfig, model: str, l2: float, batch_si
     )
 
 
+def synthetic_experiment(name: str, model: str, **settings: Any) -> Experiment:
+    """Layers alone, without a tower, on fields that share their embeddings; the budget is the same for all."""
+    return Experiment(
+        f"synthetic-{name}",
+        Synthetic(),
+        config_of(model, {"dim": 16, "init_sd": 0.1, "shared_tables": True, **settings}),
+        LogLoss(),
+        Optimiser("adam", 2e-3, schedule="plateau"),
+        Budget(epochs=12, batch_size=512, patience=3),
+        SEEDS,
+    )
+
+
+def _synthetic_experiments() -> list[Experiment]:
+    """The three layers and the vanilla one with positions; each with a table a field as well, which can hold a field's
+    role; and a tower, which knows no fields but has a weight for each place."""
+    layers = (
+        ("vanilla", "vanilla", {}),
+        ("vanilla-positions", "vanilla", {"positions": True}),
+        ("heterogeneous", "heterogeneous", {}),
+        ("hiformer", "hiformer", {}),
+    )
+    made = [synthetic_experiment(name, model, **settings) for name, model, settings in layers]
+    made += [
+        synthetic_experiment(f"tables-{name}", model, shared_tables=False, **settings)
+        for name, model, settings in layers
+        if name != "vanilla-positions"
+    ]
+    return [*made, synthetic_experiment("dnn", "dnn", hidden=(128, 128), dropout=0.0)]
+
+
 def experiments() -> list[Experiment]:
-    """Every model on Frappe, on MovieLens-100K both ways, and on Adult."""
+    """Every model on Frappe, on MovieLens-100K both ways, and on Adult; the layers on the synthetic set."""
     made = [frappe_experiment(model) for model in MODELS]
     splits: tuple[Split, ...] = ("time", "random")
     made += [_own_experiment(f"ml-100k-{s}", MovieLens(s), model, 0.05, 1024) for s in splits for model in MODELS]
     made += [_own_experiment("adult", Adult(), model, 1e-4, 512) for model in MODELS]
-    return made
+    return made + _synthetic_experiments()

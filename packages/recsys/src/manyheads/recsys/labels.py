@@ -59,8 +59,10 @@ class Labels:
             known = column.isin([negative, positive]) | column.isna()
             if not known.all():
                 row = int(np.argmax(~known.to_numpy()))
+                found = column.iloc[[row]].tolist()[0]
                 raise DataError(
-                    f"label {task!r}, row {row}: found {column.iloc[row]!r}, expected {negative!r} or {positive!r}"
+                    f"label {task!r}, row {row}: found {found!r}, expected {negative!r} or {positive!r} as at fitting: "
+                    "clean it, or fit again"
                 )
             if column.isna().any() and len(self.tasks) == 1:
                 row = int(np.argmax(column.isna().to_numpy()))

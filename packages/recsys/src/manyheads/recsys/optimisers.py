@@ -30,7 +30,7 @@ class SplitOptimiser(Optimiser):
     """Their learning rate; the schedule applies to both."""
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        tables = [table.weight for table in all_tables(model)]
+        tables = [weight for table in all_tables(model) for weight in table.weights()]
         own = {id(weight) for weight in tables}
         rest = [p for p in model.parameters() if id(p) not in own]
         groups = (

@@ -22,6 +22,7 @@ from manyheads.recsys.metrics import all_metrics, auc
 from manyheads.recsys.models import MODELS
 from manyheads.recsys.models.common import Config
 from manyheads.recsys.models.tokens import all_tables
+from manyheads.recsys.ranks import everyones, summed, world
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class LogLoss:
     """What stops the training and chooses the weights, on the validation part; of the first task."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        loss = self._cross_entropy(model(batch.ids, batch.numbers), batch.labels)
+        loss = self._cross_entropy(
+            model(batch.ids, batch.numbers), batch.labels, ranks=world() if model.training else 1
+        )
         if self.l2 and model.training:
-            ids = batch.ids if self.l2_on == "batch" else None
+            # of all ranks' rows: a row of the table counts once a step, however many ranks touch it
+            ids = everyones(batch.ids) if self.l2_on == "batch" else None
             for tables in all_tables(model):
                 loss = loss + self.l2 * tables.penalty(ids)
         return loss
@@ -68,7 +72,8 @@ class LogLoss:
         for name, content in splits.facts["files"].items():
             write_atomically(folder / name, content)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, *, ranks: int = 1) -> Tensor:
+        """With several ``ranks``: a share of which the mean over the ranks is that of all their rows."""
         tasks = logits.shape[1]
         if tasks == 1:
             return functional.binary_cross_entropy_with_logits(logits, labels)
@@ -77,7 +82,8 @@ class LogLoss:
             raise ArgumentError(f"task_weights: found {len(weights)}, expected one for each of the {tasks} tasks")
         known = ~torch.isnan(labels)
         each = functional.binary_cross_entropy_with_logits(logits, torch.where(known, labels, 0.0), reduction="none")
-        mean = (each * known).sum(0) / known.sum(0).clamp(min=1)
+        count = known.sum(0).to(each.dtype) if ranks == 1 else summed(known.sum(0).to(each.dtype)) / ranks
+        mean = (each * known).sum(0) / count.clamp(min=1 / ranks)
         return (mean * logits.new_tensor(weights)).sum()
 
 

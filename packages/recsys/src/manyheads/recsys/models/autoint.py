@@ -31,12 +31,19 @@ class Interacting(nn.Module):
         self.norm = nn.LayerNorm(outputs) if layer_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
-        )
+        q, k, v = (self._heads(part(x)) for part in (self.query, self.key, self.value))
         mixed = attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
         mixed = mixed + (x if self.residual is None else self.residual(x))
         return functional.relu(mixed if self.norm is None else self.norm(mixed))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What each field attends to, ``(B, H, T, T)``."""
+        q, k = self._heads(self.query(x)), self._heads(self.key(x))
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return (scale * q @ k.mT).softmax(-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class AutoInt(nn.Module):
@@ -70,6 +77,14 @@ class AutoInt(nn.Module):
         tokens = self.tokens(ids, numbers)
         logits = self.output(self.layers(tokens).flatten(1))
         return logits if self.tower is None else logits + self.tower(tokens.flatten(1))
+
+    def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
+        """What each layer attends to, ``(B, H, T, T)``."""
+        x, found = self.tokens(ids, numbers), []
+        for layer in self.layers:
+            found.append(layer.weights(x))  # ty: ignore[not-callable]
+            x = layer(x)
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.tokens import FieldTokens
+from manyheads.recsys.ranks import BatchNorm, own, world
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Config:
     """Standard deviation that the embeddings start from."""
     numeric_tokens: int | None = None
     """Mix all numeric fields into so many tokens; one for each without."""
+    shared_tables: bool = False
+    """One embedding table for all fields, whose ids then mean the same in each."""
 
     module: ClassVar[type[nn.Module]]
 
@@ -37,7 +42,51 @@ class Config:
         return type(self).module(layout, self)
 
     def tokens(self, layout: Layout) -> FieldTokens:
-        return FieldTokens(layout, self.dim, init_sd=self.init_sd, numeric_tokens=self.numeric_tokens)
+        return FieldTokens(
+            layout,
+            self.dim,
+            init_sd=self.init_sd,
+            numeric_tokens=self.numeric_tokens,
+            shared=self.shared_tables,
+        )
+
+
+class _ReluDropout(torch.autograd.Function):
+    """In place, with 16 random bits an element instead of a random float: torch's own two functions cost more than the
+    products of a tower. The sign of the result is all that the gradient needs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dropped: float) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.scale = 1.0 / (1.0 - dropped)
+        count = x.numel() * world()  # drawn for the rows of all processes, so that several drop what one drops
+        words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        bits = own(words.view(torch.int16)[:count].view(-1, *x.shape[1:]))
+        x.relu_().mul_(bits >= round(dropped * _LEVELS) - _LEVELS // 2).mul_(ctx.scale)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y, 0).mul_(ctx.scale), None
+
+
+_LEVELS = 1 << 16
+
+
+class ReluDropout(nn.Module):
+    """``dropout(relu(x))`` at once; ``p``, in steps of 2^-16, is the share that is dropped. Writes over ``x`` while
+    training: for what nothing else reads, such as the result of a norm."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ArgumentError(f"dropout: found {p}, expected 0 or more and less than 1")
+        self.p = round(p * _LEVELS) / _LEVELS
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ReluDropout.apply(x, self.p) if self.training and self.p else functional.relu(x)
 
 
 class Tower(nn.Sequential):
@@ -48,8 +97,7 @@ class Tower(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), *([nn.BatchNorm1d(width)] if batch_norm else []), nn.ReLU()]
-            layers += [nn.Dropout(dropout)] if dropout else []
+            layers += [nn.Linear(inputs, width), *([BatchNorm(width)] if batch_norm else []), ReluDropout(dropout)]
             inputs = width
         if outputs is not None:
             layers.append(nn.Linear(inputs, outputs))

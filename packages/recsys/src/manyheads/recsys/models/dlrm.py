@@ -26,7 +26,7 @@ class DLRM(nn.Module):
         super().__init__()
         if not layout.names:
             raise ArgumentError("dlrm: fields: found numeric ones only, expected at least one categorical")
-        self.tables = Tables(layout, config.dim, init_sd=config.init_sd)
+        self.tables = Tables(layout, config.dim, init_sd=config.init_sd, shared=config.shared_tables)
         fields, numbers = len(layout.names), len(layout.numeric)
         self.bottom = None
         if numbers:

@@ -11,40 +11,68 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.errors import UnknownNameError
+from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.recsys.layout import Layout
 
 
-class Tables(nn.Module):
+class AnyTables(nn.Module):
+    """The embedding tables of some fields, wherever they lie: ``(B, C)`` ids -> ``(B, fields, D)``."""
+
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of this process."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement weights")
+
+    def penalty(self, ids: Tensor | None) -> Tensor:
+        """Half the sum of squares of the whole tables, or of the rows that ``ids`` touch, each once."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement penalty")
+
+
+class Tables(AnyTables):
     """The embedding tables of some fields as one: ``(B, C)`` ids -> ``(B, fields, D)``.
 
-    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared).
+    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all
+    fields have one table, in which an id means the same whatever its field.
 
     Raises:
         UnknownNameError: a name in ``fields`` that the layout does not have.
+        ArgumentError: ``shared`` and fields of different sizes.
     """
 
     columns: Tensor
     offsets: Tensor
 
-    def __init__(self, layout: Layout, dim: int, *, init_sd: float = 1e-4, fields: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        dim: int,
+        *,
+        init_sd: float = 1e-4,
+        fields: Sequence[str] | None = None,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
         names = layout.names if fields is None else tuple(fields)
         for name in names:
             if name not in layout.names:
                 raise UnknownNameError("embedded field", name, layout.names)
         chosen = [layout.names.index(name) for name in names]
+        sizes = {layout.rows[i] for i in chosen}
+        if shared and len(sizes) > 1:
+            raise ArgumentError(f"shared_tables: found fields of {sorted(sizes)} rows, expected all of one size")
         self.widths = [layout.widths[i] for i in chosen]
+        # the parts of the fused table, and whose fields' rows each holds
+        self.sizes = [layout.rows[i] for i in (chosen[:1] if shared else chosen)]
+        self.holds = [list(range(len(chosen)))] if shared else [[i] for i in range(len(chosen))]
         columns, offsets, start = [], [], 0
         for i in chosen:
             span = layout.columns_of(layout.names[i])
             columns += range(span.start, span.stop)
             offsets += [start] * layout.widths[i]
-            start += layout.rows[i]
+            start += 0 if shared else layout.rows[i]
         self.all_columns = columns == list(range(sum(layout.widths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int64), persistent=False)
-        self.weight = nn.Parameter(torch.randn(start, dim) * init_sd)
+        self.weight = nn.Parameter(torch.randn(max(start, *sizes), dim) * init_sd)
 
     def rows(self, ids: Tensor) -> Tensor:
         """``(B, own columns)``: rows of the fused table, negative where there is no value."""
@@ -62,8 +90,10 @@ class Tables(nn.Module):
         counts = [part.sum(1).clamp(min=1.0) for part in held.split(self.widths, 1)]
         return torch.stack([s / n for s, n in zip(sums, counts, strict=True)], 1)
 
+    def weights(self) -> list[nn.Parameter]:
+        return [self.weight]
+
     def penalty(self, ids: Tensor | None) -> Tensor:
-        """Half the sum of squares of the whole table, or of the rows that ``ids`` touch, each once."""
         if ids is None:
             return 0.5 * self.weight.square().sum()
         rows = self.rows(ids)
@@ -109,11 +139,20 @@ class FieldTokens(nn.Module):
         dim: width D.
         init_sd: deviation that the tables start from.
         numeric_tokens: mix all numbers into so many tokens; one for each without.
+        shared: one table for all embedded fields.
     """
 
-    def __init__(self, layout: Layout, dim: int, *, init_sd: float = 1e-4, numeric_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        dim: int,
+        *,
+        init_sd: float = 1e-4,
+        numeric_tokens: int | None = None,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
-        self.tables = Tables(layout, dim, init_sd=init_sd) if layout.names else None
+        self.tables = Tables(layout, dim, init_sd=init_sd, shared=shared) if layout.names else None
         self.numbers: nn.Module | None = None
         fields = len(layout.numeric)
         if fields and numeric_tokens is None:
@@ -129,6 +168,6 @@ class FieldTokens(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def all_tables(model: nn.Module) -> list[Tables]:
+def all_tables(model: nn.Module) -> list[AnyTables]:
     """Every embedding table in a model."""
-    return [module for module in model.modules() if isinstance(module, Tables)]
+    return [module for module in model.modules() if isinstance(module, AnyTables)]

@@ -20,8 +20,10 @@ from manyheads.core.blocks.field_linear import FieldLinear
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
 from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.methods.mixing_matrix import mixing_matrix
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.common import Config, Tower
+from manyheads.recsys.ranks import Dropout
 
 LayerName = Literal["vanilla", "heterogeneous", "hiformer"]
 
@@ -44,6 +46,11 @@ class VanillaLayer(nn.Module):
         rows = x[:, -self.queries :] + self.attention(normed[:, -self.queries :], context=normed).y
         return rows + self.outer(functional.gelu(self.inner(self.inner_norm(rows))))
 
+    def weights(self, x: Tensor) -> Tensor:
+        """What :meth:`last` attends to, ``(B, H, queries, T)``."""
+        normed = self.norm(x)
+        return mixing_matrix(self.attention, normed[:, -self.queries :], context=normed)
+
 
 class FieldTransformer(nn.Module):
     """Layers over the fields' tokens and the tasks'; see the module."""
@@ -64,7 +71,7 @@ class FieldTransformer(nn.Module):
         total = self.tokens.tokens + (0 if self.flat else tasks)
         self.task_tokens = None if self.flat else nn.Parameter(torch.randn(tasks, dim) * 0.02)
         self.positions = nn.Parameter(torch.zeros(total, dim)) if config.positions else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         pruned = tasks if config.prune and not self.flat else total
         self.layers = nn.ModuleList(
             _layer(config, total, pruned if index == config.layers - 1 else total) for index in range(config.layers)
@@ -78,12 +85,7 @@ class FieldTransformer(nn.Module):
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         fields = self.tokens(ids, numbers)
-        x = fields
-        if self.task_tokens is not None:
-            x = torch.cat([x, self.task_tokens.expand(x.shape[0], -1, -1)], 1)
-        if self.positions is not None:
-            x = x + self.positions
-        x = self.dropout(x)
+        x = self._sequence(fields)
         for layer in self.layers:
             x = layer.last(x)  # ty: ignore[not-callable]
         if self.task_tokens is None:
@@ -91,6 +93,23 @@ class FieldTransformer(nn.Module):
         else:
             logits = self.head(self.norm(x[:, -self.task_tokens.shape[0] :])).squeeze(-1)
         return logits if self.tower is None else logits + self.tower(fields.flatten(1))
+
+    def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
+        """What each layer attends to, ``(B, H, Q, T + K)``: Q is K, the task tokens' rows, in a pruned layer."""
+        x, found = self._sequence(self.tokens(ids, numbers)), []
+        for layer in self.layers:
+            found.append(layer.weights(x) if isinstance(layer, VanillaLayer) else mixing_matrix(layer, x))  # ty: ignore[invalid-argument-type]
+            x = layer.last(x)  # ty: ignore[not-callable]
+        return found
+
+    def _sequence(self, fields: Tensor) -> Tensor:
+        """The fields' tokens, then the tasks': ``(B, T + K, D)``."""
+        x = fields
+        if self.task_tokens is not None:
+            x = torch.cat([x, self.task_tokens.expand(x.shape[0], -1, -1)], 1)
+        if self.positions is not None:
+            x = x + self.positions
+        return self.dropout(x)
 
 
 def _layer(config: TransformerConfig, tokens: int, queries: int) -> nn.Module:

@@ -1,0 +1,56 @@
+"""One temperature for each trained model: ``python benchmarks/recsys_calibration.py --root RUNS --csv FILE``.
+
+The temperature is fitted on the validation part of each run below ``--root`` and applied to its test part. It divides
+the logits, so that no AUC changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from manyheads.lab.checkpoint import load_tensors
+from manyheads.lab.experiment import Report
+from manyheads.lab.files import write_csv
+from manyheads.recsys.calibration import calibrate, sigmoid
+from manyheads.recsys.experiments import experiments
+from manyheads.recsys.metrics import ece, log_loss
+from manyheads.recsys.train import predict_logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--csv", type=Path, required=True)
+    asked = parser.parse_args()
+    known, rows = {e.name: e for e in experiments()}, []
+    for path in sorted(asked.root.glob("*/*/report.json")):
+        report = Report.read(path)
+        experiment = known[report.name]
+        if experiment.hash != report.hash:
+            continue  # of other settings
+        splits = experiment.data.open()
+        model = experiment.model.build(splits)
+        for seed in report.seeds:
+            tensors, _ = load_tensors(path.parent / f"seed-{seed}" / "model.safetensors")
+            model.load_state_dict(tensors)
+            held, test = (predict_logits(model, part)[:, 0] for part in (splits.validation, splits.test))
+            fitted = calibrate(splits.validation.labels[:, 0].numpy(), held, "temperature")
+            labels = splits.test.labels[:, 0].numpy()
+            plain, calibrated = sigmoid(test), fitted(test)
+            rows.append(
+                {
+                    "experiment": report.name,
+                    "seed": seed,
+                    "log_loss": f"{log_loss(labels, plain):.6f}",
+                    "calibrated_log_loss": f"{log_loss(labels, calibrated):.6f}",
+                    "ece": f"{ece(labels, plain):.6f}",
+                    "calibrated_ece": f"{ece(labels, calibrated):.6f}",
+                    "temperature": f"{fitted.temperature:.4f}",
+                }
+            )
+    write_csv(asked.csv, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Tries settings of recommenders on the validation part: ``python benchmarks/recsys_tuning.py SET MODEL [MODEL …]``.
+
+Every model of a set gets the same number of settings, one seed each. The test part stays closed: the validation part
+stands in for it, so that there is no test figure to look at. Rows go to ``--csv``, one a setting, in the order tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from manyheads.lab.experiment import DataConfig, Experiment, Splits, find_experiment, run
+from manyheads.lab.files import write_csv
+from manyheads.recsys.experiments import experiments
+from manyheads.recsys.models import MODELS, config_of
+
+SEED = 2021
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "frappe-x1r": [
+        {"l2": 0.05},
+        {"l2": 0.05, "tower_dropout": 0.4, "init_sd": 0.01, "schedule": "cosine", "epochs": 15},
+        {"l2": 0.05, "dropout": 0.2},
+        {"l2": 0.1},
+        {"l2": 0.1, "dropout": 0.2, "layers": 1},
+    ],
+    "ml-100k-time": [{"l2": l2} for l2 in (0.005, 0.05, 0.2)],
+}
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Data without its test part."""
+
+    data: DataConfig
+
+    def open(self) -> Splits:
+        splits = self.data.open()
+        return Splits(splits.train, splits.validation, splits.validation, splits.facts)
+
+
+def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
+    """The experiment with a setting: ``l2``, ``schedule`` (without early stopping unless it is plateau) and ``epochs``
+    are those of the training, the others the model's."""
+    found = find_experiment(f"{name}-{model}", experiments())
+    setting = dict(setting)
+    objective = replace(found.objective, l2=setting.pop("l2"))
+    optimiser, budget = found.optimiser, found.budget
+    if "schedule" in setting:
+        optimiser = replace(optimiser, schedule=setting.pop("schedule"))
+        budget = replace(budget, epochs=setting.pop("epochs"), patience=None)
+    settings = {**MODELS[model].settings, **vars(found.model), **setting}
+    return replace(
+        found,
+        name=f"{found.name}-tuning",
+        data=Closed(found.data),
+        model=config_of(model, settings),
+        objective=objective,
+        optimiser=optimiser,
+        budget=budget,
+        source=None,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=GRIDS)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--only", type=int, nargs="*", help="these settings, counted from 1")
+    parser.add_argument("--root", default="benchmarks/runs/tuning")
+    parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/recsys_tuning.csv"))
+    asked = parser.parse_args()
+    for index, setting in enumerate(GRIDS[asked.set], 1):
+        for model in asked.models:
+            if asked.only and index not in asked.only:
+                continue
+            report = run(candidate(asked.set, model, setting), root=asked.root, seeds=[SEED])
+            row = {
+                "set": asked.set,
+                "model": model,
+                "try": index,
+                "setting": " ".join(f"{k}={v}" for k, v in setting.items()),
+                "seed": SEED,
+                **{f"validation_{name}": f"{report.mean[name]:.6f}" for name in ("auc", "log_loss", "gauc")},
+                "parameters": report.parameters,
+                "cpu_s": f"{report.cpu_seconds:.0f}",
+                "command": f"python benchmarks/recsys_tuning.py {asked.set} {model} --only {index}",
+            }
+            keep(asked.csv, row)
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Adds the row, in place of an earlier one of the same try."""
+    names = ("set", "model", "try")
+    before = list(csv.DictReader(path.open())) if path.is_file() else []
+    same = {name: str(row[name]) for name in names}
+    rows = [old for old in before if {name: old[name] for name in names} != same]
+    write_csv(path, sorted([*rows, row], key=lambda r: (r["set"], r["model"], int(r["try"]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Two processes under torchrun end with the weights of one: batch norm, dropout, tasks with gaps, L2, schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manyheads.lab.checkpoint import load_tensors
+from manyheads.lab.train import train_model
+from manyheads.recsys.ranks import BatchNorm, Dropout, everyones, summed
+from manyheads.recsys.train import predict_logits
+
+from .two_processes import cases
+
+HERE = Path(__file__).parent
+
+
+def python(*arguments):
+    command = [sys.executable, *(str(a) for a in arguments)]
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def torchrun(*arguments):
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The cases by two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    python(HERE / "two_processes.py", "lab", folder)
+    return folder
+
+
+def compare(case, folder):
+    """The largest differences of a run from one process: of each weight, of the logits (of the largest of which it is
+    a share) and of the validation measures; and what both say of their epochs."""
+    experiment = cases()[case]
+    alone = folder / f"{case}-alone"
+    model, _ = train_model(experiment, 1, alone, progress=False)
+    tensors, _ = load_tensors(folder / case / "model.safetensors")
+    state = model.state_dict()
+    assert tensors.keys() == state.keys()
+    weights = {name: float((tensors[name] - state[name]).abs().max()) for name in state}
+    held = experiment.data.open().test
+    here = predict_logits(model, held)
+    model.load_state_dict(tensors)
+    logits = float(np.abs(predict_logits(model, held) - here).max() / np.abs(here).max())
+    lines = [
+        [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        for place in (folder / case, alone)
+    ]
+    assert [h["learning_rate"] for h in lines[0]] == [h["learning_rate"] for h in lines[1]]
+    chosen = [abs(a["validation_loss"] - b["validation_loss"]) for a, b in zip(*lines, strict=True)]
+    return weights, logits, max(chosen), lines
+
+
+@pytest.mark.parametrize("case", ["tower", "norm", "apart", "shared"])
+def test_two_processes_end_with_the_weights_of_one(case, together):
+    weights, logits, chosen, _ = compare(case, together)
+    assert max(weights.values()) < 1e-6, weights
+    assert logits < 1e-6
+    assert chosen < 1e-6
+
+
+def test_outside_of_a_group_the_parts_are_torchs_own():
+    x = torch.randn(16, 5)
+    torch.manual_seed(3)
+    expected = torch.nn.Dropout(0.3)(torch.nn.BatchNorm1d(5)(x))
+    torch.manual_seed(3)
+    torch.testing.assert_close(Dropout(0.3)(BatchNorm(5)(x)), expected, rtol=0, atol=0)
+    assert everyones(x) is x
+    assert summed(x) is x
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_the_run_of_one_process(tmp_path):
+    """As a user types it; Adam's first steps turn the rounding of a gradient of 0 (the bias below a batch norm) into a
+    step of the rate, so that this experiment goes without batch norm."""
+    command = ("-m", "manyheads.recsys", "train", "adult-hiformer+", "--model.batch-norm", "False")
+    command += ("--model.tower", "32", "--model.init-sd", "0.1", "--seeds", "1", "--smoke", "--json")
+    report = json.loads(torchrun(*command, "--root", tmp_path / "two"))  # one document, though there are two processes
+    alone = json.loads(python(*command, "--root", tmp_path / "one"))
+    assert report["hash"] == alone["hash"]
+    for name, value in alone["mean"].items():
+        assert report["mean"][name] == pytest.approx(value, abs=1e-6)
+    weights = [load_tensors(next((tmp_path / n).glob("*/*/seed-1/model.safetensors")))[0] for n in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6)

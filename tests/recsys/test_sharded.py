@@ -1,0 +1,99 @@
+"""Tables cut over two processes by TorchRec give the losses, weights and logits of one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from manyheads.core.errors import ArgumentError, MissingPackageError
+from manyheads.lab.command import run_commands
+from manyheads.recsys.cli import commands
+
+from .test_processes import HERE, compare, python, torchrun
+
+HERE_TOO = importlib.util.find_spec("torchrec") is not None
+needs_torchrec = pytest.mark.skipif(
+    not HERE_TOO, reason="TorchRec is not installed: packages/recsys/torchrec-requirements.txt, nox -s torchrec"
+)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    python(HERE / "two_processes.py", "sharded", folder)
+    return folder
+
+
+@needs_torchrec
+@pytest.mark.parametrize("case", ["tower", "norm", "apart", "shared"])
+def test_sharded_tables_end_with_the_weights_of_one_process(case, sharded):
+    """Tables of 30 rows and more are cut by rows, the others lie on one process each."""
+    weights, logits, chosen, (ours, alone) = compare(case, sharded)
+    assert max(weights.values()) < 1e-6, weights
+    assert logits < 1e-6
+    assert chosen < 1e-6
+    assert [h["step"] for h in ours] == [h["step"] for h in alone]
+    for a, b in zip(ours, alone, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-6)
+
+
+@needs_torchrec
+def test_a_table_lies_where_the_plan_says_and_nowhere_whole(tmp_path):
+    script = tmp_path / "parts.py"
+    script.write_text(PARTS)
+    torchrun(script, tmp_path)
+    sizes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    # 100 rows are cut in two, of the others each lies on one rank
+    assert [a + b for a, b in zip(*sizes, strict=True)] == [100, 12, 30]
+    assert sizes[0][0] == sizes[1][0] == 50
+    assert all(0 in pair for pair in list(zip(*sizes, strict=True))[1:])
+
+
+PARTS = """
+import json, pathlib, sys
+import torch.distributed as dist
+from manyheads.recsys.layout import Layout
+from manyheads.recsys.models import config_of
+from manyheads.recsys.sharded import process_group, shard
+with process_group():
+    model = config_of("dnn", {"hidden": ()}).make(Layout(("a", "b", "c"), (100, 12, 30), (1, 1, 1)))
+    shard(model, row_wise_from=50)
+    own = dict(model.tokens.tables.collection.named_parameters())
+    rows = [own[f"embedding_bags.table{i}.weight"] for i in range(3)]
+    sizes = [len(w) if w.numel() else 0 for w in rows]
+    pathlib.Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(sizes))
+"""
+
+
+@pytest.mark.skipif(HERE_TOO, reason="TorchRec is installed")
+def test_without_torchrec_the_recipe_is_named(capsys):
+    from manyheads.recsys.sharded import torchrec
+
+    with pytest.raises(MissingPackageError, match=r"pip install --no-deps torchrec==1\.9\.2 fbgemm-gpu-cpu==1\.8\.0"):
+        torchrec()
+    assert run_commands("manyheads recsys", "", commands, ["train-sharded", "adult-lr"]) == 2
+    said = capsys.readouterr().err
+    assert "sharded tables need TorchRec" in said
+    assert said.count("\n") == 1
+
+
+def test_one_process_is_told_how_to_start_several(monkeypatch):
+    from manyheads.recsys.layout import Layout
+    from manyheads.recsys.models import config_of
+    from manyheads.recsys.sharded import process_group, shard
+
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ArgumentError, match="found one process, expected torchrun"), process_group():
+        pass
+    with pytest.raises(ArgumentError, match="found no process group, expected several processes: torchrun"):
+        shard(config_of("lr").make(Layout(("a",), (5,), (1,))))
+
+
+def test_the_recipe_is_that_of_the_requirements_file():
+    from manyheads.recsys.sharded import RECIPE
+
+    lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert f"pip install --no-deps {' '.join(pins)}" == RECIPE
