@@ -63,13 +63,17 @@ def paired(ours: Values, theirs: Values) -> tuple[int, float, float, float]:
     return len(seeds), mean, float(stats.ttest_rel(a, b).pvalue), float(stats.wilcoxon(a, b).pvalue)
 
 
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
 def _paired_table(job: str, pairs: Iterable[tuple[str, str]], metric: str = "auc") -> str:
     results, shown = _results(job), []
     for first, second in pairs:
         if first in results and second in results:
             count, mean, t, w = paired(*(_values(results[name][metric]) for name in (first, second)))
             if count > 1:
-                shown.append((f"{first} - {second}", f"{mean:+.5f}", str(count), f"{t:.3f}", f"{w:.3f}"))
+                shown.append((f"{first} - {second}", f"{mean:+.5f}", str(count), _p(t), _p(w)))
     if not shown:
         return NOT_YET
     return markdown((f"test {metric.upper()}", "mean difference", "seeds", "paired t-test p", "Wilcoxon p"), shown)
@@ -123,7 +127,7 @@ def recsys_tuning() -> str:
     if not (RESULTS / "recsys_tuning.csv").is_file():
         return NOT_YET
     settings: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in read("recsys_tuning"):
+    for row in sorted(read("recsys_tuning"), key=lambda row: int(row["try"])):
         settings.setdefault((row["set"], row["setting"]), {})[row["model"]] = row
     blocks = []
     for name in dict.fromkeys(key[0] for key in settings):
@@ -163,14 +167,15 @@ def recsys_synthetic() -> str:
 
 
 def recsys_synthetic_paired() -> str:
-    name = "synthetic-{}".format
+    """Neighbours in the paper's order, and what the vanilla layer lacks."""
     pairs = (
         ("hiformer", "heterogeneous"),
         ("heterogeneous", "vanilla-positions"),
         ("heterogeneous", "vanilla"),
         ("vanilla-positions", "vanilla"),
     )
-    return _paired_table("recsys_synthetic", ((name(a), name(b)) for a, b in pairs))
+    named = ((f"synthetic-{way}{a}", f"synthetic-{way}{b}") for way in ("", "long-") for a, b in pairs)
+    return _paired_table("recsys_synthetic", named)
 
 
 def recsys_movielens() -> str:
@@ -182,7 +187,7 @@ def recsys_movielens() -> str:
     shown = []
     for name, rows in sorted(results.items(), key=lambda item: -float(item[1]["auc"]["mean"])):
         count, mean, t, _ = paired(_values(ours["auc"]), _values(rows["auc"]))
-        against = ("", "") if rows is ours else (f"{mean:+.4f}", f"{t:.3f}" if count > 1 else "")
+        against = ("", "") if rows is ours else (f"{mean:+.4f}", _p(t) if count > 1 else "")
         cells = (_spread(rows[metric], 4) for metric in METRICS)
         model = name.removeprefix("ml-100k-time-")
         shown.append((model, str(_seeds(rows["auc"])), *cells, *against, _cpu(rows["auc"])))

@@ -14,7 +14,7 @@ from typing import Any
 
 from manyheads.lab.experiment import DataConfig, Experiment, Splits, find_experiment, run
 from manyheads.lab.files import write_csv
-from manyheads.recsys.experiments import experiments
+from manyheads.recsys.experiments import experiments, frappe_experiment
 from manyheads.recsys.models import MODELS, config_of
 
 SEED = 2021
@@ -23,10 +23,10 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"l2": 0.05},
         {"l2": 0.05, "tower_dropout": 0.4, "init_sd": 0.01, "schedule": "cosine", "epochs": 15},
         {"l2": 0.05, "dropout": 0.2},
-        {"l2": 0.1},
-        {"l2": 0.1, "dropout": 0.2, "layers": 1},
+        {"l2": 0.1, "dropout": 0.2},
+        {"l2": 0.2, "dropout": 0.2},
     ],
-    "ml-100k-time": [{"l2": l2} for l2 in (0.005, 0.05, 0.2)],
+    "ml-100k-time": [{"l2": l2} for l2 in (0.05, 0.2)],
 }
 
 
@@ -44,7 +44,8 @@ class Closed:
 def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
     """The experiment with a setting: ``l2``, ``schedule`` (without early stopping unless it is plateau) and ``epochs``
     are those of the training, the others the model's."""
-    found = find_experiment(f"{name}-{model}", experiments())
+    untuned = name == "frappe-x1r"
+    found = frappe_experiment(model, tuned=False) if untuned else find_experiment(f"{name}-{model}", experiments())
     setting = dict(setting)
     objective = replace(found.objective, l2=setting.pop("l2"))
     optimiser, budget = found.optimiser, found.budget

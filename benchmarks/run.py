@@ -28,6 +28,7 @@ RUNS = "benchmarks/runs"
 RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
 SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
+SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "tables-vanilla")]
 TUNE = "python benchmarks/recsys_tuning.py"
 WORDS = (
     *("arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"),
@@ -76,7 +77,9 @@ JOBS: dict[str, list[str]] = {
         )
     ],
     "recsys_tuning": [
-        f"{TUNE} frappe-x1r hiformer+ vanilla+ heterogeneous+ --csv {{csv}}",
+        f"{TUNE} frappe-x1r hiformer+ --csv {{csv}}",
+        f"{TUNE} frappe-x1r vanilla+ --only 1 4 5 --csv {{csv}}",
+        f"{TUNE} frappe-x1r heterogeneous+ --only 4 5 --csv {{csv}}",
         f"{TUNE} ml-100k-time hiformer+ {' '.join(BASELINES)} --csv {{csv}}",
     ],
     "recsys_frappe": [

@@ -282,3 +282,19 @@ def test_battery_fails_on(broken):
     made = Case(broken, {"fields": 5, "heads": 2}, grid=(5,), oracle=ORACLES[broken.info.name])
     with pytest.raises(AssertionError, match="output"):
         POINTS["oracle_and_layer_agree"].check(made)
+
+
+@pytest.mark.parametrize("name", ["heterogeneous", "hiformer"])
+def test_training_computes_what_evaluation_does(name):
+    torch.manual_seed(0)
+    kind = {"heterogeneous": Heterogeneous, "hiformer": Hiformer}[name]
+    layer = kind(8, fields=5, heads=2).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, 5, 8, dtype=torch.float64)
+    found = []
+    for module in (layer.train(), layer.eval()):
+        y = module(x).y
+        found.append((y, *torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])))
+        layer.zero_grad()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

@@ -62,7 +62,8 @@ class _ReluDropout(torch.autograd.Function):
         count = x.numel() * world()  # drawn for the rows of all processes, so that several drop what one drops
         words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         bits = own(words.view(torch.int16)[:count].view(-1, *x.shape[1:]))
-        x.relu_().mul_(bits >= round(dropped * _LEVELS) - _LEVELS // 2).mul_(ctx.scale)
+        kept = torch.ge(bits, round(dropped * _LEVELS) - _LEVELS // 2, out=torch.empty_like(x))  # no boolean to convert
+        x.relu_().mul_(kept).mul_(ctx.scale)
         ctx.save_for_backward(x)
         return x
 
