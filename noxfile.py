@@ -28,13 +28,19 @@ def install(session: nox.Session, *tools: str, packages: list[str] | None = None
     session.install("-c", "constraints.txt", *editable, *tools)
 
 
+ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The forecasting bench on the shipped sets, then a keyword spotter: trained, put to a stream, and drawn."""
-    install(session)
+    """The forecasting bench on the shipped sets; a keyword spotter, trained, put to a stream, and drawn; a recommender,
+    fitted, explained, exported and timed."""
+    install(session, *ONNX_TOOLS)
     session.run("manyheads", "forecasting", "bench", "--report", "reports/forecasting.html", *session.posargs)
     for command in SPOTTER_DEMO:
         session.run("manyheads", "kws", *command.split(), env={"OMP_NUM_THREADS": "1"})  # two wait for each other
+    for command in RANKER_DEMO:
+        session.run("manyheads", *command.split(), env={"OMP_NUM_THREADS": "1"})
 
 
 # Under a minute; a fifth of the epochs of the full recipe (docs/kws.md).
@@ -45,9 +51,18 @@ SPOTTER_DEMO = [
     "--plot reports/timeline.png",
 ]
 
+# What all candidates of a request would share: the person's fields, without those of the job.
+RANKER_DEMO = [
+    "data fetch adult --out reports",
+    "recsys fit reports/adult.csv --label income --ignore fnlwgt --epochs 2 --out reports/recommender",
+    "recsys explain reports/recommender --data reports/adult.csv --rows 500 --repeats 1 "
+    "--out reports/interactions.html",
+    "recsys export reports/recommender --out reports/served --shared age gender race native-country",
+    "recsys bench reports/served --candidates 1 100 1000 --repeats 10",
+]
+
 
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
-ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
 SPOTTER_TOOLS = ["kaldi-native-fbank", *ONNX_TOOLS, "nir"]
 RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
 
@@ -134,6 +149,10 @@ SMOKE = [
     "manyheads recsys spec adult.csv --label income --ignore fnlwgt",
     "manyheads recsys fit adult.csv --label income --spec spec.json --model lr --epochs 1",
     "manyheads recsys predict recommender --data adult.csv --out scored.csv",
+    "manyheads recsys explain recommender --data adult.csv --rows 200 --repeats 1 --no-pairs --out explained.html",
+    "manyheads recsys export recommender --out served",
+    "manyheads recsys quantise served --data adult.csv --tolerance 1",
+    "manyheads recsys bench served --candidates 1 10 --repeats 5",
     "python -m manyheads.forecasting models",
     "python -m manyheads.recsys models",
     "python -m manyheads.kws list",
@@ -168,7 +187,7 @@ def wheels(session: nox.Session) -> None:
     for package in PACKAGES:
         session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), package.split("[")[0], silent=True)
     built = sorted(dist.glob("*.whl"))
-    extras = {"core": "[lab]", "kws": "[onnx]"}
+    extras = {"core": "[lab]", "kws": "[onnx]", "recsys": "[onnx,serve]"}
     wanted = [f"{w}{next((e for n, e in extras.items() if f'manyheads_{n}-' in w.name), '')}" for w in built]
     session.install("-c", "constraints.txt", *wanted)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -195,6 +214,14 @@ def peers(session: nox.Session) -> None:
     """Our layers beside public implementations, in one run: benchmarks/results/peers.csv."""
     install(session, *PEERS, packages=["shared[lab]"])
     session.run("python", "benchmarks/peers.py", *session.posargs)
+
+
+@nox.session
+def torchrec(session: nox.Session) -> None:
+    """Embedding tables cut over two processes equal one process: the tests that need TorchRec."""
+    install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared[lab]", "packages/recsys"])
+    session.install("--no-deps", "-r", "packages/recsys/torchrec-requirements.txt")
+    session.run("pytest", "tests/recsys/test_sharded.py", *session.posargs)
 
 
 @nox.session

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from table_rows import RESULTS, Row, markdown, read
 
+DEVELOPMENT = ("george", "jackson")
 NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
 
 
@@ -21,16 +22,16 @@ def kws_rows(*columns: str) -> list[Row]:
 def kws_accuracy() -> str:
     """Accuracy of every experiment, beside the published figure and what it is on another set, and the mean over the
     speakers that were held out."""
-    every = kws_rows("experiment", "metric", "mean", "sd")
+    every = kws_rows("experiment", "hash", "metric", "mean", "sd")
     rows = [row for row in every if row["metric"] == "accuracy"]
     if not rows:
         return NOT_YET
-    other = {row["experiment"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
+    other = {row["hash"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
     shown = [
         (
-            row["experiment"],
+            _name(row),
             _mean(row),
-            _mean(other[row["experiment"]]) if row["experiment"] in other else "",
+            _mean(other[row["hash"]]) if row["hash"] in other else "",
             str(len(row["seeds"].split())),
             f"{int(row['parameters']):,}" if row.get("parameters") else "",
             row.get("published") or "none",
@@ -41,22 +42,87 @@ def kws_accuracy() -> str:
     return f"{markdown(header, shown)}\n\n{_held_out(rows)}".rstrip()
 
 
+def kws_aims() -> str:
+    """What was aimed at before anything was measured, and the mean over the seeds."""
+    rows = [row for row in kws_rows("experiment", "hash", "metric", "mean", "sd") if _name(row) == row["experiment"]]
+    found = {(row["experiment"], row["metric"]): float(row["mean"]) for row in rows}
+    folds = [value for (name, metric), value in found.items() if metric == "accuracy" and _speaker(name)]
+    spikes = _spike_rows().get("arabic-spiking-lmuformer", [])
+    aims: list[tuple[str, float, float | None]] = [
+        ("digits: mean over the speakers held out", 91, fmean(folds) if len(folds) == 6 else None),
+        ("digits: the worst of them", 80, min(folds, default=None)),
+        ("digits: official split", 99, found.get(("fsdd-lmuformer", "accuracy"))),
+        ("official split, on the Google digits", 84, found.get(("fsdd-lmuformer", "elsewhere_accuracy"))),
+        ("Arabic test part", 97, found.get(("arabic-lmuformer", "accuracy"))),
+        ("Arabic test part, spiking", 95.5, found.get(("arabic-spiking-lmuformer", "accuracy"))),
+        (
+            "spiking: outputs of neurons that are zero, %",
+            85,
+            fmean(100 * float(r["zero_share"]) for r in spikes) if spikes else None,
+        ),
+        ("spiking: times fewer operations", 5, fmean(float(row["saving"]) for row in spikes) if spikes else None),
+    ]
+    shown = [
+        (what, f">= {aim:g}", "" if value is None else f"{value:.2f}", "" if value is None else _met(value >= aim))
+        for what, aim, value in aims
+    ]
+    return markdown(("accuracy, % unless said", "aim", "reached", ""), shown)
+
+
+def _met(met: bool) -> str:
+    return "" if met else "missed"
+
+
+def _speaker(experiment: str) -> str | None:
+    """Who was held out, with the Arabic set beside."""
+    found = re.fullmatch(r"fsdd-([a-z]+)-lmuformer", experiment)
+    return found[1] if found and found[1] != "alone" else None
+
+
+def _name(row: Row) -> str:
+    """The experiment and what was changed in it."""
+    changes = [word for word in row["command"].split() if re.match(r"(data|model|objective|optimiser|budget)\.", word)]
+    return " ".join([row["experiment"], *(f"`{change}`" for change in changes)])
+
+
 def _mean(row: Row) -> str:
     return f"{float(row['mean']):.2f}" + (f" ± {float(row['sd']):.2f}" if row["sd"] else "")
 
 
 def _held_out(rows: list[Row]) -> str:
-    folds = [row for row in rows if re.fullmatch(r"fsdd-[a-z]+-lmuformer", row["experiment"])]
-    folds = [row for row in folds if row["experiment"] != "fsdd-alone-lmuformer"]
+    folds = [row for row in rows if _speaker(row["experiment"])]
     if not folds:
         return ""
     seeds = [fmean(map(float, column)) for column in zip(*(row["values"].split() for row in folds), strict=True)]
     worst = min(folds, key=lambda row: float(row["mean"]))
-    name = worst["experiment"].split("-")[1]
     return (
         f"Mean over the {len(folds)} speakers held out of Free Spoken Digits: {fmean(seeds):.2f} ± {stdev(seeds):.2f} "
-        f"({len(seeds)} seeds); the worst of them is {name} with {_mean(worst)}."
+        f"({len(seeds)} seeds); the worst of them is {_speaker(worst['experiment'])} with {_mean(worst)}."
     )
+
+
+def kws_tried() -> str:
+    """What was tried on the two speakers for it, in the order of trying."""
+    variants: dict[str, dict[str, list[float]]] = {}
+    for row in kws_rows("variant", "fold", "accuracy"):
+        variants.setdefault(row["variant"], {}).setdefault(row["fold"], []).append(float(row["accuracy"]))
+    shown = [
+        (variant, *(f"{_spread(folds[name])} ({len(folds[name])})" if name in folds else "" for name in DEVELOPMENT))
+        for variant, folds in variants.items()
+    ]
+    return markdown(("accuracy, % (seeds)", *DEVELOPMENT), shown)
+
+
+def kws_arabic_tried() -> str:
+    """What was tried on the validation part of the Arabic set."""
+    variants: dict[tuple[str, str], list[Row]] = {}
+    for row in kws_rows("variant", "weights", "cross_entropy"):
+        variants.setdefault((f"{row['variant']}, {row['epochs']} epochs", row["weights"]), []).append(row)
+    shown = []
+    for (variant, weights), rows in variants.items():
+        accuracy, entropy = ([float(row[name]) for row in rows] for name in ("accuracy", "cross_entropy"))
+        shown.append((variant, weights, str(len(rows)), _spread(accuracy), f"{fmean(entropy):.3f}"))
+    return markdown(("on the validation part", "weights", "seeds", "accuracy, %", "cross-entropy"), shown)
 
 
 def kws_streams() -> str:
@@ -81,17 +147,22 @@ def kws_streams() -> str:
     return markdown(header, shown)
 
 
-def kws_spikes() -> str:
-    """What spikes save."""
-    groups: dict[str, list[Row]] = {}
+def _spike_rows() -> dict[str, list[Row]]:
+    """One a seed, by experiment."""
+    groups: dict[str, dict[str, Row]] = {}
     for row in kws_rows("experiment", "zero_share", "saving"):
         if row["zero_share"]:
-            groups.setdefault(row["experiment"], []).append(row)
+            groups.setdefault(row["experiment"], {})[row["seed"]] = row
+    return {experiment: list(rows.values()) for experiment, rows in groups.items()}
+
+
+def kws_spikes() -> str:
+    """What spikes save."""
+    groups = _spike_rows()
     if not groups:
         return NOT_YET
     shown = []
     for experiment, rows in groups.items():
-        rows = list({row["seed"]: row for row in rows}.values())
         names = ("effective_acs", "effective_macs", "dense_macs", "saving", "energy_nj", "dense_energy_nj")
         cells = (_spread([float(row[name]) for row in rows]) for name in names)
         zeros = _spread([100 * float(row["zero_share"]) for row in rows])
@@ -108,7 +179,20 @@ def kws_speed() -> str:
         return NOT_YET
     shown = [(row["what"], row["at_once"], row["us_per_stream"], row["target"] or "none") for row in steps]
     table = markdown(("one step, published size", "streams at once", "us a stream", "aim"), shown)
-    return f"{table}\n\n{steps[0]['machine']}; `{steps[0]['command']}`."
+    clips = [row for row in rows if row["group"] == "clips"]
+    whole = [
+        (
+            row["what"],
+            f"{float(row['cpu_us']) / 1000:.0f}",
+            row["times_faster"] or "1",
+            f"{100 * float(row['of_product_rate']):.0f} %",
+            row["target"] or "none",
+        )
+        for row in clips
+    ]
+    header = ("32 clips of 128 frames", "ms", "times faster", "of the rate of one large product", "aim")
+    closing = f"{steps[0]['machine']}; `{steps[0]['command']}`."
+    return "\n\n".join([table, *([markdown(header, whole)] if whole else []), closing])
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -31,8 +31,8 @@ SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
 SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "tables-vanilla")]
 TUNE = "python benchmarks/recsys_tuning.py"
 WORDS = (
-    *("arabic-lmuformer", "arabic-spiking-lmuformer", "arabic-google-lmuformer", "arabic-google-spiking-lmuformer"),
-    "pixel-digits-lmuformer",
+    *("arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"),
+    *(f"arabic-{kind}lmuformer model.stem=1d budget.keep=last" for kind in ("", "spiking-")),  # the recipe before
 )
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -71,7 +71,7 @@ JOBS: dict[str, list[str]] = {
         for seed in (1, 2, 3)
         for spotter in (f"{RUNS}/{experiment}-{seed}.safetensors",)
         for command in (
-            f"manyheads kws train {experiment} --seeds {seed} --root {RUNS} --out {spotter}",
+            f"manyheads kws train {experiment} --seeds {seed} --root {RUNS}/streams --out {spotter}",
             f"manyheads kws eval {spotter} --part validation --tune 60",
             f"manyheads kws eval {spotter} --snr 20 10 --csv {{csv}}",
         )

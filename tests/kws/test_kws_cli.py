@@ -12,6 +12,7 @@ import soundfile
 
 from manyheads.core.errors import MissingPackageError
 from manyheads.kws import domain
+from manyheads.kws.clips import clips_of, labels_of
 from manyheads.kws.listen import chunks_of, microphone
 from manyheads.kws.spotter import KeywordSpotter
 from manyheads.lab.command import run_commands
@@ -77,6 +78,16 @@ def test_a_composed_stream_is_heard_drawn_and_told_as_json(capsys, place):
     assert all(0 <= d["latency"] < 0.02 for d in document["detections"])
     assert len(said.err.strip().splitlines()) == len(expected)
     assert (place / "t.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_other_words_in_a_composed_stream_are_none_of_the_set(capsys, place):
+    """Arabic and English words share labels: an English "yes" is no hit for an Arabic one, and stays out."""
+    words = ["--set", "arabic_sc_10w", "--others", "gsc_v001_sample", "--count", 40, "--out", "mixed.wav"]
+    assert manyheads_kws("compose", *words) == 0
+    said = [line.split(",")[2] for line in (place / "mixed.csv").read_text().split()[1:]]
+    keywords = labels_of(clips_of("arabic_sc_10w"))
+    assert len(said) == 80
+    assert sum(label in keywords for label in said) == 40
 
 
 def test_without_json_each_detection_is_a_line_on_standard_output(capsys):

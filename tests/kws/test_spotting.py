@@ -50,6 +50,6 @@ def test_labels_with_an_underscore_are_not_reported_and_not_negatives():
     with torch.no_grad():
         network.head.bias.copy_(torch.tensor([20.0, 0.0, 0.0]))
     assert spotter.stream(torch.zeros(16000).numpy()) == []
-    tests = negatives_of("gsc_v001_sample", spotter, "test")
+    tests = negatives_of("gsc_v001_sample", spotter.labels, "test")
     assert {clip.split for clip in tests} == {"test"}
-    assert len(negatives_of("gsc_v001_sample", spotter, "all")) == 280
+    assert len(negatives_of("gsc_v001_sample", spotter.labels, "all")) == 280

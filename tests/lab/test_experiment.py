@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
 from manyheads.lab import checkpoint
@@ -200,11 +201,39 @@ def test_last_weights_are_those_after_the_last_step_whatever_the_validation_loss
     assert (found == pytest.approx(last, rel=1e-5)) is same
 
 
+@pytest.mark.parametrize("max_steps", [None, 13])
+def test_mean_weights_are_the_mean_over_the_last_quarter_of_the_steps(monkeypatch, max_steps):
+    """Against the weights after each step, taken down in float64."""
+
+    class Normed(ToyModel):
+        def build(self, splits):
+            return nn.Sequential(nn.BatchNorm1d(5), super().build(splits))
+
+    seen, step = [], torch.optim.Adam.step
+
+    def recorded(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        seen.append([p.detach().double().clone() for group in self.param_groups for p in group["params"]])
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    budget = Budget(epochs=4, batch_size=4, keep="mean", max_steps=max_steps)
+    model, _ = train_model(toy(model=Normed(), budget=budget), 1, None, progress=False)
+    assert len(seen) == (max_steps or 32)
+    expected = [torch.stack(column).mean(0) for column in zip(*seen[-round(len(seen) / 4) :], strict=True)]
+    for found, mean, last in zip(model.parameters(), expected, seen[-1], strict=True):
+        torch.testing.assert_close(found.double(), mean, atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(found.double(), last, atol=1e-5)
+    assert model[0].num_batches_tracked == len(seen)
+
+
 def test_choosing_weights_without_a_validation_part_is_refused():
     with pytest.raises(ArgumentError, match="keep: found 'best' without a validation part, expected 'last'"):
         fit_supervised(toy(data=Empty()), 1, None, progress=False)
     with pytest.raises(ArgumentError, match="patience: found 2 with keep='last'"):
         fit_supervised(toy(budget=Budget(keep="last", patience=2)), 1, None, progress=False)
+    with pytest.raises(ArgumentError, match="patience: found 2 with keep='mean'"):
+        fit_supervised(toy(budget=Budget(keep="mean", patience=2)), 1, None, progress=False)
 
 
 def test_validation_is_shuffled_and_leaves_out_the_last_incomplete_batch():

@@ -60,6 +60,7 @@ def url(ranker):
     """A real server in a thread of this process."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # a test that is quicker than the server's start waits
     server = uvicorn.Server(
         uvicorn.Config(make_app(ranker, max_rows=500, max_bytes=LIMIT), log_level="error", lifespan="off")
     )

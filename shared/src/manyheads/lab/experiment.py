@@ -116,9 +116,9 @@ class Budget:
     batch_size: int = 32
     patience: int | None = None
     """Epochs without a better validation loss before stopping."""
-    keep: Literal["best", "last"] = "best"
-    """The weights that are kept: of the best validation loss, or after the last step, where the epochs are fixed; only
-    the latter can do without a validation part."""
+    keep: Literal["best", "last", "mean"] = "best"
+    """The weights that are kept: of the best validation loss, or, where the epochs are fixed, after the last step, or
+    the mean over the last quarter of the steps; only ``best`` needs a validation part."""
     max_steps: int | None = None
     checkpoint_every: int | None = None
     """Steps between checkpoints inside an epoch; each epoch ends with one in any case."""

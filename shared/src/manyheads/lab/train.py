@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab import checkpoint
+from manyheads.lab.averaging import place_in_mean, take_in
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Part, SeedResult
 from manyheads.lab.files import write_atomically
 from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
@@ -53,7 +54,7 @@ def fit_supervised(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> SeedResult:
-    """Trains one seed and gives the test metrics of the weights with the best validation loss, or of the last ones.
+    """Trains one seed and gives the test metrics of the weights that the budget keeps.
 
     Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch,
     and where weights are to be chosen without a validation part.
@@ -106,6 +107,7 @@ def train_model(
         checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
 
     batches = _whole_batches(splits.train, budget, fabric)
+    steps = min(batches * budget.epochs, budget.max_steps or batches * budget.epochs)
     log = _event_writer(folder, tensorboard and fabric.is_global_zero)
     bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
@@ -127,6 +129,8 @@ def train_model(
                 loss_sum += loss.detach()
                 position.batch += 1
                 position.step += 1
+                if budget.keep == "mean" and (place := place_in_mean(position.step, steps)) > 0:
+                    take_in(best, raw_model.state_dict(), place)
                 if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
                     position.running_loss = loss_sum.item()
                     save(start_of_order)
@@ -177,7 +181,7 @@ def _end_epoch(
     if better:
         position.best_loss = loss
     position.bad_epochs = 0 if better else position.bad_epochs + 1
-    if better or experiment.budget.keep == "last":
+    if experiment.budget.keep == "last" or (better and experiment.budget.keep == "best"):
         for name, tensor in raw_model.state_dict().items():
             best[name].copy_(tensor)
     patience = experiment.budget.patience
@@ -238,8 +242,10 @@ def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer
 def _check_choice(budget: Budget, validation: Part) -> None:
     if budget.keep == "best" and len(validation) == 0:
         raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
-    if budget.keep == "last" and budget.patience is not None:
-        raise ArgumentError(f"patience: found {budget.patience} with keep='last', expected None: the epochs are fixed")
+    if budget.keep != "best" and budget.patience is not None:
+        raise ArgumentError(
+            f"patience: found {budget.patience} with keep={budget.keep!r}, expected None: the epochs are fixed"
+        )
 
 
 def _said(line: dict[str, float]) -> str:

@@ -174,7 +174,7 @@ def compose(
         set: a set by name, or a folder of label/*.wav.
         part: train, validation, test or all.
         count: clips, drawn at random; as many again of --others.
-        others: a set whose words are mixed in.
+        others: a set whose words are mixed in, those of the same part that the first set does not have.
         snr: of the words over the noise, in dB.
         noise: a recording of noise; pink noise by default.
         sample_rate: of the recording.
@@ -183,16 +183,18 @@ def compose(
     """
     import numpy as np
 
-    from manyheads.kws.commands import clips_of_part
+    from manyheads.kws.clips import clips_of, labels_of
+    from manyheads.kws.commands import clips_of_part, negatives_of
     from manyheads.kws.tape import compose as make
     from manyheads.kws.tape import write_tape
 
     random = np.random.default_rng(seed)
     chosen = []
-    for name, which in ((set, part), (others, "all")):
-        if name is None:
-            continue
-        clips = clips_of_part(name, which)
+    own, other = clips_of_part(set, part), []
+    if others is not None:
+        unheard = {clip.path for clip in negatives_of(others, labels_of(clips_of(set)), part)}
+        other = [clip for clip in clips_of(others) if clip.path in unheard]
+    for clips in (own, other):
         kept = random.permutation(len(clips))[: len(clips) if count is None else count]
         chosen += [clips[index] for index in kept]
     tape = make(chosen, sample_rate, snr=snr, noise=noise, seed=seed)

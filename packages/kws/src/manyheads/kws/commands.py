@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +45,16 @@ def clips_of_part(name: str, part: str, held_out: str = "") -> list[Clip]:
     return chosen
 
 
-def negatives_of(name: str, spotter: KeywordSpotter, part: str) -> list[Clip]:
-    """The words of a set that the spotter does not know, by speakers whom it has not heard either.
+def negatives_of(name: str, labels: Sequence[str], part: str) -> list[Clip]:
+    """The words of a set that are none of the labels, by speakers whom a spotter has not heard either.
 
     Raises :class:`DataError` where none are left.
     """
     from manyheads.kws.spotting import other_words
 
-    clips = [c for c in other_words(name, spotter.labels) if part == "all" or c.split == part]
+    clips = [c for c in other_words(name, labels) if part == "all" or c.split == part]
     if not clips:
-        raise DataError(f"negatives: {name} has no words in its {part} part that the spotter does not know")
+        raise DataError(f"negatives: {name} has no words in its {part} part but {', '.join(labels)}")
     return clips
 
 
@@ -95,7 +95,7 @@ def evaluate(
     chosen = open_spotter(spotter)
     name, _, held_out = trained_on(chosen, set, part)
     clips = clips_of_part(name, part, held_out)
-    other = negatives_of(negatives, chosen, part) if negatives else []
+    other = negatives_of(negatives, chosen.labels, part) if negatives else []
     found = evaluate_spotter(
         chosen, clips, other, snr=snr, noise=noise, tolerance=tolerance, seed=seed, name=f"{name}, {part}"
     )
