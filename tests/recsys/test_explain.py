@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from manyheads.recsys.explain import explain, rank_correlation, upper
 from manyheads.recsys.layout import Layout, Rows
 from manyheads.recsys.maps import WITH_MAPS, attention_maps, has_maps
 from manyheads.recsys.models import MODELS, config_of
-from manyheads.recsys.permutation import permutation_importance, permuted
+from manyheads.recsys.permutation import Importance, permutation_importance, permuted
 from manyheads.recsys.recommender import Recommender
 
 LAYOUT = Layout(("a", "b", "tags"), (9, 5, 7), (1, 1, 2), ("x", "y"), ("click", "buy"))
@@ -364,3 +365,9 @@ def test_the_command_refuses_in_one_line(frame, saved, tmp_path, capsys):
     # but a page has permutation importance of every model
     assert manyheads("explain", tmp_path / "lr", *data, "--out", tmp_path / "lr.html", "--repeats", 1) == 0
     assert "no attention to draw" in (tmp_path / "lr.html").read_text()
+
+
+def test_a_single_repeat_has_no_deviation():
+    one = Importance(("a",), 0.7, np.array([0.1234]), np.array([0.0]), None, None, 10, 1)
+    assert one.text(0) == "0.1234"
+    assert replace(one, single_sd=np.array([0.01]), repeats=3).text(0) == "0.1234 ± 0.0100"

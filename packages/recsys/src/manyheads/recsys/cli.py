@@ -180,7 +180,7 @@ def predict(
         closing.append(f"written: {out}")
     shown = scored[list(columns)].head(20)
     rows = [(index, *(f"{v:.4f}" for v in row)) for index, row in zip(shown.index, shown.to_numpy(), strict=True)]
-    if len(scored) > len(rows):
+    if out is None and len(scored) > len(rows):
         closing.append(f"{len(scored) - len(rows)} more rows: --out scored.csv writes all")
     document = {"rows": len(scored), "counts": odd, "probabilities": {k: v.tolist() for k, v in columns.items()}}
     return Outcome(document, Group(table(("row", *columns), rows), *closing))

@@ -59,7 +59,7 @@ def explain(
     shown = [
         (
             measured.fields[i],
-            f"{measured.single[i]:.4f} ± {measured.single_sd[i]:.4f}",
+            measured.text(i),
             "" if attended is None else f"{attended[i]:.3f}",
         )
         for i in (-measured.single).argsort()

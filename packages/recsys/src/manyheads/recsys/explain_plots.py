@@ -63,7 +63,7 @@ def write_page(found: Explanation, path: Path) -> Path:
     rows = [
         (
             measured.fields[i],
-            f"{measured.single[i]:.4f} ± {measured.single_sd[i]:.4f}",
+            measured.text(i),
             "" if attended is None else f"{attended[i]:.3f}",
         )
         for i in np.argsort(-measured.single)

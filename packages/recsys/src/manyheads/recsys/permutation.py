@@ -46,6 +46,11 @@ class Importance:
     rows: int
     repeats: int
 
+    def text(self, field: int) -> str:
+        """The AUC lost by a field, with its deviation where there is one: a single repeat has none."""
+        mean = f"{self.single[field]:.4f}"
+        return mean if self.repeats == 1 else f"{mean} ± {self.single_sd[field]:.4f}"
+
 
 def permutation_importance(
     network: nn.Module,
