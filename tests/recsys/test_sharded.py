@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -97,3 +99,24 @@ def test_the_recipe_is_that_of_the_requirements_file():
     lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert f"pip install --no-deps {' '.join(pins)}" == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: replace(e, budget=replace(e.budget, keep="mean")), "keep: found 'mean', expected 'best' or 'last'"),
+        (lambda e: replace(e, budget=replace(e.budget, precision="bf16-mixed")), "precision: found bf16-mixed"),
+        (lambda e: replace(e, optimiser=replace(e.optimiser, clip_norm=1.0)), "clip_norm: found 1.0"),
+        (lambda e: replace(e, budget=replace(e.budget, batch_size=511)), "batch_size: found 511, expected a multiple"),
+    ],
+)
+def test_what_sharded_training_cannot_do_is_refused(change, said, monkeypatch):
+    from manyheads.recsys import sharded_train
+    from manyheads.recsys.experiments import experiments
+
+    experiment = next(e for e in experiments() if e.name == "adult-lr")
+    monkeypatch.setattr(sharded_train.dist, "get_world_size", lambda: 2)
+    check = partial(sharded_train.check_supported, splits=experiment.data.open())
+    check(experiment)
+    with pytest.raises(ArgumentError, match=said):
+        check(change(experiment))

@@ -39,7 +39,8 @@ def fit_sharded(
 ) -> SeedResult:
     """One seed on all ranks of the process group; ``lab.experiment.run(..., fit=fit_sharded)`` runs an experiment so.
 
-    Raises :class:`ArgumentError` for what only one process can do: a stream, clipped gradients, mixed precision.
+    Raises :class:`ArgumentError` for what only one process can do: a stream, clipped gradients, mixed precision,
+    a mean of weights.
     """
     del resume, tensorboard
     before = time.process_time()
@@ -49,7 +50,7 @@ def fit_sharded(
     model = experiment.model.build(splits)
     parameters = sum(p.numel() for p in model.parameters())
     parallel = shard(model, row_wise_from=row_wise_from)
-    _check(experiment, splits)
+    check_supported(experiment, splits)
     optimiser = experiment.optimiser.make(parallel)
     order = torch.Generator().manual_seed(seed)
     own = {**dict(parallel.named_parameters()), **dict(parallel.named_buffers())}
@@ -130,7 +131,8 @@ def _mean(value: Tensor) -> float:
     return value.item() / dist.get_world_size()
 
 
-def _check(experiment: Experiment, splits: Splits) -> None:
+def check_supported(experiment: Experiment, splits: Splits) -> None:
+    """Raises :class:`ArgumentError` for what :func:`fit_sharded` cannot do."""
     budget, ranks = experiment.budget, dist.get_world_size()
     if not hasattr(splits.train, "batch"):
         raise ArgumentError(f"strategy: found {ranks} processes, a stream is read by one")
@@ -143,5 +145,7 @@ def _check(experiment: Experiment, splits: Splits) -> None:
             f"batch_size: found {budget.batch_size}, expected a multiple of the {ranks} processes, at most the "
             f"{len(splits.train)} training rows"
         )
+    if budget.keep == "mean":
+        raise ArgumentError("keep: found 'mean', expected 'best' or 'last' with sharded tables (budget.keep=last)")
     if budget.keep == "best" and len(splits.validation) == 0:
         raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
