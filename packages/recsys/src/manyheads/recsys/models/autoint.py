@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,8 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.models.common import Config, Tower, start
+
+_ROWS = 512
 
 
 class Interacting(nn.Module):
@@ -75,7 +78,9 @@ class AutoInt(nn.Module):
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         tokens = self.tokens(ids, numbers)
-        logits = self.output(self.layers(tokens).flatten(1))
+        # rows do not meet in these layers; some at a time stay in the cache, which halves a step of the published size
+        rows = torch.cat([self.layers(part) for part in tokens.split(_ROWS)]) if self.training else self.layers(tokens)
+        logits = self.output(rows.flatten(1))
         return logits if self.tower is None else logits + self.tower(tokens.flatten(1))
 
     def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
