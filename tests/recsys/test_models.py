@@ -189,6 +189,22 @@ def test_a_row_alone_scores_as_in_a_batch(name):
     torch.testing.assert_close(model(ids, numbers)[3:4], model(ids[3:4], numbers[3:4]), rtol=1e-4, atol=1e-4)
 
 
+def test_autoint_trains_on_slices_with_the_gradients_of_the_whole(monkeypatch):
+    from manyheads.recsys.models import autoint
+
+    layout = small()
+    model = lively(config_of("autoint", {"layers": 2, "attention_dim": 8, "heads": 2}).make(layout)).double()
+    ids, numbers = batch(layout)
+    gradients = []
+    for rows in (4, len(ids)):  # 4, 4 and 1 of the 9 rows; all at once
+        monkeypatch.setattr(autoint, "_ROWS", rows)
+        model.zero_grad()
+        model(ids, numbers.double()).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for sliced, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(sliced, whole, rtol=1e-12, atol=1e-12)
+
+
 def test_a_factorization_machine_is_the_textbook_sum():
     layout = Layout(("a", "b", "c"), (4, 5, 6), (1, 1, 1))
     model = lively(config_of("fm").make(layout))
