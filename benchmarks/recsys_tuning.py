@@ -25,9 +25,34 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"l2": 0.05, "dropout": 0.2},
         {"l2": 0.1, "dropout": 0.2},
         {"l2": 0.2, "dropout": 0.2},
+        {"l2": 0.2, "dropout": 0.2, "schedule": "cosine", "epochs": 24},
+        {"l2": 0.2, "dropout": 0.2, "schedule": "constant", "epochs": 24, "keep": "mean"},
+        {"l2": 0.1, "dropout": 0.2, "schedule": "constant", "epochs": 24, "keep": "mean"},
+        {"l2": 0.2, "dropout": 0.2, "schedule": "constant", "epochs": 36, "keep": "mean"},
     ],
-    "ml-100k-time": [{"l2": l2} for l2 in (0.05, 0.2)],
 }
+# On MovieLens what there is to regularise depends on the model; the number of settings does not.
+_PLAIN = [{"l2": l2} for l2 in (0.05, 0.2, 0.02, 0.01, 0.005, 0.002)]
+_TOWER = [
+    *({"l2": l2} for l2 in (0.05, 0.2)),
+    *({"l2": l2, "dropout": dropout} for dropout in (0.5, 0.7) for l2 in (0.05, 0.2)),
+]
+_BESIDE = [
+    *({"l2": l2} for l2 in (0.05, 0.2)),
+    {"l2": 0.05, "tower_dropout": 0.5},
+    {"l2": 0.05, "dropout": 0.3},
+    *({"l2": l2, "tower_dropout": 0.5, "dropout": 0.3} for l2 in (0.05, 0.2)),
+]
+MOVIELENS = "ml-100k-time"
+
+
+def grid(name: str, model: str) -> list[dict[str, Any]]:
+    """The settings that a model has to choose from."""
+    if name != MOVIELENS:
+        return GRIDS[name]
+    if model in ("lr", "fm", "autoint"):
+        return _PLAIN
+    return _BESIDE if "tower_dropout" in vars(config_of(model)) else _TOWER
 
 
 @dataclass(frozen=True)
@@ -42,7 +67,7 @@ class Closed:
 
 
 def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
-    """The experiment with a setting: ``l2``, ``schedule`` (without early stopping unless it is plateau) and ``epochs``
+    """The experiment with a setting: ``l2``, ``schedule`` (then without early stopping), ``epochs`` and ``keep``
     are those of the training, the others the model's."""
     untuned = name == "frappe-x1r"
     found = frappe_experiment(model, tuned=False) if untuned else find_experiment(f"{name}-{model}", experiments())
@@ -51,7 +76,7 @@ def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
     optimiser, budget = found.optimiser, found.budget
     if "schedule" in setting:
         optimiser = replace(optimiser, schedule=setting.pop("schedule"))
-        budget = replace(budget, epochs=setting.pop("epochs"), patience=None)
+        budget = replace(budget, epochs=setting.pop("epochs"), patience=None, keep=setting.pop("keep", "best"))
     settings = {**MODELS[model].settings, **vars(found.model), **setting}
     return replace(
         found,
@@ -67,14 +92,14 @@ def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=GRIDS)
+    parser.add_argument("set", choices=[*GRIDS, MOVIELENS])
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--only", type=int, nargs="*", help="these settings, counted from 1")
     parser.add_argument("--root", default="benchmarks/runs/tuning")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/recsys_tuning.csv"))
     asked = parser.parse_args()
-    for index, setting in enumerate(GRIDS[asked.set], 1):
-        for model in asked.models:
+    for model in asked.models:
+        for index, setting in enumerate(grid(asked.set, model), 1):
             if asked.only and index not in asked.only:
                 continue
             report = run(candidate(asked.set, model, setting), root=asked.root, seeds=[SEED])

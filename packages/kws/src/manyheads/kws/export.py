@@ -30,7 +30,7 @@ from manyheads.kws.models.sites import SpikeSite
 from manyheads.kws.models.staged import Staged
 from manyheads.kws.step_runner import StepRunner, need_package
 from manyheads.lab.files import write_atomically
-from manyheads.lab.onnx_files import OPSET, exported, with_metadata
+from manyheads.lab.onnx_files import OPSET, exported, int8_products, with_metadata
 
 NARROW = 16  # outputs
 
@@ -81,34 +81,16 @@ def quantise(source: str | Path, target: str | Path) -> Path:
     constant of the graph, which rounded would be another system; the states; convolutions that are none of these: over
     bins ("2d"), or with several outputs a step. Gives the path of the file."""
     need_package("onnxruntime", "onnx")
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise DataError(f"{source}: no such file: export_step writes one")
-    model = ONNXModel(onnx.load(str(source)))
-    model.replace_gemm_with_matmul()  # only products are quantised
-    with tempfile.TemporaryDirectory() as folder:
-        plain, made = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model.model, str(plain))
-        quantize_dynamic(
-            str(plain),
-            str(made),
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=_narrow(model.model),
-        )
-        write_atomically(target, made.read_bytes())
+    write_atomically(target, int8_products(source.read_bytes(), leave=_narrow))
     return target
 
 
-def _narrow(model: Any) -> list[str]:
-    """The products with so few outputs that to quantise their input costs more than they do."""
-    widths = {weight.name: weight.dims[1] for weight in model.graph.initializer if len(weight.dims) == 2}
-    return [n.name for n in model.graph.node if n.op_type == "MatMul" and widths.get(n.input[1], NARROW) < NARROW]
+def _narrow(shape: tuple[int, ...]) -> bool:
+    """Whether a product has so few outputs that to quantise its input costs more than it does."""
+    return len(shape) == 2 and shape[1] < NARROW
 
 
 class _Clip(nn.Module):

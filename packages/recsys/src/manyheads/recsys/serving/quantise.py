@@ -6,11 +6,8 @@ and so does what is computed once a request.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import tempfile
-from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +16,7 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.files import write_atomically
-from manyheads.lab.onnx_files import need_package
+from manyheads.lab.onnx_files import int8_products, need_package
 from manyheads.recsys.metrics import auc
 from manyheads.recsys.serving.ranker import CANDIDATES, FILE, NETWORK, Ranker, read_about, small_name
 
@@ -64,7 +61,7 @@ def quantise(folder: str | Path, rows: pd.DataFrame, *, tolerance: float = 0.001
     plain = Ranker(folder, int8=False)
     labels = plain.labels.encode(rows)
     files = [name for name in (NETWORK, CANDIDATES) if (folder / name).is_file()]
-    made = {small_name(name): _int8(folder / name) for name in files}
+    made = {small_name(name): int8_products((folder / name).read_bytes()) for name in files}
     with tempfile.TemporaryDirectory() as beside:
         for path in folder.iterdir():
             if path.is_file():
@@ -97,42 +94,3 @@ def _aucs(ranker: Ranker, rows: pd.DataFrame, labels: np.ndarray) -> dict[str, f
         if np.isnan(found[task]):
             raise ArgumentError(f"int8: label {task!r}: found one class only, expected rows of both to compare AUC on")
     return found
-
-
-def _int8(path: Path) -> bytes:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
-    model = ONNXModel(onnx.load(str(path)))
-    model.replace_gemm_with_matmul()  # only products are quantised
-    sizes = {weight.name: len(weight.dims) for weight in model.model.graph.initializer}
-    products = [node for node in model.model.graph.node if node.op_type == "MatMul"]
-    stacks = [node.name for node in products if sizes.get(node.input[1]) == 3]
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
-        source = Path(folder) / "plain.onnx"
-        onnx.save(model.model, str(source))
-        # a scale a column, but for stacks of matrices, one a field, for which ONNX Runtime has one scale only
-        for number, (columns, names) in enumerate(((True, stacks), (False, []))):
-            target = Path(folder) / f"{number}.onnx"
-            quantize_dynamic(
-                str(source),
-                str(target),
-                op_types_to_quantize=["MatMul"],
-                per_channel=columns,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=names,
-            )
-            source = target
-        return source.read_bytes()
-
-
-@contextlib.contextmanager
-def _without_advice() -> Generator[None]:
-    """The quantiser recommends a pass that makes no difference here, at each call and to the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
