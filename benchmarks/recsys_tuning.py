@@ -27,8 +27,6 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"l2": 0.2, "dropout": 0.2},
         {"l2": 0.2, "dropout": 0.2, "schedule": "cosine", "epochs": 24},
         {"l2": 0.2, "dropout": 0.2, "schedule": "constant", "epochs": 24, "keep": "mean"},
-        {"l2": 0.1, "dropout": 0.2, "schedule": "constant", "epochs": 24, "keep": "mean"},
-        {"l2": 0.2, "dropout": 0.2, "schedule": "constant", "epochs": 36, "keep": "mean"},
     ],
 }
 # On MovieLens what there is to regularise depends on the model; the number of settings does not.
