@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -264,6 +264,24 @@ def test_overrides_reach_nested_fields_and_refuse_others():
     for wrong in ("model.hiden=3", "model.hidden=many", "nothing=1", "model.hidden"):
         with pytest.raises(ArgumentError, match="override"):
             overridden(toy(), [wrong])
+
+
+@dataclass(frozen=True)
+class Switched(ToyModel):
+    norm: bool = True
+    widths: tuple[int, ...] = (4, 4)
+    rank: int | None = None
+
+
+def test_overrides_switch_flags_empty_tuples_and_take_none():
+    switched = toy(model=Switched())
+    for word, expected in (("False", False), ("false", False), ("True", True), ("true", True)):
+        assert overridden(switched, [f"model.norm={word}"]).model.norm is expected
+    changed = overridden(switched, ["model.widths=", "model.rank=3"])
+    assert (changed.model.widths, changed.model.rank) == ((), 3)
+    assert overridden(changed, ["model.rank=None", "model.widths=8,2"]).model == Switched(widths=(8, 2))
+    with pytest.raises(ArgumentError, match=r"override 'model\.norm=3': found '3', expected True or False"):
+        overridden(switched, ["model.norm=3"])
 
 
 def test_unknown_experiments_get_the_nearest():

@@ -44,7 +44,7 @@ def together(tmp_path_factory):
 
 def compare(case, folder):
     """The largest differences of a run from one process: of each weight, of the logits (of the largest of which it is
-    a share) and of the validation measures; and what both say of their epochs."""
+    a share) and of the losses of each epoch; and what both say of their epochs."""
     experiment = cases()[case]
     alone = folder / f"{case}-alone"
     model, _ = train_model(experiment, 1, alone, progress=False)
@@ -61,7 +61,8 @@ def compare(case, folder):
         for place in (folder / case, alone)
     ]
     assert [h["learning_rate"] for h in lines[0]] == [h["learning_rate"] for h in lines[1]]
-    chosen = [abs(a["validation_loss"] - b["validation_loss"]) for a, b in zip(*lines, strict=True)]
+    names = ("train_loss", "validation_loss")
+    chosen = [abs(a[name] - b[name]) for a, b in zip(*lines, strict=True) for name in names]
     return weights, logits, max(chosen), lines
 
 

@@ -91,9 +91,14 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
                 f"override {override!r}: expected part.field=value with part one of {', '.join(_PARTS)}"
             )
         config: Any = getattr(experiment, part)
-        flag = f"--{name.replace('_', '-')}"
+        dashed, words = name.replace("_", "-"), value.split(",") if value else []
+        arguments = [f"--{dashed}", *words]
+        if isinstance(getattr(config, name, None), bool):
+            if value.lower() not in ("true", "false"):
+                raise ArgumentError(f"override {override!r}: found {value!r}, expected True or False")
+            arguments = [f"--{dashed}" if value.lower() == "true" else f"--no-{dashed}"]
         try:
-            parsed = parse(type(config), [flag, *value.split(",")], prog="manyheads <domain> train", default=config)
+            parsed = parse(type(config), arguments, prog="manyheads <domain> train", default=config)
         except ArgumentError as error:
             raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {error}") from error
         changes: dict[str, Any] = {part: parsed}

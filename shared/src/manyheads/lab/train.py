@@ -132,9 +132,10 @@ def train_model(
                 if budget.keep == "mean" and (place := place_in_mean(position.step, steps)) > 0:
                     take_in(best, raw_model.state_dict(), place)
                 if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
-                    position.running_loss = loss_sum.item()
+                    position.running_loss = _mean_of_ranks(loss_sum, fabric)
                     save(start_of_order)
-            train_loss = loss_sum.item() / max(position.batch, 1)
+                    loss_sum.fill_(position.running_loss)
+            train_loss = _mean_of_ranks(loss_sum, fabric) / max(position.batch, 1)
             _end_epoch(experiment, position, model, splits.validation, order, fabric, best, raw_model, train_loss)
             if folder is not None and fabric.is_global_zero:
                 lines = "".join(json.dumps(line) + "\n" for line in position.history)
@@ -170,6 +171,7 @@ def _end_epoch(
     train_loss: float,
 ) -> None:
     loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
+    loss = fabric.broadcast(loss)  # what it decides, such as to stop, all ranks have to decide alike
     rate = experiment.optimiser.learning_rate * rate_factor(
         experiment.optimiser, position.epoch, experiment.budget.epochs, worse=epochs_without_gain(position.history)
     )
@@ -274,6 +276,15 @@ def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
     if batches < 1:
         raise ArgumentError(f"batch_size: found {budget.batch_size}, the train part has only {len(train)} examples")
     return batches
+
+
+def _mean_of_ranks(value: Tensor, fabric: Fabric) -> float:
+    """Of a number whose mean over the ranks is that of the global batch."""
+    if fabric.world_size == 1:
+        return value.item()
+    parts = fabric.all_gather(value)
+    assert isinstance(parts, Tensor)
+    return parts.mean().item()
 
 
 def _spent(position: Position, budget: Budget) -> bool:
