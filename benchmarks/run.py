@@ -92,6 +92,10 @@ JOBS: dict[str, list[str]] = {
         f"manyheads report --root {RUNS}/synthetic --csv {{csv}}",
     ],
     "recsys_maps": [f"python benchmarks/recsys_maps.py --root {RUNS}/synthetic --csv {{csv}}"],
+    "recsys_ranks": [
+        f"manyheads recsys train ml-100k-time-hiformer --model.dim 64 --seeds 2021 --root {RUNS}/ranks",
+        f"python benchmarks/recsys_ranks.py --root {RUNS}/ranks --csv {{csv}} --picture docs/pictures/recsys-rank.png",
+    ],
     "recsys_memory": ["python benchmarks/recsys_memory.py --csv {csv}"],
     "recsys_movielens": [
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),

@@ -75,6 +75,21 @@ def serving_ratios() -> str:
     return markdown(("ratio of CPU times", "measured", "aim", "met"), shown)
 
 
+def recsys_ranks() -> str:
+    """What cutting to a rank costs and saves."""
+    if not (RESULTS / "recsys_ranks.csv").is_file():
+        return NOT_YET
+    rows = read("recsys_ranks")
+    whole = float(rows[0]["validation_auc"])
+    shown = []
+    for row in rows:
+        auc = float(row["validation_auc"])
+        cells = (row["projections"], _thousands(row["parameters"]), f"{float(row['cpu_ms']):.2f}", f"{auc:.4f}")
+        shown.append((*cells, "" if row is rows[0] else f"{auc - whole:+.4f}", row["sigma_cut"]))
+    header = ("projections", "parameters", f"CPU ms, {rows[0]['candidates']} rows", "validation AUC", "against trained")
+    return markdown((*header, "sigma cut"), shown)
+
+
 def _ms(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 

@@ -104,7 +104,7 @@ def test_the_recipe_is_that_of_the_requirements_file():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda e: replace(e, budget=replace(e.budget, keep="mean")), "keep: found 'mean', expected 'best' or 'last'"),
+        (lambda e: replace(e, budget=replace(e.budget, keep="mean")), "patience: found 2 with keep='mean'"),
         (lambda e: replace(e, budget=replace(e.budget, precision="bf16-mixed")), "precision: found bf16-mixed"),
         (lambda e: replace(e, optimiser=replace(e.optimiser, clip_norm=1.0)), "clip_norm: found 1.0"),
         (lambda e: replace(e, budget=replace(e.budget, batch_size=511)), "batch_size: found 511, expected a multiple"),

@@ -75,7 +75,7 @@ def cases():
     )
     alike = Synthetic(fields=5, values=12, pairs=3, train=640, validation=200, test=200)
     shared = config_of("vanilla", {**start, "shared_tables": True, "positions": True, "dropout": 0.1})
-    one = Experiment("shared", alike, shared, LogLoss(0.03, "batch"), Optimiser("sgd", 0.1), Budget(2, 64))
+    one = Experiment("shared", alike, shared, LogLoss(0.03, "batch"), Optimiser("sgd", 0.1), Budget(2, 64, keep="mean"))
     return {"shared": one} | {
         name: Experiment(name, data, model, objective, optimiser, budget) for name, model, objective, optimiser in made
     }

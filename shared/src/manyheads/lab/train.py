@@ -79,7 +79,7 @@ def train_model(
     fabric = launch(budget)
     seed_everything(seed)
     splits = experiment.data.open()
-    _check_choice(budget, splits.validation)
+    check_choice(budget, splits.validation)
     raw_model = experiment.model.build(splits)
     model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
     order, position = torch.Generator().manual_seed(seed), Position()
@@ -241,7 +241,8 @@ def make_optimiser(model: nn.Module, config: Optimiser) -> torch.optim.Optimizer
     return kind(model.parameters(), lr=rate, weight_decay=decay, betas=config.betas)
 
 
-def _check_choice(budget: Budget, validation: Part) -> None:
+def check_choice(budget: Budget, validation: Part) -> None:
+    """Raises :class:`ArgumentError` where the weights to keep cannot be chosen as the budget says."""
     if budget.keep == "best" and len(validation) == 0:
         raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
     if budget.keep != "best" and budget.patience is not None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab import checkpoint
+from manyheads.lab.averaging import place_in_mean, take_in
 from manyheads.lab.experiment import Experiment, SeedResult, Splits
 from manyheads.lab.files import write_atomically
 from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
 from manyheads.lab.terminal import progress as show_progress
-from manyheads.lab.train import seed_everything
+from manyheads.lab.train import check_choice, seed_everything
 from manyheads.recsys.sharded import ROW_WISE_FROM, gathered, shard
 
 
@@ -39,8 +40,7 @@ def fit_sharded(
 ) -> SeedResult:
     """One seed on all ranks of the process group; ``lab.experiment.run(..., fit=fit_sharded)`` runs an experiment so.
 
-    Raises :class:`ArgumentError` for what only one process can do: a stream, clipped gradients, mixed precision,
-    a mean of weights.
+    Raises :class:`ArgumentError` for what only one process can do: a stream, clipped gradients, mixed precision.
     """
     del resume, tensorboard
     before = time.process_time()
@@ -56,6 +56,8 @@ def fit_sharded(
     own = {**dict(parallel.named_parameters()), **dict(parallel.named_buffers())}
     best = {name: value.detach().clone() for name, value in own.items()}
     best_loss, bad, step, history = math.inf, 0, 0, []
+    steps = len(splits.train) // budget.batch_size * budget.epochs
+    steps = min(steps, budget.max_steps or steps)
     first = dist.get_rank() == 0
     with show_progress(experiment.name, budget.epochs) if progress and first else nullcontext(None) as advance:
         for epoch in range(budget.epochs):
@@ -72,6 +74,8 @@ def fit_sharded(
                 optimiser.step()
                 total += loss.detach()
                 batches, step = batches + 1, step + 1
+                if budget.keep == "mean" and (place := place_in_mean(step, steps)) > 0:
+                    take_in(best, own, place)
             rate = experiment.optimiser.learning_rate * rate_factor(
                 experiment.optimiser, epoch, budget.epochs, worse=worse
             )
@@ -81,7 +85,7 @@ def fit_sharded(
                 history[-1]["validation_loss"] = loss = _measured(experiment.objective, parallel, splits.validation)
                 better = loss < best_loss
                 best_loss, bad = (loss, 0) if better else (best_loss, bad + 1)
-            if budget.keep == "last" or bad == 0:
+            if budget.keep == "last" or (budget.keep == "best" and bad == 0):
                 for name, value in own.items():
                     best[name].copy_(value.detach())
             if folder is not None and first:
@@ -145,7 +149,4 @@ def check_supported(experiment: Experiment, splits: Splits) -> None:
             f"batch_size: found {budget.batch_size}, expected a multiple of the {ranks} processes, at most the "
             f"{len(splits.train)} training rows"
         )
-    if budget.keep == "mean":
-        raise ArgumentError("keep: found 'mean', expected 'best' or 'last' with sharded tables (budget.keep=last)")
-    if budget.keep == "best" and len(splits.validation) == 0:
-        raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
+    check_choice(budget, splits.validation)
