@@ -2,7 +2,7 @@
 
 The composite projections of a Hiformer that was trained on MovieLens-100K by time, cut to each rank without training
 again; AUC on the validation part, CPU time of 100 rows through ONNX Runtime on one thread, all ranks taking turns. The
-picture marks the largest rank within half of the time of the model as it was trained.
+picture marks the best rank within half of the time of the model as it was trained.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def test_a_compressed_model_is_saved_and_loaded_and_cut_again(visits, fitted, tm
         compress(loaded, 12)
 
 
-def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, monkeypatch):
+def test_the_search_gives_the_best_rank_within_the_budget(visits, fitted, monkeypatch):
     """With times from a formula instead of a clock; AUC and errors against cutting to that rank directly."""
     import manyheads.recsys.serving.timing as timing
 
@@ -84,7 +84,9 @@ def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, mon
 
     monkeypatch.setattr(timing, "network_times", formula)
     found = search_rank(fitted, visits, budget_ms=2.7, ranks=(2, 16, 24))
-    assert found.chosen.rank == 16
+    assert [one.rank for one in found.tried if one.cpu_ms <= 2.7] == [2, 16]
+    assert found.chosen is max(found.tried[1:3], key=lambda one: one.auc)
+    assert found.chosen.rank == 16  # on the rows that it was fitted on
     assert found.model.config_.rank == 16
     for one in found.tried:
         cut = fitted if one.rank is None else compress(fitted, one.rank).model
@@ -101,6 +103,13 @@ def test_the_search_gives_the_largest_rank_within_the_budget(visits, fitted, mon
     assert search_rank(fitted, visits, budget_ms=500.0, ranks=(2,)).chosen.rank is None
     assert search_rank(fitted, visits, budget_ms=None, ranks=(2, 8)).chosen.rank == 8
     assert len(draw(found).axes) == 1
+
+
+def test_a_smaller_rank_is_taken_where_it_is_better():
+    from manyheads.recsys.serving.compress import Tried, _within
+
+    tried = [Tried(None, 9, 4.0, 0.9, 0.0), Tried(2, 3, 1.0, 0.8, 2.0), Tried(4, 5, 2.0, 0.7, 1.0)]
+    assert [_within(tried, budget, 100).rank for budget in (1.0, 3.0, 4.0)] == [2, 2, None]
 
 
 def test_sigma_after_reads_the_factors(fitted):

@@ -46,11 +46,11 @@ def compress(
     repeats: int = 30,
     plot: Path | None = None,
 ) -> Outcome:
-    """Cuts a trained Hiformer's projections to a rank, the one given or the largest that a latency budget allows.
+    """Cuts a trained Hiformer's projections to a rank, the one given or the best that a latency budget allows.
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        data: rows with the label that were not trained on; they tell what a rank costs in AUC.
+        data: rows with the label that were not trained on; their AUC decides between ranks within the budget.
         out: the folder that the smaller model goes to.
         budget: CPU time of one batch through ONNX Runtime on one thread, such as 5ms.
         rank: cut to this rank instead.

@@ -89,10 +89,11 @@ def search_rank(
     ranks: Sequence[int] = RANKS,
     repeats: int = 30,
 ) -> Search:
-    """The largest rank whose median CPU time for ``candidates`` rows through ONNX Runtime is within ``budget_ms``; the
-    model as it is where that is; the largest of ``ranks`` without a budget.
+    """The best AUC of what takes at most ``budget_ms`` for ``candidates`` rows through ONNX Runtime (median CPU time):
+    a rank, or the model as it is; the largest of ``ranks`` without a budget.
 
-    ``rows`` with the labels tell what each rank costs in AUC: take validation rows, not those that are reported on.
+    ``rows`` with the labels decide: take validation rows, not those that are reported on. A smaller rank may be better
+    than a larger one, as what is cut off may be what was learned by heart.
     Raises :class:`ArgumentError` for another model and for a budget that no rank meets.
     """
     from manyheads.recsys.metrics import auc
@@ -130,7 +131,7 @@ def _within(tried: Sequence[Tried], budget_ms: float, candidates: int) -> Tried:
             f"budget: found {budget_ms:g} ms for {candidates} rows, expected {least.cpu_ms:.3g} ms or more, which rank "
             f"{least.rank} takes"
         )
-    return max(fitting, key=lambda one: float("inf") if one.rank is None else one.rank)
+    return max(fitting, key=lambda one: one.auc)
 
 
 def sigma_after(layer: Hiformer, rank: int) -> float:
@@ -157,7 +158,7 @@ def draw(search: Search) -> Figure:
     chosen = search.chosen
     axes.plot(chosen.cpu_ms, chosen.auc, "o", ms=12, mfc="none", color="tab:red", label=f"chosen: {chosen.name}")
     if search.budget_ms is not None:
-        axes.axvline(search.budget_ms, color="tab:red", ls=":", lw=1, label=f"budget {search.budget_ms:g} ms")
+        axes.axvline(search.budget_ms, color="tab:red", ls=":", lw=1, label=f"budget {search.budget_ms:.3g} ms")
     axes.set(xlabel=f"CPU ms, {search.candidates} rows, ONNX Runtime", ylabel="AUC on the given rows")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
