@@ -206,6 +206,10 @@ def test_overrides_in_any_form_are_the_same_and_come_first():
     ]
     expected = ["train", "x", "model.kernel_size=25", "budget.batch_size=8", "model.form=linear", "--seeds", "1", "2"]
     assert overrides_first(words) == expected
+    flags = ["train", "x", "--model.no-bias", "--smoke", "--model.norm", "--seeds", "1", "--model.gate"]
+    assert overrides_first(flags) == [
+        *("train", "x", "model.bias=False", "model.norm=True", "model.gate=True", "--smoke", "--seeds", "1")
+    ]
     untouched = ["fit", "data.csv", "--time", "model", "--out", "model.safetensors", "--look-back=3"]
     assert overrides_first(untouched) == untouched
 

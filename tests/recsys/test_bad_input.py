@@ -69,11 +69,14 @@ FIT = {
     ),
     "a label that is a measure": (lambda f: f.assign(clicked=f["price"]), "continuous values"),
     "one class": (lambda f: f.assign(clicked=1), "label 'clicked': found one class only (1), expected two"),
-    "no label at all": (lambda f: f.assign(clicked=None), "label 'clicked': found one class only (none)"),
-    "a label with a gap": (lambda f: change(f, "clicked", None), "label 'clicked', row"),
+    "no label at all": (lambda f: f.assign(clicked=None), "label 'clicked': every value is missing, expected two"),
+    "a label with a gap": (lambda f: change(f, "clicked", None), "label 'clicked', row 3: found no value"),
     "an empty table": (lambda f: f.iloc[:0], "found no rows, expected at least one"),
-    "an infinity": (lambda f: change(f, "price", np.inf), "found inf, expected a finite number"),
-    "a negative infinity": (lambda f: change(f, "price", -np.inf), "found -inf, expected a finite number"),
+    "an infinity": (lambda f: change(f, "price", np.inf), "column 'price', row 3: found inf, expected a finite number"),
+    "a negative infinity": (
+        lambda f: change(f, "price", -np.inf),
+        "column 'price', row 3: found -inf, expected a finite number",
+    ),
     "no feature": (lambda f: f[["clicked"]], "found no column besides the label"),
     "one row": (lambda f: f.iloc[:1], "table: found 1 rows, too few for a split"),
 }
@@ -84,6 +87,31 @@ def test_fit_refuses(case, rows, said):
     make, says = FIT[case]
     make(rows).to_csv("rows.csv", index=False)
     assert says in said("fit", "rows.csv", "--label", "clicked", "--epochs", 1)
+
+
+SETTINGS = {
+    "no epoch": (("--epochs", 0), "epochs: found 0, expected 1 or more"),
+    "no row a step": (("--batch-size", 0), "batch_size: found 0, expected 1 or more"),
+    "a negative penalty": (("--l2", -1), "l2: found -1.0, expected 0 or more"),
+    "a negative seed": (("--seed", -1), "seed: found -1, expected 0 or more"),
+    "an option twice": (("--label", "kind"), "--label: found twice, expected once, with all of its values behind it"),
+    "a spec and columns to ignore": (("--spec", "spec.json", "--ignore", "at"), "ignore: found at beside a spec"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_fit_refuses_settings_without_meaning(case, rows, said):
+    words, says = SETTINGS[case]
+    rows.to_csv("rows.csv", index=False)
+    assert says in said("fit", "rows.csv", "--label", "clicked", *words)
+
+
+def test_no_file_is_written_over_that_was_made_by_hand(rows, saved, said, tmp_path):
+    rows.to_csv("rows.csv", index=False)
+    (tmp_path / "spec.json").write_text("{}")
+    assert "out: spec.json is there already" in said("spec", "rows.csv", "--label", "clicked")
+    assert "out: found the data itself" in said("predict", saved, "--data", "rows.csv", "--out", "./rows.csv")
+    assert (tmp_path / "spec.json").read_text() == "{}"
 
 
 PREDICT = {
@@ -135,6 +163,7 @@ FILES = {
     "binary.csv": (bytes(range(256)) * 20, "binary.csv: cannot be read as a table"),
     "broken.parquet": (b"PAR1 not really PAR1", "broken.parquet: cannot be read as a table"),
     "broken.csv.gz": (b"not gzip", "broken.csv.gz: cannot be read as a table"),
+    "twice.csv": (b"a,b,a\n1,2,3\n", "twice.csv: column 'a' is there twice, expected once"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3,4\n", "ragged.csv: cannot be read as a table"),
 }
 

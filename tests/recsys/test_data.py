@@ -209,7 +209,7 @@ def test_files_that_are_no_tables(tmp_path, name, content, says):
     [
         ([0, 1, 2] * 5, r"label 'y': found 3 values \(0, 1, 2\), expected two"),
         ([1] * 15, r"label 'y': found one class only \(1\), expected two"),
-        ([np.nan] * 15, r"label 'y': found one class only \(none\)"),
+        ([np.nan] * 15, r"label 'y': every value is missing, expected two values"),
         ([0.0, 1.0, np.nan] * 5, "label 'y', row [0-9]+: found no value, expected one"),
     ],
 )

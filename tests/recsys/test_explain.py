@@ -337,7 +337,7 @@ def test_what_cannot_be_explained(frame, fitted):
         (
             {"frame": held.assign(clicked=held["clicked"] + 1)},
             DataError,
-            r"label 'clicked', row \d: found 2, expected 0 or 1",
+            r"label 'clicked', row 2\d\d\d: found 2, expected 0 or 1",
         ),
         ({"frame": held.iloc[:0]}, DataError, "found no rows"),
         ({"rows": 1}, ArgumentError, "rows: found 1, expected 2 or more"),

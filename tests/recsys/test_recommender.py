@@ -169,6 +169,8 @@ def test_a_spec_of_ones_own_is_followed(visits, tmp_path):
         ({"label": "sold"}, DataError, "column 'sold' is missing"),
         ({"label": "kind"}, DataError, "label 'kind': found 3 values"),
         ({"settings": {"with": 3}}, UnknownNameError, "unknown setting of"),
+        ({"epochs": 0}, ArgumentError, "epochs: found 0, expected 1 or more"),
+        ({"spec": "spec.json", "ignore": ["item"]}, ArgumentError, "ignore: found .* beside a spec"),
     ],
 )
 def test_bad_settings_are_refused_when_fitting(visits, change, error, says):
@@ -198,3 +200,20 @@ def test_fitting_needs_a_label_and_both_classes(visits):
         Recommender(label="clicked").fit(visits.assign(clicked=1))
     with pytest.raises(DataError, match="found no rows"):
         Recommender(label="clicked").fit(visits.iloc[:0])
+
+
+def test_ignored_columns_are_no_features(visits):
+    left_out = next(c for c in visits.columns if c != "clicked")
+    model = Recommender("lr", label="clicked", ignore=[left_out], epochs=1).fit(visits)
+    assert left_out not in model.spec_.columns
+    assert set(model.spec_.columns) == set(visits.columns) - {"clicked", left_out}
+
+
+def test_complaints_name_the_rows_of_the_table_that_was_given(visits):
+    numeric = next(f.name for f in infer_spec(visits, label="clicked").fields if f.kind == "numeric")
+    bad = visits.astype({numeric: float})
+    bad.loc[7, numeric] = float("inf")
+    with pytest.raises(DataError, match=f"column '{numeric}', row 7: found inf"):
+        Recommender("lr", label="clicked", epochs=1).fit(bad)
+    with pytest.raises(DataError, match=f"column '{numeric}', row 7: found inf"):
+        Recommender("lr", label="clicked", epochs=1).fit(bad.iloc[5:])  # the index goes along

@@ -111,6 +111,10 @@ def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) 
     def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
+    options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"]
+    twice = [name for name in options if options.count(name) > 1]
+    if twice:
+        raise ArgumentError(f"{twice[0]}: found twice, expected once, with all of its values behind it")
     flat = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
     positional, named = parse(bound, arguments, prog=prog, config=flat)
     return command(*positional, **named)

@@ -47,7 +47,7 @@ def experiment_commands(domain: Domain) -> Commands:
 
         Args:
             experiment: its name (see list).
-            overrides: changes such as model.kernel_size=25 or optimiser.learning_rate=0.01.
+            overrides: changes such as budget.epochs=3 or optimiser.learning_rate=0.01.
             seeds: seeds; the experiment's own by default.
             root: folder of the runs.
             smoke: a run of seconds.
@@ -65,15 +65,22 @@ def experiment_commands(domain: Domain) -> Commands:
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:
     """``--model.kernel-size 25``, ``--model.kernel-size=25`` and ``model.kernel_size=25`` all as the last of these, set
-    before the first option, so that no option with many values swallows them."""
+    before the first option, so that no option with many values swallows them; ``--model.bias`` and ``--model.no-bias``
+    as ``True`` and ``False``."""
     overrides, others = [], []
-    rest = iter(arguments)
-    for argument in rest:
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
-        if name.partition(".")[0] not in _PARTS or "." not in name or not (equals or argument.startswith("--")):
+        part, dot, name = name.replace("-", "_").partition(".")
+        if part not in _PARTS or not dot or not (equals or argument.startswith("--")):
             others.append(argument)
             continue
-        overrides.append(f"{name.replace('-', '_')}={value if equals else next(rest, '')}")
+        if not equals and name.startswith("no_"):
+            name, value = name.removeprefix("no_"), "False"
+        elif not equals:
+            value = "True" if not rest or rest[0].startswith("--") else rest.pop(0)
+        overrides.append(f"{part}.{name}={value}")
     at = next((i for i, argument in enumerate(others) if argument.startswith("-")), len(others))
     return [*others[:at], *overrides, *others[at:]]
 
@@ -100,7 +107,8 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         try:
             parsed = parse(type(config), arguments, prog="manyheads <domain> train", default=config)
         except ArgumentError as error:
-            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {error}") from error
+            said = str(error).partition(": manyheads <domain>")[0]
+            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {said}") from error
         changes: dict[str, Any] = {part: parsed}
         experiment = replace(experiment, source=None, **changes)
     return experiment

@@ -109,7 +109,8 @@ def train_model(
     batches = _whole_batches(splits.train, budget, fabric)
     steps = min(batches * budget.epochs, budget.max_steps or batches * budget.epochs)
     log = _event_writer(folder, tensorboard and fabric.is_global_zero)
-    bar = show_progress(experiment.name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
+    name = f"{experiment.name}, seed {seed}"
+    bar = show_progress(name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
     with bar as advance:
         while not position.finished:
             start_of_order, worse = order.get_state(), epochs_without_gain(position.history)
@@ -143,7 +144,7 @@ def train_model(
             log(position.history[-1], position.step)
             save(order.get_state())
             if advance is not None:
-                advance(f"epoch {position.epoch}, {_said(position.history[-1])}")
+                advance(f"epoch {position.epoch}, {_said(experiment.objective, position.history[-1])}")
 
     raw_model.load_state_dict(best)
     raw_model.eval()
@@ -251,7 +252,9 @@ def check_choice(budget: Budget, validation: Part) -> None:
         )
 
 
-def _said(line: dict[str, float]) -> str:
+def _said(objective: Any, line: dict[str, float]) -> str:
+    if "validation_loss" in line and hasattr(objective, "said"):
+        return objective.said(line["validation_loss"])
     name = "validation" if "validation_loss" in line else "train"
     return f"{name} {line[name + '_loss']:.4g}"
 

@@ -51,13 +51,16 @@ def spec(
     from manyheads.recsys.tables import read_table
 
     check_suffix("out", out, (".json",))
+    if out.exists():
+        raise ArgumentError(f"out: {out} is there already, and may have been edited: delete it, or name another --out")
     frame = read_table(file)
     found = infer_spec(frame, label=label, ignore=ignore, min_count=min_count, hash_above=hash_above, buckets=buckets)
     found.save(out)
     from rich.console import Group
 
     rows = [(f.name, f.kind, f.why) for f in found.fields]
-    closing = f"saved: {out}; edit it, then: manyheads recsys fit {file} --label … --spec {out}"
+    named = " ".join(label) or "…"
+    closing = f"saved: {out}; edit it, then: manyheads recsys fit {file} --label {named} --spec {out}"
     return Outcome({"spec": str(out), **found.to_dict()}, Group(table(("column", "kind", "why"), rows), closing))
 
 
@@ -103,6 +106,8 @@ def fit(
     from manyheads.recsys.recommender import Recommender
     from manyheads.recsys.tables import read_table, split_rows
 
+    if spec is not None and ignore:
+        raise ArgumentError(f"ignore: found {', '.join(ignore)} beside a spec, expected one of them: edit the spec")
     frame = read_table(file)
     check_frame(frame, [*label, *ignore, *([group] if group else [])], str(file))
     train, _, test = split_rows(frame, split=split, time=time, shares=(9, 0, 1), seed=seed)
@@ -116,6 +121,7 @@ def fit(
         l2=l2,
         calibration=calibration,
         seed=seed,
+        verbose=True,
     ).fit(train)
     recommender.save(out)
     from rich.console import Group
@@ -130,8 +136,11 @@ def fit(
     }
     rows = [(task, name, f"{value:.4f}") for task, values in metrics.items() for name, value in values.items()]
     closing = f"{len(train):,} rows to fit, {len(test):,} to measure; saved: {out}"
-    following = f"next: manyheads recsys predict {out} --data {file}"
-    return Outcome(document, Group(table(("label", "metric", "on rows not fitted"), rows), closing, following))
+    lines = [
+        f"{task}: no AUC, as the measured rows hold one class only" for task in metrics if "auc" not in metrics[task]
+    ]
+    lines += [closing, f"next: manyheads recsys predict {out} --data {file}"]
+    return Outcome(document, Group(table(("label", "metric", "on rows not fitted"), rows), *lines))
 
 
 def predict(
@@ -156,6 +165,8 @@ def predict(
     from manyheads.recsys.tables import read_table, write_table
 
     check_suffix("out", out, (".csv", ".parquet"))
+    if out is not None and out.exists() and out.samefile(data):
+        raise ArgumentError(f"out: found the data itself ({out}), expected another file")
     recommender = Recommender.load(model)
     frame = read_table(data)
     found = recommender.predict_proba(frame)

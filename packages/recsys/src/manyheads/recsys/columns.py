@@ -47,7 +47,9 @@ def family_of(column: pd.Series) -> Family:
         return "number"
     values = column.dropna()
     if len(values) == 0:
-        raise DataError(f"column {column.name!r}: every value is missing, expected some: drop the column or fill it")
+        raise DataError(
+            f"column {column.name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or fill it"
+        )
     if isinstance(kind, pd.StringDtype):
         return "text"
     quick = _INFERRED.get(pd.api.types.infer_dtype(values, skipna=False))
@@ -108,7 +110,7 @@ def as_family(column: pd.Series, expected: Family, marks: tuple[str, ...] = ()) 
         whole = np.where(missing, 0.0, values)
         off = ~np.isfinite(whole) | (whole != np.round(whole)) | (np.abs(whole) >= 2.0**63)
         if off.any():
-            _at(name, off, values, f"{expected} as at fitting", "round or clean it, or fit again")
+            _at(column, off, values, f"{expected} as at fitting", "round or clean it, or fit again")
         return whole.astype(np.int64), missing
     _changed(column, found, expected, "convert it, or fit again")
     raise AssertionError
@@ -127,11 +129,11 @@ def _times(column: pd.Series, found: Family, missing: np.ndarray) -> tuple[np.nd
         raise AssertionError
     bad = parsed.isna().to_numpy() & ~missing
     if bad.any():
-        _at(column.name, bad, column.to_numpy(object), "a time such as 2024-01-31 18:00", "convert with pd.to_datetime")
+        _at(column, bad, column.to_numpy(object), "a time such as 2024-01-31 18:00", "convert with pd.to_datetime")
     beyond = ((parsed < _EARLIEST) | (parsed > _LATEST)).to_numpy() & ~missing
     if beyond.any():
         _at(
-            column.name,
+            column,
             beyond,
             column.to_numpy(object),
             "a year from 1678 to 2261",
@@ -144,7 +146,7 @@ def finite(column: pd.Series, values: np.ndarray, missing: np.ndarray) -> None:
     """Raises :class:`DataError` at the first infinity of a numeric column."""
     infinite = np.isinf(np.where(missing, 0.0, values.astype(np.float64)))
     if infinite.any():
-        _at(column.name, infinite, values, "a finite number", "clean it, or leave the cell empty")
+        _at(column, infinite, values, "a finite number", "clean it, or leave the cell empty")
 
 
 def _changed(column: pd.Series, found: Family, expected: Family, mend: str) -> None:
@@ -154,10 +156,17 @@ def _changed(column: pd.Series, found: Family, expected: Family, mend: str) -> N
     )
 
 
-def _at(name: object, where: np.ndarray, values: np.ndarray, expected: str, mend: str) -> None:
+def first_row(index: pd.Index | None, where: np.ndarray) -> object:
+    """The name of the first row ``where`` is true: what the table's own index says, which is the place in the file also
+    after rows were drawn or dropped."""
     row = int(np.argmax(where))
+    return row if index is None else index[row]
+
+
+def _at(column: pd.Series, where: np.ndarray, values: np.ndarray, expected: str, mend: str) -> None:
     more = f" and {where.sum() - 1} more" if where.sum() > 1 else ""
-    raise DataError(f"column {name!r}, row {row}{more}: found {_short(values[row])}, expected {expected}: {mend}")
+    found, row = _short(values[int(np.argmax(where))]), first_row(column.index, where)
+    raise DataError(f"column {column.name!r}, row {row}{more}: found {found}, expected {expected}: {mend}")
 
 
 def _short(value: object) -> str:

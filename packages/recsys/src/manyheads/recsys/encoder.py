@@ -21,7 +21,7 @@ import pandas as pd
 from manyheads.core.errors import CheckpointError, DataError
 from manyheads.lab.arrays import load_arrays
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import as_family, check_frame, family_of, finite
+from manyheads.recsys.columns import as_family, check_frame, family_of, finite, first_row
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
 from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN, Layout
 from manyheads.recsys.vocabulary import Buckets, Counter, Vocabulary
@@ -110,7 +110,8 @@ class Encoder:
         for one in spec.fields:
             if one.name not in filled:
                 raise DataError(
-                    f"column {one.name!r}: every value is missing, expected some: drop the column or fill it"
+                    f"column {one.name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or "
+                    "fill it"
                 )
             if one.name in counters:
                 counter = counters[one.name]
@@ -162,7 +163,7 @@ class Encoder:
             values, missing = _plain(frame[one.name], one)
             lacking[one.name] = int(missing.sum())
             if one.kind == "numeric":
-                numbers.append(self.scaled(values, missing, one))
+                numbers.append(self.scaled(values, missing, one, frame.index))
             elif one.kind == "time":
                 ids += _parts(values, missing, one)
             elif one.kind == "categorical":
@@ -252,11 +253,11 @@ class Encoder:
             elif one.kind != "time":
                 self.tables[one.name] = Vocabulary.from_arrays(own, stored["rare"])
 
-    def scaled(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
-        """Numbers as a model takes them, NaN where they are missing."""
+    def scaled(self, values: np.ndarray, missing: np.ndarray, one: Field, index: pd.Index | None = None) -> np.ndarray:
+        """Numbers as a model takes them, NaN where they are missing; ``index`` names the rows."""
         if missing.any() and not one.allow_missing:
             raise DataError(
-                f"column {one.name!r}, row {int(np.argmax(missing))}: found a missing number, expected none as at "
+                f"column {one.name!r}, row {first_row(index, missing)}: found a missing number, expected none as at "
                 "fitting: fill it, or fit again with allow_missing in the feature spec"
             )
         mean, deviation = self.scales[one.name]

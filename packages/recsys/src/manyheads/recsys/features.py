@@ -177,7 +177,9 @@ def infer_spec(
 def _infer(column: pd.Series, min_count: int, hash_above: int | None, buckets: int) -> Field:
     name = str(column.name)
     if column.isna().all():
-        raise DataError(f"column {name!r}: every value is missing, expected some: drop the column or fill it")
+        raise DataError(
+            f"column {name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or fill it"
+        )
     family = family_of(column)
     if family == "list":
         return Field(name, "multi", family, min_count=min_count, max_values=_most(column.dropna()), why="lists")
@@ -190,7 +192,9 @@ def _infer(column: pd.Series, min_count: int, hash_above: int | None, buckets: i
         marks = tuple(mark for mark in MARKS if values.eq(mark).any())
         real = values[~values.isin(["", *marks])].astype(str)
         if len(real) == 0:
-            raise DataError(f"column {name!r}: every value is missing, expected some: drop the column or fill it")
+            raise DataError(
+                f"column {name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or fill it"
+            )
         sample = real.iloc[:1000]
         if sample.str.match(r"\d{4}-\d\d-\d\d").all() and pd.to_datetime(sample, errors="coerce").notna().all():
             return _time_field(column, family)
@@ -201,6 +205,8 @@ def _infer(column: pd.Series, min_count: int, hash_above: int | None, buckets: i
             settings: dict[str, Any] = {"separator": separator, "max_values": most, "buckets": hashed}
             return Field(name, "multi", family, min_count, missing=marks, why=why, **settings)
         why = f"text, {distinct} values" + (", nearly one a row: consider leaving it out" if _unique(real) else "")
+        if sample.str.contains(",", regex=False).mean() >= 0.05:
+            why += "; has commas: if they part values, make it multi with separator ','"
         return Field(name, "categorical", family, min_count, hashed, missing=marks, why=why)
     if family in ("integer", "number") and _TIME.search(name) and values.between(3e8, 4.1e12).all():
         return _time_field(column, family)

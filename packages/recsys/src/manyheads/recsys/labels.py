@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import CheckpointError, DataError
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.columns import check_frame, first_row
 
 FILE = "labels.json"
 
@@ -58,14 +58,14 @@ class Labels:
             column = frame[task]
             known = column.isin([negative, positive]) | column.isna()
             if not known.all():
-                row = int(np.argmax(~known.to_numpy()))
-                found = column.iloc[[row]].tolist()[0]
+                row = first_row(frame.index, ~known.to_numpy())
+                found = column[~known].iloc[[0]].tolist()[0]
                 raise DataError(
                     f"label {task!r}, row {row}: found {found!r}, expected {negative!r} or {positive!r} as at fitting: "
                     "clean it, or fit again"
                 )
             if column.isna().any() and len(self.tasks) == 1:
-                row = int(np.argmax(column.isna().to_numpy()))
+                row = first_row(frame.index, column.isna().to_numpy())
                 raise DataError(f"label {task!r}, row {row}: found no value, expected one: drop rows without a label")
             columns.append(np.where(column.isna(), np.nan, column.eq(positive).fillna(False).to_numpy(np.float32)))
         return np.stack(columns, 1).astype(np.float32)
@@ -77,8 +77,10 @@ def _classes(column: pd.Series) -> tuple[Any, Any]:
     if len(found) == 2:
         return found[0], found[1]
     shown = ", ".join(map(repr, found[:5])) + (" …" if len(found) > 5 else "")
+    if not found:
+        raise DataError(f"label {column.name!r}: every value is missing, expected two values: name another label")
     if len(found) < 2:
-        raise DataError(f"label {column.name!r}: found one class only ({shown or 'none'}), expected two: add the other")
+        raise DataError(f"label {column.name!r}: found one class only ({shown}), expected two: add the other")
     what = "continuous values" if any(isinstance(v, float) and v != round(v) for v in found) else "values"
     raise DataError(
         f"label {column.name!r}: found {len(found)} {what} ({shown}), expected two. Only binary classification is "

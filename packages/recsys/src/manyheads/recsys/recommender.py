@@ -52,6 +52,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         model: a name of ``manyheads recsys models``.
         label: the label's column, or several (one task each), where ``fit`` is given no ``y``.
         spec: a feature spec or the path of one; inferred from the rows without it.
+        ignore: columns that are no features, where there is no spec.
         settings: changes to the model's settings, such as ``{"dim": 32}``.
         epochs: at most so many passes over the rows.
         batch_size: rows a step; fewer where there are less than ten times as many.
@@ -61,6 +62,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         validation: share of the rows that choose the epoch and calibrate.
         patience: epochs in a row without a better validation measure before stopping.
         seed: decides everything that is drawn.
+        verbose: show progress on standard error.
 
     Attributes (after fit): ``classes_`` (of the only task), ``spec_``, ``encoder_``, ``labels_``, ``network_``,
     ``calibration_`` (one a task, with the calibration error before and after).
@@ -75,6 +77,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         *,
         label: str | Sequence[str] | None = None,
         spec: FeatureSpec | str | Path | None = None,
+        ignore: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
         epochs: int = 30,
         batch_size: int = 512,
@@ -84,10 +87,12 @@ class Recommender(ClassifierMixin, BaseEstimator):
         validation: float = 0.1,
         patience: int = 3,
         seed: int = 0,
+        verbose: bool = False,
     ) -> None:
         self.model = model
         self.label = label
         self.spec = spec
+        self.ignore = ignore
         self.settings = settings
         self.epochs = epochs
         self.batch_size = batch_size
@@ -97,6 +102,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         self.validation = validation
         self.patience = patience
         self.seed = seed
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Recommender:
         """Fits on a DataFrame that holds the label, or on features and ``y``."""
@@ -104,6 +110,11 @@ class Recommender(ClassifierMixin, BaseEstimator):
             raise ArgumentError(f"calibration: found {self.calibration!r}, expected one of {', '.join(METHODS)}")
         if not 0.0 < self.validation < 1.0:
             raise ArgumentError(f"validation: found {self.validation}, expected a share between 0 and 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("seed", 0), ("l2", 0)):
+            if not getattr(self, name) >= least:
+                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected {least} or more")
+        if self.spec is not None and len(self.ignore):
+            raise ArgumentError(f"ignore: found {list(self.ignore)} beside a spec, expected one of them: edit the spec")
         config = config_of(self.model, self.settings)
         frame, tasks = self._with_labels(X, y)
         labels = Labels.of(frame, tasks)
@@ -123,7 +134,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
             Budget(epochs=self.epochs, batch_size=size, patience=self.patience),
         )
         with _own_random_numbers():
-            network, _ = train_model(experiment, self.seed, None, progress=False)
+            network, _ = train_model(experiment, self.seed, None, progress=self.verbose)
         self.set_fitted(spec, encoder, labels, network, config, self._calibrate(network, parts[1]))
         return self
 
@@ -241,7 +252,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
     def _spec(self, features: pd.DataFrame) -> FeatureSpec:
         if isinstance(self.spec, FeatureSpec):
             return self.spec
-        return infer_spec(features) if self.spec is None else FeatureSpec.load(self.spec)
+        return infer_spec(features, ignore=self.ignore) if self.spec is None else FeatureSpec.load(self.spec)
 
     def _parts(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation rows; all rows are both where there are fewer than 50."""

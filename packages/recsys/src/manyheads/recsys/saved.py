@@ -29,7 +29,7 @@ def save(recommender: Recommender, folder: Path) -> None:
     config, kind = recommender.config_, type(recommender.config_)
     described = {"type": f"{kind.__module__}.{kind.__qualname__}"}
     described |= {f.name: plain(getattr(config, f.name)) for f in fields(config)}
-    settings = {k: plain(v) for k, v in recommender.get_params().items() if k != "spec"}
+    settings = {k: plain(v) for k, v in recommender.get_params().items() if k not in ("spec", "verbose")}
     about = {"format": FORMAT, "settings": settings, "calibration": [asdict(c) for c in recommender.calibration_]}
     for name, content in {**recommender.encoder_.files(), **recommender.labels_.files()}.items():
         write_atomically(folder / name, content)
@@ -45,6 +45,8 @@ def load(folder: Path) -> Recommender:
     if not path.is_file():
         runs = sorted(folder.glob("**/seed-*/model.safetensors"))
         mend = f"name {runs[0].parent}" if runs else "fit or train one first"
+        if (folder / "network.onnx").is_file():
+            mend = "it was exported and is for bench, serve and Ranker.load; name the folder that it was exported from"
         raise CheckpointError(f"{folder} holds no model.safetensors: {mend}")
     tensors, header = checkpoint.load_tensors(path)
     about = header.get("recommender", {})

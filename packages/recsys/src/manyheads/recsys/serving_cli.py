@@ -101,7 +101,9 @@ def compress(
     ]
     header = ("projections", "parameters", f"CPU ms, {candidates} rows", "AUC", "against trained", "sigma cut")
     closing = [f"chosen: {found.chosen.name}; saved: {out}", *([] if plot is None else [f"drawn: {plot}"])]
-    return Outcome(document, Group(table(header, rows), *closing, f"next: manyheads recsys export {out} --out served"))
+    return Outcome(
+        document, Group(table(header, rows), *closing, f"next: manyheads recsys export {out} --out {out}-served")
+    )
 
 
 def quantise(folder: Path, /, *, data: Path, tolerance: float = 0.001) -> Outcome:

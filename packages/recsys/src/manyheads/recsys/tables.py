@@ -11,7 +11,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import as_family, check_frame
+from manyheads.recsys.columns import as_family, check_frame, first_row
 
 SUFFIXES = (".csv", ".csv.gz", ".csv.xz", ".tsv", ".parquet")
 Split = Literal["random", "time"]
@@ -31,7 +31,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", low_memory=False)
+        separator = "\t" if path.suffix == ".tsv" else ","
+        names = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0].tolist()
+        twice = [name for name in names if names.count(name) > 1 and isinstance(name, str)]
+        if twice:  # pandas would rename the second
+            raise DataError(f"{path}: column {twice[0]!r} is there twice, expected once: rename or drop one of them")
+        return pd.read_csv(path, sep=separator, low_memory=False)
     except ImportError as error:
         raise MissingPackageError(
             f"{path}: reading parquet needs pyarrow: pip install 'manyheads-recsys[parquet]'"
@@ -61,8 +66,13 @@ def split_rows(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Train, validation and test rows by ``shares``: drawn, or the oldest, the next and the newest by ``time``.
 
-    Raises :class:`ArgumentError` without a time column for a split by time, :class:`DataError` for too few rows.
+    They keep their index, by which complaints name rows.
+
+    Raises :class:`ArgumentError` without a time column for a split by time and for a negative seed, :class:`DataError`
+    for too few rows.
     """
+    if seed < 0:
+        raise ArgumentError(f"seed: found {seed}, expected 0 or more")
     if split == "random":
         order = np.random.default_rng(seed).permutation(len(frame))
     elif time is None:
@@ -71,7 +81,9 @@ def split_rows(
         check_frame(frame, [time], "table")
         stamps, missing = as_family(frame[time], "time")
         if missing.any():
-            raise DataError(f"column {time!r}, row {int(np.argmax(missing))}: found no time, expected one in every row")
+            raise DataError(
+                f"column {time!r}, row {first_row(frame.index, missing)}: found no time, expected one in every row"
+            )
         order = np.argsort(stamps, kind="stable")
     first = len(frame) * shares[0] // sum(shares)
     second = len(frame) * (shares[0] + shares[1]) // sum(shares)
@@ -79,5 +91,5 @@ def split_rows(
     if any(size == 0 and share > 0 for size, share in zip(sizes, shares, strict=True)):
         raise DataError(f"table: found {len(frame)} rows, too few for a split of {':'.join(map(str, shares))}")
     parts = (order[:first], order[first:second], order[second:])
-    train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
+    train, validation, test = (frame.iloc[part] for part in parts)
     return train, validation, test

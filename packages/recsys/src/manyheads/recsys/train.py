@@ -55,6 +55,10 @@ class LogLoss:
         found = -auc(*first) if self.choose_by == "auc" else float("nan")
         return float(self._cross_entropy(logits, part.labels)) if np.isnan(found) else found
 
+    def said(self, monitored: float) -> str:
+        """What :meth:`monitor` gave, for people."""
+        return f"validation AUC {-monitored:.4f}" if monitored < 0 else f"validation log-loss {monitored:.4f}"
+
     def metrics(self, model: nn.Module, part: Rows) -> dict[str, float]:
         logits = predict_logits(model, part)
         groups = None if part.groups is None else part.groups.numpy()

@@ -36,6 +36,7 @@ def make_app(ranker: Ranker, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_B
     from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
 
     if max_rows < 1 or max_bytes < 1:
         raise ArgumentError(f"serve: max_rows and max_bytes: found {max_rows} and {max_bytes}, expected 1 or more")
@@ -49,6 +50,12 @@ def make_app(ranker: Ranker, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_B
     async def refused(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": " ".join(str(error).split())}, 422)
 
+    async def unknown(request: Request, error: Any) -> JSONResponse:
+        served = "POST /score, GET /model and GET /health are served"
+        return JSONResponse(
+            {"error": f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"}, error.status_code
+        )
+
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -61,6 +68,7 @@ def make_app(ranker: Ranker, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_B
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/model", model, methods=["GET"])
     app.add_exception_handler(ManyheadsError, refused)
+    app.add_exception_handler(HTTPException, unknown)
     return app
 
 
