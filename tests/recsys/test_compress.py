@@ -101,6 +101,7 @@ def test_the_search_gives_the_best_rank_within_the_budget(visits, fitted, monkey
     with pytest.raises(ArgumentError, match=r"budget: found 1 ms for 100 rows, expected 1.2 ms or more, which rank 2"):
         search_rank(fitted, visits, budget_ms=1.0, ranks=(2, 8))
     assert search_rank(fitted, visits, budget_ms=500.0, ranks=(2,)).chosen.rank is None
+    assert search_rank(fitted, visits, budget_share=0.027, ranks=(2, 16, 24)).budget_ms == pytest.approx(2.7)
     assert search_rank(fitted, visits, budget_ms=None, ranks=(2, 8)).chosen.rank == 8
     assert len(draw(found).axes) == 1
 
@@ -121,7 +122,8 @@ def test_sigma_after_reads_the_factors(fitted):
 
 @pytest.mark.parametrize(("text", "expected"), [("5", 5.0), ("2.5ms", 2.5), ("0.01s", 10.0), (" 3 ms ", 3.0)])
 def test_budgets_are_times(text, expected):
-    assert parse_budget(text) == pytest.approx(expected)
+    assert parse_budget(text) == pytest.approx({"budget_ms": expected})
+    assert parse_budget("50%") == pytest.approx({"budget_share": 0.5})
 
 
 @pytest.mark.parametrize("text", ["", "fast", "-1ms", "0", "nan", "inf"])

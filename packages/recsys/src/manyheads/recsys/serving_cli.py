@@ -52,7 +52,7 @@ def compress(
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
         data: rows with the label that were not trained on; their AUC decides between ranks within the budget.
         out: the folder that the smaller model goes to.
-        budget: CPU time of one batch through ONNX Runtime on one thread, such as 5ms.
+        budget: CPU time of one batch through ONNX Runtime on one thread, such as 5ms, or 50% of the time as trained.
         rank: cut to this rank instead.
         candidates: rows of the batch.
         repeats: times that each rank is measured.
@@ -74,7 +74,7 @@ def compress(
     found = search_rank(
         Recommender.load(model),
         read_table(data),
-        budget_ms=None if budget is None else parse_budget(budget),
+        **({} if budget is None else parse_budget(budget)),
         candidates=candidates,
         ranks=RANKS if rank is None else (rank,),
         repeats=repeats,

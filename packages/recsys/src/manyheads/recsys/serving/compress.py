@@ -84,13 +84,15 @@ def search_rank(
     model: Recommender,
     rows: pd.DataFrame,
     *,
-    budget_ms: float | None,
+    budget_ms: float | None = None,
+    budget_share: float | None = None,
     candidates: int = 100,
     ranks: Sequence[int] = RANKS,
     repeats: int = 30,
 ) -> Search:
     """The best AUC of what takes at most ``budget_ms`` for ``candidates`` rows through ONNX Runtime (median CPU time):
-    a rank, or the model as it is; the largest of ``ranks`` without a budget.
+    a rank, or the model as it is; the largest of ``ranks`` without a budget. ``budget_share``: the budget as a share of
+    the time that the model as it is takes here.
 
     ``rows`` with the labels decide: take validation rows, not those that are reported on. A smaller rank may be better
     than a larger one, as what is cut off may be what was learned by heart.
@@ -110,6 +112,8 @@ def search_rank(
     models |= {rank: cut.model if rank == usable[-1] else _truncated(cut.model, rank) for rank in usable}
     networks = {rank: one.network_ for rank, one in models.items()}
     times = network_times(networks, model.encoder_.layout(model.labels_.tasks), candidates, repeats)
+    if budget_share is not None:
+        budget_ms = budget_share * times[None]
     known = ~np.isnan(labels)  # one of several tasks may lack labels
     tried = []
     for rank, one in models.items():
@@ -165,21 +169,25 @@ def draw(search: Search) -> Figure:
     return figure
 
 
-def parse_budget(text: str) -> float:
-    """Milliseconds from ``5``, ``5ms`` or ``0.005s``. Raises :class:`ArgumentError` for anything else."""
+def parse_budget(text: str) -> dict[str, float]:
+    """The budget of :func:`search_rank` from ``5``, ``5ms``, ``0.005s`` or ``50%`` of the time as trained.
+
+    Raises :class:`ArgumentError` for anything else.
+    """
     number = text.strip().lower()
-    factor = 1.0
-    for ending, unit in (("ms", 1.0), ("s", 1000.0)):
+    factor, name = 1.0, "budget_ms"
+    for ending, unit in (("ms", 1.0), ("s", 1000.0), ("%", 0.01)):
         if number.endswith(ending):
             number, factor = number[: -len(ending)], unit
+            name = "budget_share" if ending == "%" else name
             break
     try:
         found = float(number) * factor
     except ValueError:
         found = 0.0
     if not 0.0 < found < float("inf"):
-        raise ArgumentError(f"budget: found {text!r}, expected a time such as 5ms")
-    return found
+        raise ArgumentError(f"budget: found {text!r}, expected a time such as 5ms, or a share such as 50%")
+    return {name: found}
 
 
 def _truncated(model: Recommender, rank: int) -> Recommender:
