@@ -78,9 +78,10 @@ JOBS: dict[str, list[str]] = {
     ],
     "recsys_tuning": [
         f"{TUNE} frappe-x1r hiformer+ --csv {{csv}}",
-        f"{TUNE} frappe-x1r vanilla+ --only 1 4 5 --csv {{csv}}",
-        f"{TUNE} frappe-x1r heterogeneous+ --only 4 5 --csv {{csv}}",
-        f"{TUNE} ml-100k-time hiformer+ {' '.join(BASELINES)} --csv {{csv}}",
+        f"{TUNE} frappe-x1r vanilla+ --only 1 4 5 7 --csv {{csv}}",
+        f"{TUNE} frappe-x1r heterogeneous+ --only 4 5 7 --csv {{csv}}",
+        f"{TUNE} ml-100k-time {' '.join(BASELINES)} --only 1 2 --csv {{csv}}",
+        f"{TUNE} ml-100k-time hiformer+ final-mlp --csv {{csv}}",
     ],
     "recsys_frappe": [
         *(f"manyheads recsys train frappe-x1r-{model} --root {RUNS}/frappe" for model in RECOMMENDERS),
