@@ -26,6 +26,7 @@ FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dl
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
 RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
+FRAPPE = ["lr", "fm", "dnn", "dlrm", "final-mlp", *RECOMMENDERS]
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
 SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
 SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "tables-vanilla")]
@@ -84,8 +85,13 @@ JOBS: dict[str, list[str]] = {
         f"{TUNE} ml-100k-time hiformer+ final-mlp --csv {{csv}}",
     ],
     "recsys_frappe": [
-        *(f"manyheads recsys train frappe-x1r-{model} --root {RUNS}/frappe" for model in RECOMMENDERS),
+        *(f"manyheads recsys train frappe-x1r-{model} --root {RUNS}/frappe" for model in FRAPPE),
         f"manyheads report --root {RUNS}/frappe --csv {{csv}}",
+    ],
+    "recsys_frappe_control": [
+        "manyheads recsys train frappe-x1r-dnn objective.l2=0.2 optimiser.schedule=constant budget.epochs=24 "
+        f"budget.patience=None budget.keep=mean --root {RUNS}/frappe-control",
+        f"manyheads report --root {RUNS}/frappe-control --csv {{csv}}",
     ],
     "recsys_calibration": [f"python benchmarks/recsys_calibration.py --root {RUNS}/frappe --csv {{csv}}"],
     "recsys_synthetic": [
