@@ -250,6 +250,7 @@ def test_many_at_once_get_their_own_answers(url, rows):
 
 def test_other_paths_and_methods_are_not_there(url):
     assert httpx.get(f"{url}/score").status_code == 405
+    assert httpx.get(f"{url}/score").headers["allow"] == "POST"
     assert httpx.get(f"{url}/docs").status_code == 404
     assert httpx.get(f"{url}/docs").json()["error"].startswith("GET /docs: not found: POST /score, GET /model")
 

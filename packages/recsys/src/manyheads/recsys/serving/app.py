@@ -52,9 +52,8 @@ def make_app(ranker: Ranker, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_B
 
     async def unknown(request: Request, error: Any) -> JSONResponse:
         served = "POST /score, GET /model and GET /health are served"
-        return JSONResponse(
-            {"error": f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"}, error.status_code
-        )
+        said = f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"
+        return JSONResponse({"error": said}, error.status_code, error.headers)  # 405 names the methods there
 
     async def health() -> dict[str, str]:
         return {"status": "ok"}
