@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from manyheads.core.errors import ArgumentError, DataError
+from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
 from manyheads.recsys.calibration import calibrate, sigmoid, temperature_of
 from manyheads.recsys.metrics import all_metrics, auc, calibration_bins, ece, grouped_auc, log_loss, ndcg
 
@@ -48,6 +49,69 @@ def test_grouped_auc_is_the_weighted_mean_over_groups_with_both_classes(scored):
             total += sk.roc_auc_score(labels[rows], scores[rows]) * rows.sum()
             weight += rows.sum()
     assert grouped_auc(labels, scores, groups) == pytest.approx(total / weight, abs=1e-12)
+
+
+def by_hand(labels, scores, groups):
+    """GAUC and NDCG@10 by loops over the groups in Python; a missing group is None."""
+    rows = {name: [i for i, g in enumerate(groups) if g == name] for name in groups if name is not None}
+    areas, sizes, gains = [], [], []
+    for own in rows.values():
+        pairs = [(scores[p], scores[n]) for p in own for n in own if labels[p] and not labels[n]]
+        if pairs:
+            areas.append(sum((p > n) + 0.5 * (p == n) for p, n in pairs) / len(pairs))
+            sizes.append(len(own))
+        if any(labels[i] for i in own):
+            gains.append(sk.ndcg_score(labels[None, own], scores[None, own], k=10) if len(own) > 1 else 1.0)
+    return np.dot(areas, sizes) / sum(sizes), np.mean(gains)
+
+
+GROUPS = {
+    "text": lambda g: [f"user {n}" for n in g],
+    "text with gaps": lambda g: [None if n == 3 else f"user {n}" for n in g],
+    "numbers with gaps": lambda g: np.where(g == 3, np.nan, g.astype(float)),
+    "minus one": lambda g: g - 1,
+    "a column of text": lambda g: pd.Series(g, index=np.arange(len(g))[::-1]).astype(str),
+    "a column with gaps": lambda g: pd.Series(g).astype("Int64").mask(g == 3),
+    "categories": lambda g: pd.Categorical(g),
+    "times": lambda g: pd.Timestamp("2026-01-01") + pd.to_timedelta(g, "D"),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_groups_of_any_kind_give_the_metrics_by_hand(scored, kind):
+    labels, scores, numbers = scored
+    labels = np.where(numbers == 4, 1, np.where(numbers == 5, 0, labels))  # groups of one class
+    groups = GROUPS[kind](numbers)
+    plain = [None if "gaps" in kind and n == 3 else n for n in numbers.tolist()]
+    gauc, gain = by_hand(labels, scores, plain)
+    assert grouped_auc(labels, scores, groups) == pytest.approx(gauc, abs=1e-12)
+    assert ndcg(labels, scores, groups) == pytest.approx(gain, abs=1e-12)
+
+
+def test_grouped_metrics_are_left_out_where_no_group_has_both_classes():
+    found = all_metrics(np.array([1, 1, 0]), np.array([0.1, 0.2, 0.3]), np.array(["a", "a", "b"]))
+    assert "gauc" not in found
+    missing = all_metrics(np.array([1, 0]), np.array([0.1, 0.2]), np.array([None, None]))
+    assert set(missing) == {"auc", "log_loss", "ece"}
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: grouped_auc([0, 1], [0.1, 0.2], ["a"]), r"groups of shape \(1,\), expected one for each of 2 rows"),
+        (lambda: auc(["no", "yes"], [0.1, 0.2]), "values that are no numbers"),
+        (lambda: auc(pd.array([0, None], "Int64"), [0.1, 0.2]), "labels other than 0 and 1"),
+        (lambda: auc([[0], [1]], [[0.1], [0.2]]), "expected two equal vectors"),
+        (lambda: log_loss([0, 1], [-2.0, 3.0]), "scores outside 0 to 1, expected probabilities"),
+        (lambda: ece([0, 1], [0.5, 1.5]), "scores outside 0 to 1, expected probabilities"),
+        (lambda: ece([0, 1], [0.5, 0.5], bins=0), "bins: found 0"),
+        (lambda: ndcg([0, 1], [0.5, 0.5], [1, 1], k=0), "k: found 0"),
+    ],
+)
+def test_what_has_no_metric_is_refused_in_one_line(call, says):
+    with pytest.raises(ManyheadsError, match=says) as caught:
+        call()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("k", [1, 5, 100])

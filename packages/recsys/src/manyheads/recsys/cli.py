@@ -200,13 +200,12 @@ def predict(
 def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[str, float]]:
     """The metrics of each label on some rows."""
     import numpy as np
-    import pandas as pd
 
     from manyheads.recsys.metrics import all_metrics
 
     labels = recommender.labels_.encode(frame)
     found = recommender.predict_proba(frame)
-    groups = None if group is None else pd.factorize(frame[group])[0]
+    groups = None if group is None else frame[group].array
     metrics = {}
     for index, (task, proba) in enumerate(
         zip(recommender.labels_.tasks, found if isinstance(found, list) else [found], strict=True)

@@ -16,7 +16,7 @@ from manyheads.core.errors import DataError
 from manyheads.lab.data import read
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.catalogue import ADULT, MOVIELENS
-from manyheads.recsys.columns import family_of
+from manyheads.recsys.columns import check_frame, family_of
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, Field, infer_spec
 from manyheads.recsys.frappe import COLUMNS, rebuild
@@ -54,8 +54,15 @@ def facts(encoder: Encoder, labels: Labels) -> dict[str, Any]:
 def encode(frame: pd.DataFrame, encoder: Encoder, labels: Labels, group: str | None = None) -> Rows:
     """Rows with labels as tensors."""
     encoded = encoder.transform(frame)
-    groups = None if group is None else torch.from_numpy(pd.factorize(frame[group])[0].astype(np.int64))
+    groups = None if group is None else _groups(frame, group)
     return Rows(encoded.ids, encoded.numbers, torch.from_numpy(labels.encode(frame)), groups)
+
+
+def _groups(frame: pd.DataFrame, name: str) -> torch.Tensor:
+    """A number for each group, NaN for a row without one."""
+    check_frame(frame, [name], "table")
+    codes = pd.factorize(frame[name])[0]
+    return torch.from_numpy(np.where(codes < 0, np.nan, codes))
 
 
 @dataclass(frozen=True)

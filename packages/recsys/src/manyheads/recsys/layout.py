@@ -53,7 +53,7 @@ class Rows:
     ids: Tensor  # (N, C) int32
     numbers: Tensor  # (N, F) float32
     labels: Tensor  # (N, K) float32
-    groups: Tensor | None = None  # (N,) int64, for the metrics by group
+    groups: Tensor | None = None  # (N,) float64, for the metrics by group; NaN for a row without one
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import itertools
 
-from manyheads.core.errors import DataError
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError, DataError
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -20,16 +23,19 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, floor: float = 1e-15) -> float:
     """Mean of ``-log p(label)``; probabilities are kept ``floor`` away from 0 and 1."""
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = _check(labels, probabilities, most=1.0)
     p = np.clip(probabilities, floor, 1.0 - floor)
     return float(-np.where(labels, np.log(p), np.log1p(-p)).mean())
 
 
 def grouped_auc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """GAUC: the mean AUC of the groups (users) that have both classes, weighted by their rows. NaN where none has."""
+    """GAUC: the mean AUC of the groups (users) that have both classes, weighted by their rows. NaN where none has.
+
+    Groups are values of any kind; a row without one (None, NaN) belongs to no group and is left out.
+    """
     labels, scores = _check(labels, scores)
     total, weight = 0.0, 0
-    for rows in _by_group(groups):
+    for rows in _by_group(groups, len(labels)):
         found = auc(labels[rows], scores[rows])
         if not np.isnan(found):
             total, weight = total + found * len(rows), weight + len(rows)
@@ -38,10 +44,13 @@ def grouped_auc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> f
 
 def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int = 10) -> float:
     """NDCG@k, mean over the groups with a positive: gain ``label / log2(1 + rank)`` against the best order's. Rows with
-    the same score share the mean gain of their ranks. NaN where no group has a positive."""
+    the same score share the mean gain of their ranks. NaN where no group has a positive. Groups as in
+    :func:`grouped_auc`."""
     labels, scores = _check(labels, scores)
+    if k < 1:
+        raise ArgumentError(f"ndcg: k: found {k}, expected 1 or more")
     values = []
-    for rows in _by_group(groups):
+    for rows in _by_group(groups, len(labels)):
         gains = labels[rows]
         if not gains.any():
             continue
@@ -58,7 +67,9 @@ def calibration_bins(
     labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 15
 ) -> list[tuple[float, float, int]]:
     """Mean probability, share of positives and rows of each of ``bins`` equal parts of [0, 1] that holds any."""
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = _check(labels, probabilities, most=1.0)
+    if bins < 1:
+        raise ArgumentError(f"calibration: bins: found {bins}, expected 1 or more")
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
     mean = np.bincount(place, weights=probabilities, minlength=bins)
@@ -82,17 +93,25 @@ def all_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarra
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
-def _check(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    if labels.shape != scores.shape or labels.ndim != 1 or len(labels) == 0:
+def _check(labels: np.ndarray, scores: np.ndarray, most: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as booleans and scores as float64; with ``most`` the scores have to lie between 0 and it."""
+    try:
+        known = pd.Series(np.ravel(labels)).to_numpy(np.float64, na_value=np.nan)
+        scores = np.asarray(scores, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError("metrics: found values that are no numbers, expected labels of 0 and 1, and scores") from error
+    shape = np.shape(labels)
+    if shape != scores.shape or len(shape) != 1 or shape == (0,):
         raise DataError(
-            f"metrics: found labels of shape {labels.shape} and scores of {scores.shape}, expected two equal vectors"
+            f"metrics: found labels of shape {shape} and scores of {scores.shape}, expected two equal vectors"
         )
-    if not np.isin(labels, [0, 1]).all():
+    if not np.isin(known, [0, 1]).all():
         raise DataError("metrics: found labels other than 0 and 1, expected binary ones")
     if not np.isfinite(scores).all():
         raise DataError("metrics: found scores that are NaN or infinite, expected numbers: the model has diverged")
-    return labels.astype(bool), scores
+    if most is not None and not ((scores >= 0) & (scores <= most)).all():
+        raise DataError("metrics: found scores outside 0 to 1, expected probabilities: take the sigmoid of log-odds")
+    return known.astype(bool), scores
 
 
 def _mean_ranks(scores: np.ndarray) -> np.ndarray:
@@ -102,7 +121,11 @@ def _mean_ranks(scores: np.ndarray) -> np.ndarray:
     return ((last - counts + 1 + last) / 2.0)[inverse]
 
 
-def _by_group(groups: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(groups, kind="stable")
-    borders = np.flatnonzero(np.diff(np.asarray(groups)[order])) + 1
-    return np.split(order, borders)
+def _by_group(groups: np.ndarray, rows: int) -> list[np.ndarray]:
+    """The rows of each group, without those that have none."""
+    if np.shape(groups) != (rows,):
+        raise DataError(f"metrics: found groups of shape {np.shape(groups)}, expected one for each of {rows} rows")
+    codes, names = pd.factorize(pd.Series(groups))
+    order = np.argsort(codes, kind="stable")
+    borders = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    return [order[start:end] for start, end in itertools.pairwise(borders)]
