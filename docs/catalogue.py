@@ -68,7 +68,7 @@ def snippet(name: str, entry: Entry) -> str:
     config = next(c for c in entry.examples.values() if c.get("context_dim") is None)
     dim = entry.case.get("dim", DIM)
     layer = entry.layer(dim, **config)
-    grid = entry.case.get("grid", (32,)) if layer.tokens is not None or info.grid_ranks[0] > 1 else (32,)
+    grid = entry.case.get("grid", (32,)) if layer.grid is not None or info.grid_ranks[0] > 1 else (32,)
     shape = ", ".join(map(str, (2, *grid, dim)))
     lines = [
         "import torch",

@@ -94,12 +94,12 @@ class HiddenMemory(MovingAverage):
 
 
 class GrowingForEver(MovingAverage):
-    def init_state(self, batch, *, device=None, dtype=None):
-        return AverageState((torch.zeros(batch, self.dim, device=device, dtype=dtype),))
-
     def mix(self, x, state, context, mask):
-        out = super().mix(x, AverageState(state.mean[-1]), context, mask)
-        return LayerOutput(out.y, AverageState((*state.mean, out.state.mean)))
+        out = super().mix(x, AverageState(state.mean[:, -self.dim :]), context, mask)
+        return LayerOutput(out.y, AverageState(torch.cat([state.mean, out.state.mean], 1)))
+
+    def _checked_state(self, x, state):
+        return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
 
 
 class ValuesSquared(SoftmaxAttention):

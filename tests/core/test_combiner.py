@@ -40,7 +40,7 @@ def test_rows_are_distributions_over_all_that_causality_allows(layer_class, conf
     layer, x = built(layer_class, config, grid)
     matrix = mixing_matrix(layer, x)
     seen = torch.ones_like(matrix, dtype=torch.bool)
-    seen = seen.tril() if layer.causal == "strict" else seen
+    seen = seen.tril() if layer.causal else seen
     assert (matrix[seen] > 0).all()
     assert (matrix[~seen] == 0).all()
     torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:-1], dtype=x.dtype), rtol=0, atol=1e-12)
@@ -59,7 +59,7 @@ def test_constant_values_give_a_constant_output(layer_class, config, grid):
 
 def as_full(layer, x):
     """Softmax attention with the same weights, on the tokens in raster order."""
-    full = SoftmaxAttention(layer.dim, heads=layer.heads, causal=layer.causal == "strict").double()
+    full = SoftmaxAttention(layer.dim, heads=layer.heads, causal=layer.causal).double()
     full.load_state_dict(layer.state_dict())
     return full(x.flatten(1, -2)).y.view_as(x)
 

@@ -222,13 +222,13 @@ def change_in_the_past(layer, trials=20):
 
 def test_top_w_is_weakly_causal_only_and_says_so():
     layer = layer_of(causal=True).eval()
-    assert layer.causal == "weak"
+    assert layer.causality == "weak"
     assert change_in_the_past(layer) >= 15
 
 
 def test_latest_w_is_strictly_causal():
     layer = layer_of(**STRICT).eval()
-    assert layer.causal == "strict"
+    assert layer.causality == "strict"
     assert change_in_the_past(layer) == 0
 
 

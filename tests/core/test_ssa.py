@@ -27,7 +27,7 @@ def draw(*shape, seed=1):
 
 def layer_of(dim=6, **config):
     torch.manual_seed(0)
-    layer = SubsampledAttention(dim, **{"heads": 2, "ratio": 0.4, "seed": 3, **config}).double()
+    layer = SubsampledAttention(dim, **{"heads": 2, "ratio": 0.4, **config}).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     return layer
@@ -35,9 +35,8 @@ def layer_of(dim=6, **config):
 
 def drawn(layer, usable, offset=0):
     """What the layer will draw next, by row and query, in positions of the sources."""
-    before = layer.generator.get_state()
-    sources, kept = layer.draw(usable, offset=offset)
-    layer.generator.set_state(before)
+    with torch.random.fork_rng(devices=[]):
+        sources, kept = layer.draw(usable, offset=offset)
     tokens = usable.shape[1] - offset
     size = -(-tokens // sources.shape[1])
     return [
@@ -127,19 +126,20 @@ def test_own_token_with_an_extreme_score_is_exact():
 # What is drawn
 
 
-def test_same_seed_same_draw_and_the_next_is_another():
-    x = draw(1, 20, 6)
-    first, second = layer_of(), layer_of()
-    y = first(x).y
-    assert torch.equal(y, second(x).y)
-    assert not torch.equal(y, first(x).y)
+def test_draws_follow_torchs_generator():
+    layer, x = layer_of(), draw(1, 20, 6)
+    torch.manual_seed(3)
+    y = layer(x).y
+    assert not torch.equal(layer(x).y, y)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x).y, y)
 
 
 def test_every_source_is_drawn_equally_often():
     usable, trials = torch.ones(1, 12, dtype=torch.bool), 4000
-    g, seen = generator(), torch.zeros(12)
+    seen = torch.zeros(12)
     for _ in range(trials):
-        sources, kept = uniform_sources(usable, 0.25, g)
+        sources, kept = uniform_sources(usable, 0.25)
         assert len(set(sources[kept].tolist())) == 3
         seen[sources[kept]] += 1
     deviation = (trials * 0.25 * 0.75) ** 0.5
@@ -151,8 +151,8 @@ def test_padding_is_never_drawn_and_each_row_keeps_its_part():
     real = usable.sum(1)
     rank = (usable.cumsum(1) - 1).clamp(min=0)
     for sources, kept in (
-        uniform_sources(usable, 0.3, generator()),
-        local_sources(usable, rank[:, ::15], rank[:, 14::15], 0.3, 0.4, generator(), causal=False),
+        uniform_sources(usable, 0.3),
+        local_sources(usable, rank[:, ::15], rank[:, 14::15], 0.3, 0.4, causal=False),
     ):
         for b in range(5):
             assert (kept[b].sum(-1) == kept_sources(int(real[b]), 0.3)).all()
@@ -169,7 +169,7 @@ def test_kept_counts_round_up_but_not_for_rounding():
 @pytest.mark.parametrize("causal", [False, True])
 def test_without_noise_a_block_takes_its_neighbourhood(causal):
     usable, edge = torch.ones(1, 40, dtype=torch.bool), torch.arange(0, 40, 5)[None]
-    sources, _ = local_sources(usable, edge, edge + 4, 0.25, 0.0, generator(), causal=causal)
+    sources, _ = local_sources(usable, edge, edge + 4, 0.25, 0.0, causal=causal)
     for g in range(8):
         start = 5 * g + 5 - 10 if causal else (10 * g + 5 - 10) // 2
         start = min(max(start, 0), 30)
@@ -177,10 +177,10 @@ def test_without_noise_a_block_takes_its_neighbourhood(causal):
 
 
 def test_with_noise_near_sources_are_likely_and_far_ones_possible():
-    usable, edge, g = torch.ones(1, 64, dtype=torch.bool), torch.tensor([[32]]), generator()
+    usable, edge = torch.ones(1, 64, dtype=torch.bool), torch.tensor([[32]])
     seen = torch.zeros(64)
     for _ in range(600):
-        sources, _ = local_sources(usable, edge, edge + 3, 0.125, 1.0, g, causal=False)
+        sources, _ = local_sources(usable, edge, edge + 3, 0.125, 1.0, causal=False)
         seen[sources.flatten()] += 1
     assert seen[28:40].sum() > 3 * seen[8:20].sum()
     assert seen[10:20].sum() > 0
@@ -189,9 +189,10 @@ def test_with_noise_near_sources_are_likely_and_far_ones_possible():
 def test_future_does_not_change_the_past_in_training():
     for spread in (None, 0.5):
         layer, x, other = layer_of(causal=True, spread=spread), draw(2, 12, 6), draw(2, 12, 6, seed=2)
+        torch.manual_seed(3)
         y = layer(x).y
         for t in range(11):
-            layer.generator.manual_seed(3)
+            torch.manual_seed(3)
             changed = layer(torch.cat([x[:, : t + 1], other[:, t + 1 :]], 1)).y
             torch.testing.assert_close(changed[:, : t + 1], y[:, : t + 1], rtol=0, atol=1e-12)
 
@@ -229,8 +230,8 @@ def test_error_falls_with_the_number_of_sources():
     full, usable = attention(q, k, v), torch.ones(1, 64, dtype=torch.bool)
     means, singles = [], []
     for count in (8, 16, 32, 64):
-        g = generator(7)
-        draws = torch.stack([sampled_attention(q, k, v, *uniform_sources(usable, count / 64, g)) for _ in range(200)])
+        torch.manual_seed(7)
+        draws = torch.stack([sampled_attention(q, k, v, *uniform_sources(usable, count / 64)) for _ in range(200)])
         means.append((draws.mean(0) - full).square().mean().sqrt().item())
         singles.append((draws - full).square().mean().sqrt().item())
     assert means == sorted(means, reverse=True)
@@ -246,7 +247,7 @@ class DrawsInEval(SubsampledAttention):
 
 @pytest.mark.parametrize("point", ["evaluation_is_deterministic", "oracle_and_layer_agree"])
 def test_battery_fails_on_a_layer_that_draws_in_eval(point):
-    case = Case(DrawsInEval, {"heads": 2, "ratio": 0.5, "seed": 0}, oracle=ssa_oracle)
+    case = Case(DrawsInEval, {"heads": 2, "ratio": 0.5}, oracle=ssa_oracle)
     assert point in points_of(case)
     with pytest.raises(AssertionError):
         POINTS[point].check(case)
@@ -266,13 +267,9 @@ class Model(nn.Module):
         return self.second(self.drop(x + self.first(x).y)).y.softmax(-1)
 
 
-def test_layers_of_a_model_draw_independently_and_reproducibly():
+def test_layers_of_a_model_draw_independently():
     model, usable = Model(), torch.ones(1, 100, dtype=torch.bool)
-    subsampling.give_generators(model, 5)
-    draws = [layer.draw(usable)[0] for layer in (model.first, model.second)]
-    assert not torch.equal(*draws)
-    subsampling.give_generators(model, 5)
-    assert torch.equal(model.first.draw(usable)[0], draws[0])
+    assert not torch.equal(model.first.draw(usable)[0], model.second.draw(usable)[0])
 
 
 def test_ratio_of_a_model_is_set_and_kept_in_the_configuration():
@@ -290,9 +287,11 @@ def test_schedule_is_dense_at_the_end():
 
 def test_ensemble_is_the_mean_of_its_passes_and_leaves_the_model_as_it_was():
     model, x = Model().eval(), torch.randn(2, 20, 6)
+    before = torch.get_rng_state()
     found = subsampling.ensemble(model, lambda: model(x), passes=3, seed=4)
-    assert [model.training, model.first.training, model.first.generator] == [False, False, None]
-    subsampling.give_generators(model, 4)
+    assert [model.training, model.first.training] == [False, False]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
     for layer in (model.first, model.second):
         layer.train()
     torch.testing.assert_close(found, torch.stack([model(x) for _ in range(3)]).mean(0))
@@ -303,7 +302,6 @@ def test_ensemble_leaves_the_model_as_it_was_when_a_pass_fails():
     with pytest.raises(ArgumentError, match="found width 5"):
         subsampling.ensemble(model, lambda: model(torch.randn(1, 4, 5)), passes=2)
     assert not model.first.training
-    assert model.first.generator is None
 
 
 def test_larger_ensembles_are_nearer_to_their_limit():
@@ -341,15 +339,6 @@ def test_bad_arguments_are_named(config, message):
     with pytest.raises(ArgumentError) as caught:
         layer_of(**config)
     assert message in str(caught.value)
-
-
-def test_training_without_a_generator_says_how_to_get_one():
-    layer = SubsampledAttention(6, heads=2)
-    with pytest.raises(
-        ArgumentError, match=r"ssa: generator: found none in training mode.*give_generators\(model, 0\)"
-    ):
-        layer(torch.randn(1, 8, 6))
-    assert layer.eval()(torch.randn(1, 8, 6)).y.shape == (1, 8, 6)
 
 
 @pytest.mark.parametrize(

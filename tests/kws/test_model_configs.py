@@ -54,7 +54,7 @@ def test_an_unknown_layer_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (LayerNetworkConfig(layer="softmax", options={"causal": False, "window": None}), "causal 'no'"),
+        (LayerNetworkConfig(layer="softmax", options={"causal": False, "window": None}), "causality 'no'"),
         (LayerNetworkConfig(layer="softmax", options={"window": None, "max_len": 9}), "'growing'"),
         (LayerNetworkConfig(layer="lmu", options={"heads": 2}), "heads"),
         (LMUFormerConfig(lookahead=1), "lookahead: found 1 frames, expected 0 to 0 in multiples of the stride 2"),

@@ -209,15 +209,15 @@ LAYERS: Mapping[str, Entry] = {
     "ssa": Entry(
         SubsampledAttention,
         {
-            "plain": {"heads": 2, "ratio": 0.5, "seed": 0},
-            "causal": {"heads": 2, "ratio": 0.5, "causal": True, "seed": 0},
-            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5, "seed": 0},
-            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True, "seed": 0},
+            "plain": {"heads": 2, "ratio": 0.5},
+            "causal": {"heads": 2, "ratio": 0.5, "causal": True},
+            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5},
+            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True},
         },
         at_length=lambda n: {
-            "plain": {"heads": 2, "ratio": 0.125, "seed": 0},
-            "causal": {"heads": 2, "ratio": 0.125, "causal": True, "seed": 0},
-            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5, "seed": 0},
+            "plain": {"heads": 2, "ratio": 0.125},
+            "causal": {"heads": 2, "ratio": 0.125, "causal": True},
+            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5},
         },
     ),
     "prob-sparse": Entry(

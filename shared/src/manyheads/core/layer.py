@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.mask import NO_MASK, Mask
-from manyheads.core.state import State, leaves
+from manyheads.core.state import State, leaves, tree_map
 
 Causality = Literal["no", "weak", "strict"]
 StateKind = Literal["none", "recurrent", "window", "growing"]
+SecondDerivatives = Literal["yes", "math", "no"]
 
 
 class LayerOutput(NamedTuple):
@@ -50,6 +51,9 @@ class LayerInfo:
     discontinuous: bool = False  # selects or thresholds, so that rounding can change the choice
     surrogate: bool = False  # the gradient is a surrogate, not the derivative
     compiles: bool = True  # torch.compile(fullgraph=True)
+    exports: bool = True  # torch.export with a batch of any size
+    vmaps: bool = True  # torch.func.vmap of torch.func.grad: a gradient for each sample
+    second_derivatives: SecondDerivatives = "yes"  # "math": under torch's math kernel only; where not, they raise
     deviations: tuple[str, ...] = field(default=())
 
     @property
@@ -73,9 +77,15 @@ class Layer(nn.Module):
         self.config = {"dim": dim, **config}
 
     @property
-    def causal(self) -> Causality:
-        """Causality as configured."""
+    def causality(self) -> Causality:
+        """Causality as configured: no output depends on a later token ("strict"), or only which tokens it mixes
+        does ("weak")."""
         return self.info.causal[0]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later token: ``causality`` is "strict"."""
+        return self.causality == "strict"
 
     @property
     def state_kind(self) -> StateKind:
@@ -93,8 +103,8 @@ class Layer(nn.Module):
         return self.info.linear_in_value
 
     @property
-    def tokens(self) -> int | None:
-        """The number of tokens that every input must have; None for any."""
+    def grid(self) -> tuple[int, ...] | None:
+        """The size of each grid axis that every input must have; None for any."""
         return None
 
     @property
@@ -124,7 +134,9 @@ class Layer(nn.Module):
         state = self._checked_state(x, state)
         if math.prod(x.shape[1:-1]) == 0:
             return LayerOutput(x, state)
-        return self.mix(x, state, context, mask)
+        out = self.mix(x, state, context, mask)
+        # autocast may have changed the dtype under way: a state keeps the one that it came with
+        return out._replace(state=tree_map(lambda new, old: new.to(old.dtype), out.state, state))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One step ``(B, D)`` of a stream: ``forward`` on one token."""
@@ -140,9 +152,9 @@ class Layer(nn.Module):
             )
         if x.shape[-1] != self.dim:
             raise ArgumentError(f"{name}: x: found width {x.shape[-1]}, expected {self.dim}")
-        found = math.prod(x.shape[1:-1])
-        if self.tokens is not None and found != self.tokens:
-            raise ArgumentError(f"{name}: x: found {found} tokens, expected {self.tokens}")
+        if self.grid is not None and tuple(x.shape[1:-1]) != self.grid:
+            sizes = ", ".join(map(str, self.grid))
+            raise ArgumentError(f"{name}: x: found shape {tuple(x.shape)}, expected (B, {sizes}, {self.dim})")
         if context is None:
             return
         if not self.info.cross:

@@ -135,7 +135,7 @@ def _measure(name: str, title: str, config: Mapping[str, Any], length: int, rate
     return {
         "layer": title,
         "length": length,
-        "causal": layer.causal,
+        "causal": layer.causality,
         "forward_cpu_s": forward,
         "backward_cpu_s": max(_seconds(both, device) - forward, 0.0),
         "peak_bytes": _peak_bytes(both, device),

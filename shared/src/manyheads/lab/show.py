@@ -50,7 +50,7 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
         layer = entry.layer(entry.case.get("dim", DIM), **config).eval()
     rank = layer.info.grid_ranks[0]
     grid = (tokens,) if rank == 1 else entry.case.get("grid", (math.isqrt(tokens),) * rank)
-    grid = grid if layer.tokens is None or rank > 1 else (layer.tokens,)
+    grid = grid if layer.grid is None else layer.grid
     x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
     context = None if config.get("context_dim") is None else motif(tokens, config["context_dim"], seed + 1).unsqueeze(0)
     if layer.linear_in_value:

@@ -2,7 +2,8 @@
 
 Shapes: B batch, H heads, T queries, S sources, E head width; R rows (B, or 1 for a choice that all rows share),
 G blocks of queries, K = ceil(ratio S) kept sources. ``usable (R, S)`` is False for sources that are not there; each
-row keeps ceil(ratio n) of its n usable ones.
+row keeps ceil(ratio n) of its n usable ones. The draws are torch's: ``torch.manual_seed`` sets them, and activation
+checkpointing repeats them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def kept_sources(total: int, ratio: float) -> int:
     return math.ceil(ratio * total - TOLERANCE)
 
 
-def uniform_sources(usable: Tensor, ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def uniform_sources(usable: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     """Each usable source with the same chance, without repetition: positions ``(R, 1, K)`` and which are kept."""
-    noise = torch.rand(usable.shape, generator=generator, device=generator.device).to(usable.device)
+    noise = torch.rand(usable.shape, device=usable.device)
     order = noise.masked_fill(~usable, 2.0).argsort(1)
     width = kept_sources(usable.shape[1], ratio)
     kept = torch.arange(width, device=usable.device) < _kept(usable, ratio)
@@ -38,7 +39,6 @@ def local_sources(
     last: Tensor,
     ratio: float,
     spread: float,
-    generator: torch.Generator,
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -49,8 +49,8 @@ def local_sources(
     the one that ends with it. Gives positions ``(R, G, K)`` and which are kept.
     """
     count, kept = usable.sum(1, keepdim=True), _kept(usable, ratio)
-    noise = torch.randn(usable.shape, generator=generator, device=generator.device, dtype=torch.float64)
-    place = usable.cumsum(1) + spread * kept * noise.to(usable.device)
+    noise = torch.randn(usable.shape, device=usable.device, dtype=torch.float64)
+    place = usable.cumsum(1) + spread * kept * noise
     order = place.masked_fill(~usable, float("inf")).argsort(1)
     start = last + 1 - kept if causal else (first + last + 1 - kept) // 2
     start = torch.minimum(start, count - kept).clamp(min=0)

@@ -89,18 +89,18 @@ class Activator(Layer):
         if (tokens is None) == (axis == "token") or (tokens is not None and tokens < 1):
             expected = "1 or more" if axis == "token" else "None"
             raise ArgumentError(f"activator: tokens: found {tokens} with axis={axis!r}, expected {expected}")
-        self.axis, self._tokens = axis, tokens
+        self.axis, self.tokens = axis, tokens
         acted = dim if tokens is None else tokens
         self.norm = nn.LayerNorm(dim)
         self.gated = GatedFeedForward(acted, hidden or 2 * acted, activation=activation, normed=True)
         self.feed_forward = FeedForward(dim, hidden or 2 * dim, activation=activation) if second_block else None
 
     @property
-    def tokens(self) -> int | None:
-        return self._tokens
+    def grid(self) -> tuple[int, ...] | None:
+        return None if self.tokens is None else (self.tokens,)
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.axis == "channel" else "no"
 
     @property

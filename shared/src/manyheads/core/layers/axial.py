@@ -73,7 +73,7 @@ class AxialAttention(Layer):
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:

@@ -123,7 +123,7 @@ class CombinerFixed(Layer):
         return () if self.segment is None else ("padding", "reset")
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     @property

@@ -105,7 +105,7 @@ class _Extractor(Layer):
             nn.init.normal_(self.weight, std=self.dim**-0.5 if self.thinning == "matrix" else 1.0)
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict"
 
     @property

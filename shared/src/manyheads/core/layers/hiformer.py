@@ -98,8 +98,8 @@ class _FieldLayer(Layer):
         self.outer = FieldLinear(self.queries, expansion * dim, dim)
 
     @property
-    def tokens(self) -> int:
-        return self.fields
+    def grid(self) -> tuple[int, ...]:
+        return (self.fields,)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, T, D)`` -> queries ``(B, Q, D)``, keys and values ``(B, T, D)``."""

@@ -198,7 +198,7 @@ class LowRankAttentionPooling(Layer):
         self.output = nn.Linear(heads * dim, dim, bias=False)
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     @property

@@ -35,7 +35,7 @@ from manyheads.core.state import State
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
-    "identity": lambda x: x,
+    "identity": nn.Identity(),
 }
 
 

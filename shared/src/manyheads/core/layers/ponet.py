@@ -128,7 +128,7 @@ class PoNet(Layer):
         self.query, self.key, self.gate, self.far, self.near, self.output = (nn.Linear(dim, dim) for _ in range(6))
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     @property

@@ -9,8 +9,8 @@ with ``u = U = factor * ceil(ln T)``, at most T. Shapes: B batch, T tokens, D wi
 Cost: time ``O(T ln T D + T D^2)``, memory ``O(T (D + ln T))``: the sampled keys of all queries are never held at once.
 
 The sample is a hash of (seed, query, place) scaled to the length: the same at every call and on every device, shared by
-batch and heads, drawn with replacement. To draw afresh at each training step, set ``layer.generator`` to a
-``torch.Generator``; evaluation never uses it.
+batch and heads, drawn with replacement. With ``resample`` each training step draws its seed from torch's generator,
+which activation checkpointing repeats; evaluation never does.
 
 Causality is weak: with ``causal`` no output mixes a later value, but which queries are attended looks at all queries
 and, through the sample, at all keys, so that a later token can change which of the two forms an earlier output takes.
@@ -102,9 +102,8 @@ class ProbSparse(Layer):
         causal: no output mixes a later value; weakly causal, as the selection looks at all queries.
         running: causal only: lazy queries get the running "mean" of the values, or their "sum" as in the authors' code.
         seed: of the sampled keys.
+        resample: each training step draws the seed anew.
         bias: biases in the four projections.
-
-    ``generator`` (None): a ``torch.Generator`` from which each training step draws the seed of its sample.
 
     Raises:
         ArgumentError: heads that do not divide, a factor that is not above 0, an unknown ``running``.
@@ -124,7 +123,7 @@ class ProbSparse(Layer):
         deviations=(
             "the mean of M is over the sampled keys; the authors' code divides by the length",
             "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",
-            "the sample is fixed by a seed, in training too unless a generator is set",
+            "the sample is fixed by a seed, in training too unless resample is set",
             "no distilling between layers",
         ),
     )
@@ -138,9 +137,19 @@ class ProbSparse(Layer):
         causal: bool = False,
         running: Literal["mean", "sum"] = "mean",
         seed: int = 0,
+        resample: bool = False,
         bias: bool = True,
     ) -> None:
-        super().__init__(dim, heads=heads, factor=factor, causal=causal, running=running, seed=seed, bias=bias)
+        super().__init__(
+            dim,
+            heads=heads,
+            factor=factor,
+            causal=causal,
+            running=running,
+            seed=seed,
+            resample=resample,
+            bias=bias,
+        )
         if heads < 1 or dim % heads:
             raise ArgumentError(f"prob-sparse: heads: found {heads}, expected a divisor of dim = {dim}")
         if not 0 < factor < math.inf:
@@ -148,14 +157,14 @@ class ProbSparse(Layer):
         if running not in ("mean", "sum"):
             raise ArgumentError(f"prob-sparse: running: found {running!r}, expected 'mean' or 'sum'")
         self.heads, self.factor, self.is_causal, self.running, self.seed = heads, factor, causal, running, seed
-        self.generator: torch.Generator | None = None
+        self.resample = resample
         self.query = nn.Linear(dim, dim, bias=bias)
         self.key = nn.Linear(dim, dim, bias=bias)
         self.value = nn.Linear(dim, dim, bias=bias)
         self.output = nn.Linear(dim, dim, bias=bias)
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "weak" if self.is_causal else "no"
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
@@ -200,8 +209,8 @@ class ProbSparse(Layer):
         ``budget``: U of each row, None for rows without padding."""
         tokens, seed = q.shape[1], self.seed
         columns = _budget(self.factor, tokens)
-        if self.training and self.generator is not None:
-            seed = int(torch.randint(1 << 32, (), generator=self.generator, device=self.generator.device))
+        if self.training and self.resample:
+            seed = int(torch.randint(1 << 32, ()))
         drawn = hashed_integers(seed, tokens, columns, device=q.device)
         measure = sparsity(q, k, hashed_choice(drawn, lengths.clamp(min=1).view(-1, 1, 1)), budget)
         if budget is not None:

@@ -142,7 +142,7 @@ class RandomFeatureAttention(Layer):
         return ("padding", "reset") if self.max_len is not None else ("padding", "reset", "window", "blocks")
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     @property

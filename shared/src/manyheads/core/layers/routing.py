@@ -209,7 +209,7 @@ class Routing(Layer):
         return ("padding",) if self.assignment == "top-w" else ("padding", "reset")
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "no" if not self.is_causal else "weak" if self.assignment == "top-w" else "strict"
 
     @property

@@ -116,7 +116,7 @@ class SoftmaxAttention(Layer):
         return ("padding", "reset") if self.state_kind != "none" else ("padding", "reset", "window", "blocks")
 
     @property
-    def causal(self) -> Causality:
+    def causality(self) -> Causality:
         return "strict" if self.is_causal else "no"
 
     @property

@@ -8,8 +8,9 @@ Softmax attention that is trained on a random part of its source tokens, drawn a
 ``spread=s``, locally biased: the tokens are sorted by ``i + s K e_i`` with normal ``e_i``, and each block of
 ceil(K / 2) queries takes the K that lie around it in that order (``causal``: the K that end with it).
 
-Each layer has its own generator, so layers draw independently. A short last phase with ``ratio = 1`` and the average of
-several stochastic passes at inference are in ``methods.subsampling``.
+The draws come from torch's generator, as those of dropout do: ``torch.manual_seed`` makes a run reproducible, and
+activation checkpointing repeats them. Layers draw independently. ``methods.subsampling`` has a short last phase with
+``ratio = 1`` and the average of several stochastic passes at inference.
 
 In eval mode, and at ``ratio = 1``, this is softmax attention, streaming too: see ``layers.softmax``.
 
@@ -66,12 +67,9 @@ class SubsampledAttention(SoftmaxAttention):
         causal: each token sees itself and what came before.
         max_len: causal only: slots of the growing state.
         bias: biases in the four projections.
-        seed: makes the layer's generator. With None, training needs ``methods.subsampling.give_generators``, which
-            gives each layer of a model its own.
 
     Raises:
-        ArgumentError: a ratio outside (0, 1], a spread below 0, and as ``SoftmaxAttention``; in training mode, no
-            generator.
+        ArgumentError: a ratio outside (0, 1], a spread below 0, and as ``SoftmaxAttention``.
     """
 
     info = LayerInfo(
@@ -103,17 +101,15 @@ class SubsampledAttention(SoftmaxAttention):
         causal: bool = False,
         max_len: int | None = None,
         bias: bool = False,
-        seed: int | None = None,
     ) -> None:
         super().__init__(dim, heads=heads, causal=causal, max_len=max_len, bias=bias)
         self.config = {"dim": dim, "heads": heads, "ratio": ratio, "spread": spread, "causal": causal}
-        self.config |= {"max_len": max_len, "bias": bias, "seed": seed}
+        self.config |= {"max_len": max_len, "bias": bias}
         self.ratio = 1.0
         self.set_ratio(ratio)
         if spread is not None and not 0 <= spread < float("inf"):
             raise ArgumentError(f"ssa: spread: found {spread}, expected None or a number of 0 or more")
         self.spread = spread
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def set_ratio(self, ratio: float) -> None:
         """The part of the sources that training passes keep from now on; ``config`` follows.
@@ -129,20 +125,15 @@ class SubsampledAttention(SoftmaxAttention):
 
         Positions ``(R, G, K)`` and which of them are kept, as ``functional.sampled_attention`` takes them.
         """
-        if self.generator is None:
-            raise ArgumentError(
-                "ssa: generator: found none in training mode, expected one: give seed=, or call "
-                "methods.subsampling.give_generators(model, 0)"
-            )
         if self.spread is None:
-            return uniform_sources(usable, self.ratio, self.generator)
+            return uniform_sources(usable, self.ratio)
         tokens = usable.shape[1] - offset
         blocks = -(-tokens // max(1, -(-kept_sources(usable.shape[1], self.ratio) // 2)))
         size = -(-tokens // blocks)
         number = (usable.cumsum(1) - 1).clamp(min=0)[:, offset:]
         edge = torch.arange(blocks, device=usable.device) * size
         first, last = number[:, edge.clamp(max=tokens - 1)], number[:, (edge + size - 1).clamp(max=tokens - 1)]
-        return local_sources(usable, first, last, self.ratio, self.spread, self.generator, causal=self.is_causal)
+        return local_sources(usable, first, last, self.ratio, self.spread, causal=self.is_causal)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         if not self.training or self.ratio == 1:

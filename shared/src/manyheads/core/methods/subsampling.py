@@ -1,6 +1,5 @@
 """Training on a part of the source tokens, and what comes after (2306.01705), for any model with ``ssa`` layers.
 
-    subsampling.give_generators(model, 0)                                  # each layer draws on its own
     for step in range(steps):
         subsampling.set_ratio(model, ratio_at(step, steps, ratio=0.25, dense=0.1))     # the last tenth is dense
         …
@@ -30,14 +29,6 @@ def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
     return found
 
 
-def give_generators(model: nn.Module, seed: int, *, device: torch.device | str = "cpu") -> None:
-    """A generator for each ssa layer, all different. With several processes, give each its own seed."""
-    start = torch.Generator().manual_seed(seed)
-    for layer in subsampled_layers(model):
-        own = int(torch.randint(2**62, (), generator=start))
-        layer.generator = torch.Generator(device).manual_seed(own)
-
-
 def set_ratio(model: nn.Module, ratio: float) -> None:
     """All ssa layers keep this part of their sources in training from now on; 1 is dense."""
     for layer in subsampled_layers(model):
@@ -61,22 +52,23 @@ def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> floa
 def ensemble(model: nn.Module, run: Callable[[], Tensor], *, passes: int, seed: int = 0) -> Tensor:
     """The mean of ``run()`` over stochastic passes of the model: give it probabilities, not logits.
 
-    Only the ssa layers draw; the rest of the model stays in the mode it is in. Modes and generators are as before
-    afterwards. Raises :class:`ArgumentError` for less than one pass.
+    Only the ssa layers draw; the rest of the model stays in the mode it is in. The modes and torch's generators are as
+    before afterwards. Raises :class:`ArgumentError` for less than one pass.
     """
     if passes < 1:
         raise ArgumentError(f"subsampling: passes: found {passes}, expected 1 or more")
     layers = subsampled_layers(model)
-    before = [(layer.training, layer.generator) for layer in layers]
+    before = [layer.training for layer in layers]
+    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
     try:
-        give_generators(model, seed)
         for layer in layers:
             layer.train()
-        total = run()
-        for _ in range(passes - 1):
-            total = total + run()
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(seed)
+            total = run()
+            for _ in range(passes - 1):
+                total = total + run()
         return total / passes
     finally:
-        for layer, (training, generator) in zip(layers, before, strict=True):
+        for layer, training in zip(layers, before, strict=True):
             layer.train(training)
-            layer.generator = generator

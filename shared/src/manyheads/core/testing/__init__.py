@@ -36,7 +36,7 @@ def _always(case: Case, layer: Layer) -> bool:
 
 
 def _causal(case: Case, layer: Layer) -> bool:
-    return layer.causal == "strict"
+    return layer.causal
 
 
 def _streams(case: Case, layer: Layer) -> bool:
@@ -56,7 +56,7 @@ POINTS: Mapping[str, Point] = {
         Point(whole.bfloat16_is_close, _always),
         Point(whole.gradcheck_passes, lambda case, layer: not layer.info.surrogate),
         Point(whole.batch_rows_are_independent, _always),
-        Point(whole.permutation_is_respected, lambda case, layer: layer.causal == "no"),
+        Point(whole.permutation_is_respected, lambda case, layer: layer.causality == "no"),
         Point(whole.evaluation_is_deterministic, _always),
         Point(whole.weights_and_configuration_round_trip, _always),
         Point(whole.bad_input_is_refused, _always),

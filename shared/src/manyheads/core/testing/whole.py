@@ -16,7 +16,7 @@ from manyheads.core.testing.case import Case, close, refuses
 def shape_and_dtype_are_kept(case: Case) -> None:
     for dtype in (torch.float64, torch.float32):
         layer = case.layer(dtype)
-        single = (1,) * len(case.grid) if layer.tokens is None else case.grid
+        single = (1,) * len(case.grid) if layer.grid is None else case.grid
         for batch, grid in ((case.batch, case.grid), (1, case.grid), (case.batch, single)):
             x, context = case.x(batch=batch, grid=grid).to(dtype), case.context(batch=batch)
             y = layer(x, context=None if context is None else context.to(dtype)).y
@@ -73,7 +73,7 @@ def bfloat16_is_close(case: Case) -> None:
 
 
 def gradcheck_passes(case: Case) -> None:
-    grid = case.grid if case.layer().tokens is not None else tuple(min(g, 4) for g in case.grid)
+    grid = case.grid if case.layer().grid is not None else tuple(min(g, 4) for g in case.grid)
     small = Case(case.layer_class, case.config, case.dim, 2, grid, 3, case.seed)
     layer, context = small.layer(), small.context()
     inputs = (small.x().requires_grad_(),) + (() if context is None else (context.requires_grad_(),))
@@ -134,9 +134,10 @@ def bad_input_is_refused(case: Case) -> None:
         refuses(MaskError, lambda: layer(x, context=case.context(), mask=short), "padding", "a mask of another shape")
     foreign = (torch.zeros(case.batch, 1),) * 9
     refuses(StateError, lambda: layer(x, foreign, context=case.context()), "state", "the state of another layer")
-    if layer.tokens is not None:
-        short_x = case.x(grid=(layer.tokens - 1,))
-        refuses(ArgumentError, lambda: layer(short_x), str(layer.tokens), "another number of tokens")
+    if layer.grid is not None:
+        for axis, size in enumerate(layer.grid):
+            other_x = case.x(grid=(*layer.grid[:axis], size + 1, *layer.grid[axis + 1 :]))
+            refuses(ArgumentError, lambda x=other_x: layer(x), str(size), f"another size of grid axis {axis}")
     if layer.state_kind != "none":
         wrong = layer.init_state(case.batch + 1, dtype=x.dtype)
         refuses(StateError, lambda: layer(x, wrong), str(case.batch + 1), "a state of another batch size")
@@ -178,7 +179,7 @@ def padding_is_as_if_absent(case: Case) -> None:
         part = slice(row, row + 1)
         cut = None if context is None else context[part]
         y = layer(x[part], context=cut, mask=Mask(padding=padding[part])).y.flatten(1, -2)
-        if kept.any() and layer.tokens is None and len(case.grid) == 1:
+        if kept.any() and layer.grid is None and len(case.grid) == 1:
             shortened = layer(x[part][:, kept], context=cut).y
             close(y[:, kept], shortened, "valid tokens against the shortened sequence")
         assert torch.equal(y[:, ~kept], torch.zeros_like(y[:, ~kept])), "padded outputs are not 0"

@@ -188,10 +188,10 @@ def streaming_layer(config: LayerNetworkConfig) -> Layer:
         layer = kind(config.channels, **options)
     except TypeError as error:
         raise ArgumentError(f"layer: {config.layer}: options: found {sorted(options)}: {error}") from error
-    if layer.causal != "strict" or layer.state_kind not in ("recurrent", "window"):
+    if not layer.causal or layer.state_kind not in ("recurrent", "window"):
         able = sorted(info.name for info in list_layers(causal="strict", streaming=True))
         raise ArgumentError(
-            f"layer: found {config.layer!r} with {options or 'its defaults'}, causal {layer.causal!r}, state "
+            f"layer: found {config.layer!r} with {options or 'its defaults'}, causality {layer.causality!r}, state "
             f"{layer.state_kind!r}; expected a strictly causal one whose state does not grow: {', '.join(able)}, the "
             "attentions with causal=True and a window"
         )
