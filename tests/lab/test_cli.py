@@ -9,11 +9,12 @@ import os
 import stat
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
-from manyheads.core.errors import ArgumentError
+from manyheads.core.errors import ArgumentError, ManyheadsWarning
 from manyheads.lab.cli import main
 from manyheads.lab.command import Outcome, command_line, plain, run_commands
 from manyheads.lab.experiment_commands import overrides_first
@@ -300,3 +301,16 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_warnings_are_one_line_on_standard_error_without_a_path(capsys):
+    def command() -> Outcome:
+        """Warn twice."""
+        warnings.warn(ManyheadsWarning("the table:\nnot used: price"), stacklevel=1)
+        warnings.warn("of another library", UserWarning, stacklevel=1)
+        return Outcome({}, "done")
+
+    assert run_commands("toy", "Toy.", {"command": command}, ["command"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "done\n"
+    assert said.err == "warning: the table: not used: price\nwarning: of another library\n"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import http.server
 import io
 import lzma
+import random
 import threading
 import zipfile
 
@@ -13,7 +16,7 @@ import pytest
 
 from manyheads.core.errors import DataError, UnknownNameError
 from manyheads.lab import data
-from manyheads.lab.data import Dataset, Origin, find, read, verify, where
+from manyheads.lab.data import Dataset, Origin, decompressed, find, read, verify, where
 
 CONTENT = b"date,a\n2024-01-01,1\n" * 500
 
@@ -179,3 +182,44 @@ def test_names_and_aliases_are_found_and_others_get_the_nearest():
     assert find("t", toys) is toys[0]
     with pytest.raises(UnknownNameError, match="did you mean 'other'"):
         find("othr", toys)
+
+
+def _zipped(content, names=("my.csv",)):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+PACKED = {"gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress, "zip": _zipped, "none": bytes}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_compressed_files_are_known_by_their_content(kind):
+    assert decompressed(PACKED[kind](CONTENT), "my.csv") == CONTENT
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PACKED if kind != "none"])
+def test_a_truncated_or_changed_compressed_file_is_refused_or_reads_the_same(kind):
+    whole, rng = PACKED[kind](CONTENT), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        for raw in (bytes(damaged), whole[: rng.randrange(6, len(whole))]):
+            try:
+                content = decompressed(raw, "my.csv")
+            except DataError:
+                continue
+            # a bit of the header that says nothing, or of the mark of compression
+            assert content in (CONTENT, raw)
+
+
+def test_zips_of_several_files_workbooks_and_zstandard_are_named():
+    for raw, message in (
+        (_zipped(CONTENT, ("a.csv", "b.csv")), "found 2 files in the zip"),
+        (_zipped(CONTENT, ("xl/workbook.xml", "xl/styles.xml")), "found an Excel workbook"),
+        (b"\x28\xb5\x2f\xfd" + CONTENT, "found Zstandard compression"),
+    ):
+        with pytest.raises(DataError, match=f"my.csv: {message}"):
+            decompressed(raw, "my.csv")

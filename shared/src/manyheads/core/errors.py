@@ -17,6 +17,10 @@ class ManyheadsError(Exception):
     """Something that the caller can mend; the message says how."""
 
 
+class ManyheadsWarning(UserWarning):
+    """A result that is right but not all that was asked for; the message is one line that says what was left out."""
+
+
 class ArgumentError(ManyheadsError, ValueError):
     """An argument, a shape or a setting is not what the function takes."""
 

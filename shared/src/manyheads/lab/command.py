@@ -16,13 +16,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manyheads.core.errors import ArgumentError, ManyheadsError, UnknownNameError
+from manyheads.core.errors import ArgumentError, ManyheadsError, ManyheadsWarning, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
     try:
         if arguments[0] not in commands:
             raise UnknownNameError("command", arguments[0], commands)
-        outcome = _call(commands[arguments[0]], f"{prog} {arguments[0]}", arguments[1:])
+        with _warnings_as_lines():
+            outcome = _call(commands[arguments[0]], f"{prog} {arguments[0]}", arguments[1:])
         if first_process():
             _print_outcome(outcome, as_json)
     except ManyheadsError as error:
@@ -70,6 +72,19 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """Show every warning as one line on standard error, without the path and the source line that Python adds."""
+
+    def show(message: Warning | str, category: object, filename: str, lineno: int, file=None, line=None) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ManyheadsWarning)
+        warnings.showwarning = show  # ty: ignore[invalid-assignment]
+        yield
 
 
 def say(line: str) -> None:

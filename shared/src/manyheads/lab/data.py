@@ -7,11 +7,14 @@ and its compression, the decompressed content must have the declared sha256. Not
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +27,17 @@ from manyheads.lab.domain import installed_domains
 from manyheads.lab.files import write_atomically
 
 ENVIRONMENT = "MANYHEADS_DATA"
+# RuntimeError: a zip that is encrypted, or compressed by a method that Python lacks
+_DAMAGE = (
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -230,18 +244,49 @@ def _unpack(dataset: Dataset, raw: bytes, place: str, member: str | None = None)
     limit = max(dataset.bytes, 1 << 30 if dataset.sha256 is None else 0) + 1
     if not raw:
         raise DataError(f"{place} is empty: put a good copy of {dataset.filename} there")
+    return decompressed(raw, place, member=member, limit=limit)
+
+
+def decompressed(raw: bytes, place: str, *, member: str | None = None, limit: int = -1) -> bytes:
+    """The content of a gzip, xz, bzip2 or zip file, known by its first bytes; other content as it is.
+
+    Args:
+        raw: the bytes of the file.
+        place: name of the file in the errors.
+        member: the file inside a zip; without it the zip must hold one file only.
+        limit: most bytes of content; none below 0.
+
+    Raises :class:`DataError` for a truncated or damaged file and for Zstandard.
+    """
     try:
-        if member is not None:
-            with zipfile.ZipFile(io.BytesIO(raw)) as archive, archive.open(member) as stream:
+        if raw.startswith(b"\x1f\x8b"):
+            return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit)
+        if raw.startswith(b"\xfd7zXZ\x00"):
+            return lzma.LZMAFile(io.BytesIO(raw)).read(limit)
+        if raw.startswith(b"BZh"):
+            return bz2.BZ2File(io.BytesIO(raw)).read(limit)
+        if member is not None or raw.startswith(b"PK\x03\x04"):
+            archive = zipfile.ZipFile(io.BytesIO(raw))
+            with archive.open(member or _only_member(archive, place)) as stream:
                 return stream.read(limit)
-        if raw[:6] == b"\xfd7zXZ\x00":
-            with lzma.open(io.BytesIO(raw)) as stream:
-                return stream.read(limit)
-    except (lzma.LZMAError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(
             f"{place} is truncated or damaged ({type(error).__name__}): put a good copy of it there"
         ) from error
+    if raw.startswith(b"\x28\xb5\x2f\xfd"):
+        raise DataError(f"{place}: found Zstandard compression, expected gzip, xz, bzip2 or zip: unpack it (zstd -d)")
     return raw
+
+
+def _only_member(archive: zipfile.ZipFile, place: str) -> str:
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    if any(name.startswith("xl/") for name in names):
+        raise DataError(f"{place}: found an Excel workbook, expected a CSV file: save the sheet as CSV")
+    if len(names) != 1:
+        raise DataError(f"{place}: found {len(names)} files in the zip, expected one: unpack it and name the file")
+    return names[0]
 
 
 def _check(dataset: Dataset, content: bytes, place: str) -> bytes:
