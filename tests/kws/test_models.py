@@ -142,6 +142,46 @@ def test_a_stream_that_ends_gives_what_whole_gives(name: str) -> None:
     torch.testing.assert_close(joined[:, owed:], network.whole(x), atol=1e-10, rtol=0)
 
 
+def padded(rows: list[Tensor], beyond: float, more: int) -> tuple[Tensor, Tensor]:
+    """Clips of unequal lengths as one batch, with ``beyond`` and so many frames of it after the longest."""
+    together = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=beyond)
+    return torch.nn.functional.pad(together, (0, 0, 0, more), value=beyond), torch.tensor([len(row) for row in rows])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_clip_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
+    network, _ = awake(name)
+    rows = [frames(1, count, seed=count)[0] for count in (60, 33, 8)]
+    together, ends = padded(rows, torch.nan, network.lookahead)
+    logits = network(together, ends=ends).logits[:, network.lookahead // network.stride :]
+    for row, clip in zip(logits, rows, strict=True):
+        alone = network.whole(clip[None])[0]
+        torch.testing.assert_close(row[: len(alone)], alone, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_never_reads_padding(name: str) -> None:
+    """Logits, gradients and running statistics of clips of unequal lengths are the same whatever stands beyond their
+    ends, and however much of it."""
+    found = []
+    for beyond, more in ((torch.nan, 0), (1e3, 6)):
+        network, _ = awake(name)
+        network.train()
+        rows = [frames(1, count, seed=count)[0] for count in (60, 34, 8)]
+        together, ends = padded(rows, beyond, network.lookahead + more)
+        out = network(together.requires_grad_(), ends=ends)
+        late = network.lookahead // network.stride
+        said = [row[late : late + len(clip) // network.stride] for row, clip in zip(out.logits, rows, strict=True)]
+        torch.cat(said).square().sum().backward()
+        for row, clip in zip(together.grad, rows, strict=True):
+            assert (row[len(clip) :] == 0).all()
+        gradients = [torch.zeros(()) if p.grad is None else p.grad for p in network.parameters()]
+        found.append([*said, together.grad[:, :60], *gradients, *network.buffers(), *out.aux.values()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_folding_changes_nothing_and_leaves_no_batch_norm(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch.nn import functional
 
 from manyheads.core import create
 from manyheads.core.errors import CheckpointError
+from manyheads.kws.data import ClipBatch
 from manyheads.kws.models import from_reference, published
 from manyheads.kws.models.published import PARAMETERS
+from manyheads.kws.train import clip_scores
 from tests.kws.networks import CONFIGS, LABELS
 
 WORDS = tuple(f"word{n}" for n in range(35))
@@ -92,56 +95,99 @@ def memory_by_recurrence(u: Tensor, order: int, window: int) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def reference_forward(w: dict[str, Tensor], x: Tensor, spiking: bool) -> Tensor:
-    """The published arithmetic, channels first, straight from the description: ``(B, N, M)`` -> ``(B, N, labels)``."""
+class Fire(torch.autograd.Function):
+    """A step in the forward pass, the slope of a sigmoid of 4 (v - threshold) in the backward pass."""
 
-    def norm(name: str, y: Tensor) -> Tensor:
-        shape = (1, -1, 1)
-        mean, var = w[f"{name}.running_mean"].view(shape), w[f"{name}.running_var"].view(shape)
-        return (y - mean) / (var + 1e-5).sqrt() * w[f"{name}.weight"].view(shape) + w[f"{name}.bias"].view(shape)
+    @staticmethod
+    def forward(ctx, above: Tensor) -> Tensor:
+        ctx.save_for_backward(above)
+        return (above >= 0).to(above)
 
-    def fire(y: Tensor, threshold: float = 1.0) -> Tensor:
-        v, spikes = torch.zeros_like(y[:, :, 0]), []
-        for y_t in y.unbind(2):
-            v = v + (y_t - v) / 2
-            spike = (v >= threshold).to(y)
-            v = v * (1 - spike)
-            spikes.append(spike)
-        return torch.stack(spikes, 2)
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        s = torch.sigmoid(4 * ctx.saved_tensors[0])
+        return gradient * 4 * s * (1 - s)
 
-    def conv(name: str, y: Tensor) -> Tensor:
-        weight = w[f"{name}.weight"]
-        return functional.conv1d(y, weight, w.get(f"{name}.bias"), padding=weight.shape[2] // 2)
 
-    def linear(name: str, y: Tensor) -> Tensor:
-        return torch.einsum("oc,bcn->bon", w[f"{name}.weight"], y) + w[f"{name}.bias"].view(1, -1, 1)
+class Reference:
+    """The published arithmetic straight from the description, clip by clip, channels first: a clip is ``(M, N)`` with a
+    length N of its own. In training batch norm takes its statistics from the frames of all clips and keeps the running
+    ones in ``running``."""
 
-    y = x.mT
-    for n in range(4):
-        if not spiking:
-            y = norm(f"patch_embed.conv_layers.{n}.3", torch.relu(conv(f"patch_embed.conv_layers.{n}.0", y)))
+    def __init__(
+        self, weights: dict[str, Tensor], *, spiking: bool, lookahead: int = 5, training: bool = False
+    ) -> None:
+        self.w, self.spiking, self.training = weights, spiking, training
+        self.after = 1 if lookahead == 5 else 0  # frames to the right that each of the five convolutions of 3 sees
+        self.running: dict[str, Tensor] = {}
+
+    def norm(self, name: str, clips: list[Tensor]) -> list[Tensor]:
+        mean, var = self.w[f"{name}.running_mean"], self.w[f"{name}.running_var"]
+        if self.training:
+            every = torch.cat(clips, 1)
+            count = every.shape[1]
+            old = mean, var
+            mean = every.sum(1) / count
+            var = (every - mean[:, None]).square().sum(1) / count
+            self.running[f"{name}.running_mean"] = 0.9 * old[0] + 0.1 * mean.detach()
+            self.running[f"{name}.running_var"] = 0.9 * old[1] + 0.1 * var.detach() * count / (count - 1)
+            self.running[f"{name}.num_batches_tracked"] = self.w[f"{name}.num_batches_tracked"] + 1
+        scale, shift = self.w[f"{name}.weight"][:, None], self.w[f"{name}.bias"][:, None]
+        return [(y - mean[:, None]) / (var[:, None] + 1e-5).sqrt() * scale + shift for y in clips]
+
+    def fire(self, clips: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
+        found = []
+        for y in clips:
+            v, spikes = torch.zeros_like(y[:, 0]), []
+            for y_t in y.unbind(1):
+                v = v + (y_t - v) / 2
+                spikes.append(Fire.apply(v - threshold))
+                v = v * (1 - spikes[-1].detach())
+            found.append(torch.stack(spikes, 1))
+        return found
+
+    def conv(self, name: str, clips: list[Tensor]) -> list[Tensor]:
+        weight, bias = self.w[f"{name}.weight"], self.w.get(f"{name}.bias")
+        reach = weight.shape[2] - 1
+        after = self.after if reach else 0
+        return [functional.conv1d(functional.pad(y, (reach - after, after))[None], weight, bias)[0] for y in clips]
+
+    def linear(self, name: str, clips: list[Tensor]) -> list[Tensor]:
+        return [self.w[f"{name}.weight"] @ y + self.w[f"{name}.bias"][:, None] for y in clips]
+
+    def __call__(self, clips: list[Tensor]) -> list[Tensor]:
+        """Frames ``(N, M)`` of each clip -> logits ``(N, labels)`` of each."""
+        spiking, norm, fire, conv = self.spiking, self.norm, self.fire, self.conv
+        relu: Callable[[list[Tensor]], list[Tensor]] = lambda ys: [torch.relu(y) for y in ys]  # noqa: E731
+        add: Callable[..., list[Tensor]] = lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)]  # noqa: E731
+        ys = [clip.T for clip in clips]
+        for n in range(4):
+            if not spiking:
+                ys = norm(f"patch_embed.conv_layers.{n}.3", relu(conv(f"patch_embed.conv_layers.{n}.0", ys)))
+            else:
+                number = str(n) if n else ""
+                ys = conv(f"patch_embed.proj_conv{number}", ys)
+                side = fire(norm(f"patch_embed.proj_bn{number}", ys))
+                ys = side if n < 3 else add(ys, conv("patch_embed.rpe_conv", side))
+        ys = ys if spiking else add(ys, conv("patch_embed.rpe_conv", ys))
+        lmu = "block.0.attn.lmu"
+        zs = fire(norm("block.0.attn.prev_bn", ys), 0.5) if spiking else ys
+        us = self.linear(f"{lmu}.W_u", zs)
+        us = fire(norm(f"{lmu}.bn_u", us)) if spiking else relu(us)
+        ms = [memory_by_recurrence(u, ORDER, 32)[0].T for u in us]
+        ms = fire(norm(f"{lmu}.bn_m", ms)) if spiking else ms
+        hs = self.linear(f"{lmu}.W_h", [torch.cat([m, z]) for m, z in zip(ms, zs, strict=True)])
+        hs = fire(norm(f"{lmu}.bn_h", hs)) if spiking else relu(hs)
+        ys = add(ys, norm("block.0.attn.proj_bn", conv("block.0.attn.proj_conv", hs)))
+        if spiking:
+            zs = conv("block.0.mlp.fc1_conv", fire(norm("block.0.mlp.fc1_bn", ys)))
+            ys = add(ys, conv("block.0.mlp.fc2_conv", fire(norm("block.0.mlp.fc2_bn", zs))))
+            ys = fire(norm("head_bn", ys))
         else:
-            number = str(n) if n else ""
-            y = conv(f"patch_embed.proj_conv{number}", y)
-            side = fire(norm(f"patch_embed.proj_bn{number}", y))
-            y = side if n < 3 else y + conv("patch_embed.rpe_conv", side)
-    y = y if spiking else y + conv("patch_embed.rpe_conv", y)
-    lmu = "block.0.attn.lmu"
-    z = fire(norm("block.0.attn.prev_bn", y), 0.5) if spiking else y
-    site: Callable[[str, Tensor], Tensor] = lambda n, v: fire(norm(f"{lmu}.bn_{n}", v)) if spiking else torch.relu(v)  # noqa: E731
-    u = site("u", linear(f"{lmu}.W_u", z))
-    m = memory_by_recurrence(u[:, 0], ORDER, 32).mT
-    m = site("m", m) if spiking else m
-    h = site("h", linear(f"{lmu}.W_h", torch.cat([m, z], 1)))
-    y = y + norm("block.0.attn.proj_bn", conv("block.0.attn.proj_conv", h))
-    if spiking:
-        z = conv("block.0.mlp.fc1_conv", fire(norm("block.0.mlp.fc1_bn", y)))
-        y = y + conv("block.0.mlp.fc2_conv", fire(norm("block.0.mlp.fc2_bn", z)))
-        y = fire(norm("head_bn", y))
-    else:
-        z = functional.gelu(norm("block.0.mlp.fc1_bn", conv("block.0.mlp.fc1_conv", y)))
-        y = y + torch.relu(norm("block.0.mlp.fc2_bn", conv("block.0.mlp.fc2_conv", z)))
-    return linear("head", y).mT
+            zs = norm("block.0.mlp.fc1_bn", conv("block.0.mlp.fc1_conv", ys))
+            zs = [functional.gelu(z) for z in zs]
+            ys = add(ys, relu(norm("block.0.mlp.fc2_bn", conv("block.0.mlp.fc2_conv", zs))))
+        return [logits.T for logits in self.linear("head", ys)]
 
 
 @pytest.mark.parametrize("spiking", [False, True])
@@ -152,13 +198,75 @@ def test_reference_weights_give_the_published_arithmetic(spiking: bool, prefix: 
     weights = reference_weights(spiking)
     network.load_state_dict(from_reference({prefix + name: value for name, value in weights.items()}, network))
     x = torch.randn(3, 50, BINS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = reference_forward(weights, x, spiking)
+    expected = torch.stack(Reference(weights, spiking=spiking)(list(x)))
     assert expected.std() > 0.1
     if spiking:
         rates = network(x).aux
         assert min(rates.values()) > 0.01, min(rates, key=lambda site: float(rates[site]))
     torch.testing.assert_close(network.whole(x), expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(network.fold().whole(x), expected, atol=1e-10, rtol=0)
+
+
+LENGTHS = (50, 31, 7, 44)
+
+
+@pytest.mark.parametrize("lookahead", [5, 0])
+@pytest.mark.parametrize("spiking", [False, True])
+def test_training_is_the_published_arithmetic_over_the_frames_of_the_clips(spiking: bool, lookahead: int) -> None:
+    """Outputs, all gradients and the running statistics. Beyond a clip's end stands NaN."""
+    config = replace(CONFIGS["published-spiking" if spiking else "published"], lookahead=lookahead)
+    network = config.make(BINS, LABELS).double().train()
+    weights = reference_weights(spiking)
+    for name in ("u", "m") if spiking else ():
+        weights[f"block.0.attn.lmu.bn_{name}.weight"] *= 3  # so that they fire with the statistics of the clips too
+    network.load_state_dict(from_reference(weights, network))
+    draw = torch.Generator().manual_seed(3)
+    clips = [torch.randn(n, BINS, generator=draw, dtype=torch.float64).requires_grad_() for n in LENGTHS]
+    shares = [torch.randn(n, len(LABELS), generator=draw, dtype=torch.float64) for n in LENGTHS]
+
+    trained = [name for name in weights if name.endswith((".weight", ".bias"))]
+    for name in trained:
+        weights[name].requires_grad_()
+    reference = Reference(weights, spiking=spiking, lookahead=lookahead, training=True)
+    logits = reference(clips)
+    loss = sum((share * z.square()).sum() for share, z in zip(shares, logits, strict=True))
+    gradients = torch.autograd.grad(loss, [*clips, *(weights[name] for name in trained)])
+
+    frames = torch.full((len(clips), max(LENGTHS) + lookahead, BINS), torch.nan, dtype=torch.float64)
+    for row, clip in enumerate(clips):
+        frames[row, : len(clip)] = clip.detach()
+    frames.requires_grad_()
+    out = network(frames, ends=torch.tensor(LENGTHS))
+    found = [out.logits[row, lookahead : lookahead + n] for row, n in enumerate(LENGTHS)]
+    sum((share * z.square()).sum() for share, z in zip(shares, found, strict=True)).backward()
+
+    if spiking:
+        assert min(out.aux.values()) > 0.01, "a site is silent"
+    for ours, theirs in zip(found, logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    for row, n in enumerate(LENGTHS):
+        assert gradients[row].abs().max() > 1e-3
+        torch.testing.assert_close(frames.grad[row, :n], gradients[row], atol=1e-10, rtol=1e-10)
+        assert (frames.grad[row, n:] == 0).all(), "padding has no gradient"
+    theirs = dict(zip(trained, gradients[len(clips) :], strict=True)) | reference.running
+    expected = from_reference(theirs, network)
+    ours = dict(network.named_buffers()) | {name: p.grad for name, p in network.named_parameters()}
+    assert expected.keys() == network.state_dict().keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-10, rtol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_loss_hears_a_clip_to_its_end_and_no_further() -> None:
+    """What training minimises is the mean of the published logits over a clip's own frames."""
+    network = CONFIGS["published"].make(BINS, LABELS).double().train()
+    weights = reference_weights(False)
+    network.load_state_dict(from_reference(weights, network))
+    draw = torch.Generator().manual_seed(3)
+    clips = [torch.randn(n, BINS, generator=draw, dtype=torch.float64) for n in LENGTHS]
+    frames = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=9.0)
+    batch = ClipBatch(frames, torch.tensor(LENGTHS), torch.eye(4, dtype=torch.float64))
+    expected = torch.stack([z.mean(0) for z in Reference(weights, spiking=False, training=True)(clips)])
+    torch.testing.assert_close(clip_scores(network, batch)[0], expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(

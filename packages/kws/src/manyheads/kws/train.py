@@ -35,10 +35,12 @@ def mean_logits(logits: Tensor, lengths: Tensor, stride: int) -> Tensor:
 
 
 def clip_scores(model: Any, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean logits ``(B, C)`` and the spike rates by site; a look-ahead is fed with silence."""
+    """Mean logits ``(B, C)`` and the spike rates by site. Nothing after a clip's own frames is read, so that neither
+    depends on how long the other clips of a batch are, nor do the statistics of batch norm."""
     ahead = model.lookahead
     frames = functional.pad(batch.frames, (0, 0, 0, ahead)) if ahead else batch.frames
-    output = model(frames)
+    alike = not ahead and bool((batch.lengths == frames.shape[1]).all())
+    output = model(frames, ends=None if alike else batch.lengths.clamp_min(model.stride))
     return mean_logits(output.logits[:, ahead // model.stride :], batch.lengths, model.stride), output.aux
 
 

@@ -24,7 +24,7 @@ from manyheads.core.registry import find_layer, list_layers
 from manyheads.core.state import State
 from manyheads.kws.models.mixer import FeedForward
 from manyheads.kws.models.network import NetworkConfig, Passage, Product, step_macs
-from manyheads.kws.models.sites import ChannelAffine, affine_of, fold_norm
+from manyheads.kws.models.sites import ChannelAffine, affine_of, fold_norm, normalise
 from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 
@@ -75,11 +75,11 @@ class ResidualBlock(Stage):
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         first, second = state
-        x = passage.blank(x, delay, rate)
+        x, real = passage.blank(x, delay, rate), passage.real(x.shape[1], delay, rate)
         y, first = self.first(x, first)
-        y = passage.blank(torch.relu(self.first_norm(y)), delay, rate)
+        y = passage.blank(torch.relu(normalise(self.first_norm, y, real)), delay, rate)
         y, second = self.second(y, second)
-        return torch.relu(x + self.second_norm(y)), (first, second)
+        return torch.relu(x + normalise(self.second_norm, y, real)), (first, second)
 
     def products(self) -> list[Product]:
         return [Product(f"{self.name}.{n + 1}", step_macs(c), None) for n, c in enumerate((self.first, self.second))]
@@ -144,7 +144,7 @@ class LayerBlock(Stage):
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         real = passage.real(x.shape[1], delay, rate)
-        out = self.layer(self.norm(x), state, mask=None if real is None else Mask(padding=real))
+        out = self.layer(normalise(self.norm, x, real), state, mask=None if real is None else Mask(padding=real))
         for name, value in out.aux.items():
             if name.startswith("spike_rate"):
                 passage.rates[f"{self.prefix}{name}"] = value

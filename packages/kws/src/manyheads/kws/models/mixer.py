@@ -11,7 +11,7 @@ from manyheads.core.blocks.legendre_memory import LegendreMemory
 from manyheads.core.functional.legendre import impulse_response, legendre_system
 from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
-from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm
+from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm, normalise
 
 
 class LegendreMixer(nn.Module):
@@ -68,7 +68,8 @@ class LegendreMixer(nn.Module):
                 m, spiked = self.memory_site(m, spiked, passage, delay, rate)
             h = self.readout(m.to(x.dtype)) + self.skip(x)
         h, hidden = self.hidden_site(h, hidden, passage, delay, rate)
-        return self.output_norm(self.output(h)), (memory, (entry, inputs, spiked, hidden))
+        y = normalise(self.output_norm, self.output(h), passage.real(h.shape[1], delay, rate))
+        return y, (memory, (entry, inputs, spiked, hidden))
 
     def _remember(self, u: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
         """``u (B, T, K)`` -> ``(B, T, K q)`` and the last memory."""

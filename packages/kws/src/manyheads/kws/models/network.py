@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.errors import ArgumentError, StateError
@@ -55,26 +56,48 @@ class Product(NamedTuple):
 
 
 class Passage:
-    """What one call knows: where the stream began and ended, seen from its chunk, and the spike rates met."""
+    """What one call knows: where the streams began and ended, seen from their chunk, and the spike rates met.
 
-    def __init__(self, seen: Tensor | None = None, end: int | None = None, *, clip: bool = False) -> None:
-        self.seen, self.end = seen, end  # None: all frames are real
+    ``seen (B,)`` counts the frames before the chunk, up to the look-ahead; None where nothing comes late. ``end``, an
+    int or ``(B,)``, is the first frame of the chunk that is beyond a stream's end; None where they go on.
+    """
+
+    def __init__(self, seen: Tensor | None = None, end: Tensor | int | None = None, *, clip: bool = False) -> None:
+        self.seen, self.end = seen, end  # both None: all frames are real
         self.clip = clip  # the stream begins and ends here: nobody asks for the states
         self.rates: dict[str, Tensor] = {}
+        self._known: dict[tuple[int, int, int], Tensor | None] = {}  # every site of a stage asks the same
 
     def real(self, steps: int, delay: int, rate: int) -> Tensor | None:
         """``(B, steps)`` bool, True where a step of ``rate`` frames that is ``delay`` frames late lies in the stream;
         None where all do."""
-        if self.seen is None:
-            return None
-        at = torch.arange(steps, device=self.seen.device) * rate - delay
-        real = at + self.seen.unsqueeze(1) >= 0
-        return real if self.end is None else real & (at < self.end)
+        asked = steps, delay, rate
+        if asked not in self._known:
+            self._known[asked] = self._real(*asked)
+        return self._known[asked]
 
-    def blank(self, x: Tensor, delay: int, rate: int = 1) -> Tensor:
-        """``x (B, T, …)`` with 0 where the step lies outside of the stream."""
-        real = self.real(x.shape[1], delay, rate)
-        return x if real is None else x * real.view(*real.shape, *[1] * (x.dim() - 2)).to(x.dtype)
+    def _real(self, steps: int, delay: int, rate: int) -> Tensor | None:
+        known = self.end if self.seen is None else self.seen
+        if not isinstance(known, Tensor):
+            return None
+        at = torch.arange(steps, device=known.device) * rate - delay
+        begun = at >= 0 if self.seen is None else at + self.seen.unsqueeze(1) >= 0
+        if self.end is None:
+            return begun
+        return begun & (at < (self.end.unsqueeze(-1) if isinstance(self.end, Tensor) else self.end))
+
+    def enter(self, frames: Tensor) -> Tensor:
+        """The frames with 0 where they lie outside of the stream, whatever stood there."""
+        return _zeroed(frames, self.real(frames.shape[1], 0, 1))
+
+    def blank(self, x: Tensor, delay: int, rate: int) -> Tensor:
+        """``x (B, T, …)`` with 0 where the step lies outside of the stream. Without a look-ahead ``x`` as it is: no
+        step of a stream sees one beyond its end."""
+        return x if self.seen is None else _zeroed(x, self.real(x.shape[1], delay, rate))
+
+
+def _zeroed(x: Tensor, real: Tensor | None) -> Tensor:
+    return x if real is None else x.masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 2)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -151,13 +174,23 @@ class Network(nn.Module):
         zeros = torch.zeros(batch, dtype=torch.int64, device=device)
         return NetworkState(waiting, zeros, zeros.clone(), self.init_parts(batch, device=device, dtype=dtype))
 
-    def forward(self, frames: Tensor, state: NetworkState | None = None) -> NetworkOutput:
+    def forward(
+        self, frames: Tensor, state: NetworkState | None = None, *, ends: Tensor | None = None
+    ) -> NetworkOutput:
         """Any number of frames, none included.
+
+        ``ends (B,)`` are the frames of this call after which each stream is over: the later ones are padding, which no
+        output, no gradient and no statistic of batch norm reads; those that do not fill a step are let go. Before its
+        end a stream gives what it would give alone. The state is then of no use.
 
         Raises :class:`ArgumentError` for frames of another shape, :class:`StateError` for the state of another network
         or batch, and for rows that wait for different numbers of frames.
         """
         state = self._checked(frames, state)
+        if ends is not None and ends.shape != frames.shape[:1]:
+            raise ArgumentError(
+                f"{self.config.kind}: ends: found shape {tuple(ends.shape)}, expected ({frames.shape[0]},): one a row"
+            )
         held = _common(state.held) if self.stride > 1 else 0
         known = frames if held == 0 else torch.cat([state.waiting[:, self.stride - 1 - held :], frames], 1)
         steps = known.shape[1] // self.stride
@@ -168,7 +201,8 @@ class Network(nn.Module):
             state = state._replace(waiting=waiting, held=torch.full_like(state.held, known.shape[1] - used))
         if steps == 0:
             return NetworkOutput(frames.new_zeros(frames.shape[0], 0, len(self.labels)), state, {})
-        passage = Passage(state.seen if self.lookahead else None)
+        end = None if ends is None else torch.div(ends + held, self.stride, rounding_mode="floor") * self.stride
+        passage = Passage(state.seen if self.lookahead else None, end)
         logits, parts = self.run(known[:, :used], state.parts, passage)
         seen = (state.seen + used).clamp(max=self.lookahead) if self.lookahead else state.seen
         return NetworkOutput(logits, state._replace(seen=seen, parts=parts), passage.rates)
@@ -198,7 +232,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor] | Tensor) -> dict[str, Tensor]:
         """Sets the running statistics of every batch norm to those of ``batches`` of ``(B, T, M)``, averaged over
-        them, and gives the spike rates of the last one."""
+        them, each of its rows a whole clip, and gives the spike rates of the last one."""
         norms = [module for module in self.modules() if isinstance(module, SequenceBatchNorm)]
         momenta, was_training = [norm.momentum for norm in norms], self.training
         for norm in norms:
@@ -208,7 +242,9 @@ class Network(nn.Module):
         rates: dict[str, Tensor] = {}
         try:
             for frames in (batches,) if isinstance(batches, Tensor) else batches:
-                rates = self(frames).aux
+                ends = torch.full((frames.shape[0],), frames.shape[1], device=frames.device)
+                waited = functional.pad(frames, (0, 0, 0, self.lookahead))
+                rates = self(waited, ends=ends if self.lookahead else None).aux
         finally:
             self.train(was_training)
             for norm, momentum in zip(norms, momenta, strict=True):

@@ -74,14 +74,16 @@ class Site(nn.Module):
     def forward(self, x: Tensor, state: tuple[()], passage: Passage, delay: int, rate: int) -> tuple[Tensor, tuple[()]]:
         # x is a product's and nobody else's: without a gradient it may be written over, as fresh memory costs more
         function = (OVERWRITING if inference() else ACTIVATIONS)[self.activation]
-        y = normalise(self.norm, function(x)) if self.norm_last else function(normalise(self.norm, x))
+        real = passage.real(x.shape[1], delay, rate)
+        y = normalise(self.norm, function(x), real) if self.norm_last else function(normalise(self.norm, x, real))
         return y, ()
 
 
 class SpikeSite(nn.Module):
     """Spikes: leaky integrate-and-fire neurons after batch norm, ``x (B, T, …, C)``, one for each number of a step.
 
-    The state is their membranes ``(B, neurons)``. Outside of the stream neurons at rest get 0 and stay so.
+    The state is their membranes ``(B, neurons)``. Outside of the stream neurons get 0 and give 0: they could not fire,
+    but a surrogate has a slope below the threshold too.
     """
 
     def __init__(self, name: str, channels: int, *, positions: int = 1, threshold: float = 1.0) -> None:
@@ -94,9 +96,11 @@ class SpikeSite(nn.Module):
         return torch.zeros(batch, self.neurons, device=device, dtype=carried(dtype))
 
     def forward(self, x: Tensor, state: Tensor, passage: Passage, delay: int, rate: int) -> tuple[Tensor, Tensor]:
-        driven = passage.blank(normalise(self.norm, x), delay, rate)
+        real = passage.real(x.shape[1], delay, rate)
+        driven = passage.blank(normalise(self.norm, x, real), delay, rate)
         spikes, membrane = _fire(driven if x.dim() == 3 else driven.flatten(2), state, self.neuron)
-        passage.rates[self.name] = spike_rate(spikes, passage.real(spikes.shape[1], delay, rate))
+        spikes = passage.blank(spikes, delay, rate)
+        passage.rates[self.name] = spike_rate(spikes, real)
         return spikes if x.dim() == 3 else spikes.unflatten(2, x.shape[2:]), membrane
 
 
@@ -120,11 +124,17 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
     return y.add_(x) if inference() else x + y
 
 
-def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """``x (B, T, …, C)`` through a norm that takes ``(B, T, C)``."""
-    if x.dim() == 3 or not isinstance(norm, SequenceBatchNorm):
+def normalise(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+    """``x (B, T, …, C)`` through a norm that takes ``(B, T, C)``; in training the statistics are of the real steps
+    ``(B, T)`` and the others become 0."""
+    if not isinstance(norm, SequenceBatchNorm):
         return norm(x)
-    return norm(x.flatten(1, -2)).view(x.shape)
+    if real is None or not norm.training:
+        return norm(x.flatten(1, -2)).view(x.shape)
+    chosen = real.flatten().nonzero().squeeze(1)
+    packed = x.flatten(0, 1).index_select(0, chosen)
+    normed = norm(packed.flatten(0, -2).unsqueeze(0)).view(packed.shape)
+    return torch.zeros_like(x).flatten(0, 1).index_copy(0, chosen, normed).view(x.shape)
 
 
 def affine_of(norm: SequenceBatchNorm) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ class Stem(nn.Module):
     def forward(self, frames: Tensor, state: State, passage: Passage) -> tuple[Tensor, State]:
         windows, sites, position, membrane, held = state
         windows, sites = list(windows), list(sites)
-        x = passage.blank(frames, 0) if self.flat else passage.blank(frames, 0).unsqueeze(3)
+        x = passage.enter(frames) if self.flat else passage.enter(frames).unsqueeze(3)
         delay, rate = 0, 1
         convolutions, each_site = self.each_convolution, self.each_site
         for n, convolution in enumerate(convolutions):
