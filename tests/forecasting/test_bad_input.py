@@ -50,7 +50,11 @@ BAD = {
     "wrong frequency": (text(), ["--freq", "D"], r"line 3: found 2024-01-01 01:00:00, expected 2024-01-02 00:00:00 at"),
     "no frequency": (text(), ["--freq", "fortnight"], "freq: found 'fortnight', expected a pandas alias"),
     "constant channel": (text(**CONSTANT), [], r"column 'b' is constant \(3.5 in all 200 rows\).*--drop b"),
-    "too few rows": (text(20), ["--horizon", "18"], r"has 20 rows, fewer than look-back \+ horizon = 6 \+ 18"),
+    "too few rows": (
+        text(20),
+        ["--horizon", "6", "--model", "nlinear-cf", "--look-back", "18"],
+        r"has 20 rows, fewer than look-back \+ horizon = 18 \+ 6",
+    ),
     "two rows": (text(2), [], "has 2 rows: at least 3"),
     "season": (text(), ["--season", "0"], "season: found 0, expected 1 or more"),
     "empty file": ("", [], "is empty: give a CSV"),

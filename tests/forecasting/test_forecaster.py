@@ -38,7 +38,7 @@ def test_a_fit_is_the_ridge_of_the_standardised_rows(hourly):
     forecaster = Forecaster(6, model="nlinear-cf", look_back=24, levels=()).fit(hourly)
     values = hourly[["a", "b"]].to_numpy()
     scaler = Scaler.fit(values)
-    expected = fit_ridge(History(scaler.transform(values), 320, 24), 6, form="nlinear", look_back=24).map
+    expected = fit_ridge(History(scaler.transform(values), 320, 24, refit=True), 6, form="nlinear", look_back=24).map
     window = scaler.transform(values[-24:])[None]
     forecast = forecaster.predict()["y_hat"].to_numpy().reshape(2, 6).T
     np.testing.assert_allclose(forecast, scaler.inverse(expected.forecast(window)[0]), atol=1e-9)

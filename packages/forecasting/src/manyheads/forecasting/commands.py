@@ -11,7 +11,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.frames import Reading, read_panels
-from manyheads.forecasting.series import Panel
+from manyheads.forecasting.series import Panel, collected_warnings
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import check_suffix, write_atomically, write_figure
 
@@ -48,7 +48,8 @@ def fit(
     """
     from manyheads.forecasting.forecaster import Forecaster
 
-    forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
+    with collected_warnings([]):  # they are printed below
+        forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
     forecaster.save(out)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
     lines = [_panel_line(panel) for panel in document["panels"]]

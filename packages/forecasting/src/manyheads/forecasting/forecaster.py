@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,15 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
-from manyheads.forecasting.conformal import Intervals, calibrate, check_levels, windows_needed
+from manyheads.forecasting.conformal import Intervals, check_levels
+from manyheads.forecasting.fitting import FittedPanel, Recipe, fit_panel
 from manyheads.forecasting.frames import Reading, frequency, future_stamps, read_panels
-from manyheads.forecasting.models import find_model, fit_model
-from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
-from manyheads.forecasting.series import History, Panel, Scaler, collected_warnings
+from manyheads.forecasting.models import find_model
+from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.series import Panel, Scaler, fit_warning
 from manyheads.lab.files import write_atomically
 
 FORMAT = 1
-_CALIBRATION = 0.2  # of the rows
-
-
-@dataclass
-class FittedPanel:
-    """One panel's model, what it continues from, and its intervals."""
-
-    panel: Panel
-    scaler: Scaler
-    map: LinearMap
-    intervals: Intervals | None
-    warnings: tuple[str, ...] = field(default=())
 
 
 class Forecaster:
@@ -69,8 +58,24 @@ class Forecaster:
         self.panels: list[FittedPanel] = []
 
     def fit(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> Forecaster:
-        """Fits on all rows. Raises :class:`DataError` for bad tables and for fewer rows than look-back + horizon."""
-        self.panels = [self._fit_panel(panel) for panel in self._as_panels(data)]
+        """Fit on all rows; the models trained by gradient descent hold the last fifth out to stop in time.
+
+        A constant series, and one with too few rows, gets the naive forecast. :attr:`warnings` names these; without
+        :func:`manyheads.forecasting.series.collected_warnings` each is also a :class:`FitWarning`.
+        Raises :class:`DataError` for bad tables, and where every series is too short for the ``look_back`` asked for.
+        """
+        panels = self._as_panels(data)
+        recipe = self._recipe()
+        asked = recipe.asked_look_back
+        longest = max(panels, key=lambda panel: panel.rows, default=None)
+        if asked is not None and longest is not None and longest.rows < asked + self.horizon:
+            raise DataError(
+                f"{longest.name} has {longest.rows} rows, fewer than look-back + horizon = {asked} + {self.horizon}: "
+                "give more rows, a shorter look-back or a shorter horizon"
+            )
+        self.panels = [fit_panel(panel, recipe) for panel in panels]
+        for warning in self.warnings:
+            fit_warning(warning)
         return self
 
     def predict(self, horizon: int | None = None, *, data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
@@ -113,7 +118,7 @@ class Forecaster:
                     f"{panel.name} has {panel.rows} rows, too few for {windows} windows of {self.horizon} steps, "
                     f"{step} rows apart: ask for fewer windows or a shorter horizon"
                 )
-            part = self._fit_panel(_head(panel, first))
+            part = fit_panel(_head(panel, first), self._recipe())
             for index in range(windows):
                 origin = first + index * step
                 past = _head(panel, origin)
@@ -147,6 +152,11 @@ class Forecaster:
         arrays: dict[str, np.ndarray] = {}
         described = []
         for index, part in enumerate(self._fitted()):
+            if not isinstance(part.map, LinearMap):
+                raise ArgumentError(
+                    f"save: found the model {self.model!r}, which is no LinearMap, expected one that is: keep this "
+                    "Forecaster in memory"
+                )
             tail = part.panel.values[-max(part.map.look_back, 2 * part.panel.season) :]
             named = {
                 "weight": part.map.weight,
@@ -214,46 +224,8 @@ class Forecaster:
                 )
         return newest
 
-    def _fit_panel(self, panel: Panel) -> FittedPanel:
-        calibration = round(panel.rows * (1.0 - _CALIBRATION))
-        scaler = Scaler.fit(panel.values)
-        values = scaler.transform(panel.values)
-        found: list[str] = []
-        with collected_warnings(found):
-            final = self._fit_rows(values, panel)
-        warnings = (*panel.notes, *(f"{panel.name}: {message}" for message in found))
-        intervals = None
-        if self.levels:
-            try:
-                with collected_warnings([]):
-                    early = self._fit_rows(values[:calibration], panel)
-                intervals = calibrate(early, values, calibration, self.levels)
-            except DataError:
-                intervals = None
-            if intervals is None:
-                warnings = (
-                    *warnings,
-                    f"{panel.name}: {panel.rows} rows are too few for intervals ({windows_needed(self.levels)} or more "
-                    f"windows of {self.horizon} steps in the last fifth): none are given",
-                )
-        return FittedPanel(panel, scaler, final, intervals, warnings)
-
-    def _fit_rows(self, values: np.ndarray, panel: Panel) -> LinearMap:
-        rows = len(values)
-        spec = find_model(self.model)
-        asked = None if spec.own_look_back else self.look_back
-        look_back = asked or max(1, min(336, (rows - self.horizon) // 3))
-        auto = spec.joint
-        needed = self.horizon + (6 if auto else look_back)
-        if rows < needed:
-            raise DataError(
-                f"{panel.name} has {rows} rows, fewer than look-back + horizon = {needed - self.horizon} + "
-                f"{self.horizon}: give more rows, a shorter look-back or a shorter horizon"
-            )
-        train_end = rows if auto else max(round(rows * 0.8), look_back + self.horizon)
-        history = History(values, train_end, panel.season)
-        fitted = fit_model(self.model, history, [self.horizon], look_back=look_back, seed=self.seed)
-        return linear_map_of(fitted[self.horizon])
+    def _recipe(self) -> Recipe:
+        return Recipe(self.horizon, self.model, self.look_back, self.levels, self.seed)
 
     def _fitted(self) -> list[FittedPanel]:
         if not self.panels:

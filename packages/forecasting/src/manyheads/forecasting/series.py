@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,14 +48,27 @@ class Scaler:
 
     @classmethod
     def fit(cls, values_TC: np.ndarray) -> Scaler:
-        deviation = values_TC.std(axis=0)
-        return cls(values_TC.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
+        unit = power_of_two(values_TC)  # so that no square leaves the range of the numbers
+        mean, deviation = (values_TC / unit).mean(axis=0) * unit, (values_TC / unit).std(axis=0) * unit
+        return cls(mean, np.where(constant_channels(values_TC) | (deviation == 0), 1.0, deviation))
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         return (values - self.mean) / self.scale
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
         return values * self.scale + self.mean
+
+
+def power_of_two(values_TC: np.ndarray) -> np.ndarray:
+    """``(C,)`` powers of two near the largest value of each channel; a division by them rounds nothing."""
+    return np.exp2(np.frexp(np.abs(values_TC).max(axis=0))[1].clip(-1000, 1000))
+
+
+def constant_channels(values_TC: np.ndarray) -> np.ndarray:
+    """``(C,)`` bool: channels whose values differ by rounding errors at most, such as 0.3 and 0.1 + 0.2."""
+    highest, lowest = values_TC.max(axis=0), values_TC.min(axis=0)
+    largest = np.maximum(np.abs(highest), np.abs(lowest))
+    return highest / 2 - lowest / 2 <= 4 * np.finfo(np.float64).eps * largest
 
 
 @dataclass(frozen=True)
@@ -80,12 +94,14 @@ class History:
     not in here, so that no model can look at it.
 
     A model that does not choose anything on the validation rows may ignore them; one that refits on train and
-    validation says so.
+    validation says so. With ``refit`` the closed forms fit once more on all rows after their choices; the protocol of
+    the benchmark fits on the train rows alone.
     """
 
     values: np.ndarray  # (validation_end, C) float64, standardised by the train rows
     train_end: int
     season: int
+    refit: bool = False
 
     @property
     def rows(self) -> int:
@@ -100,18 +116,26 @@ class FitWarning(UserWarning):
     """Something about the data or the fit that the user should know; the benchmark and the commands show it."""
 
 
+_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+
+
+def fit_warning(message: str) -> None:
+    """Add the message to the list of :func:`collected_warnings`, or warn with :class:`FitWarning` outside of it."""
+    kept = _kept.get()
+    if kept is None:
+        warnings.warn(message, FitWarning, stacklevel=3)
+    elif message not in kept:
+        kept.append(message)
+
+
 @contextmanager
 def collected_warnings(kept: list[str]) -> Generator[None]:
-    """Inside, every :class:`FitWarning` is appended to ``kept`` (once); other warnings are shown as ever."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FitWarning)
+    """Append every :func:`fit_warning` of this thread to ``kept`` (once); filters of the process stay as they are."""
+    token = _kept.set(kept)
+    try:
         yield
-    for warning in caught:
-        text = str(warning.message)
-        if not issubclass(warning.category, FitWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif text not in kept:
-            kept.append(text)
+    finally:
+        _kept.reset(token)
 
 
 class FittedModel(Protocol):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from manyheads.forecasting.closed_form.auto import fit_auto
 from manyheads.forecasting.closed_form.normal_equations import Form
 from manyheads.forecasting.closed_form.ridge import fit_ridge, fit_ridges
-from manyheads.forecasting.series import FittedModel, FitWarning, History
+from manyheads.forecasting.series import FittedModel, History, fit_warning
 
 
 def fit_family(
@@ -19,7 +19,7 @@ def fit_family(
     *,
     look_back: int,
 ) -> list[dict[int, FittedModel]]:
-    """One ridge regression a member (``form``, ``individual``) and horizon. Warns with :class:`FitWarning`."""
+    """One ridge regression a member (``form``, ``individual``) and horizon. Warns by :func:`fit_warning`."""
     pairs = [(member["form"], member["individual"]) for member in members]
     fits = {h: fit_ridges(history, h, pairs, look_back=look_back) for h in horizons}
     _warn(message for of_horizon in fits.values() for fit in of_horizon for message in fit.warnings)
@@ -31,7 +31,7 @@ def fit_chosen(
 ) -> dict[int, FittedModel]:
     """Look-back and sharing chosen on validation with the penalty; ``look_back`` and ``seed`` are not used.
 
-    Warns with :class:`FitWarning`.
+    Warns by :func:`fit_warning`.
     """
     fits = {h: fit_ridge(history, h, form=form, look_back=None, individual=None) for h in horizons}
     _warn(message for fit in fits.values() for message in fit.warnings)
@@ -43,10 +43,10 @@ def fit_auto_maps(
 ) -> dict[int, FittedModel]:
     """``closed-form-auto`` for all horizons at once; it takes its own look-backs, so that ``look_back`` is not used.
 
-    Warns with :class:`FitWarning`.
+    Warns by :func:`fit_warning`.
     """
     if train_only:
-        history = History(history.values[: history.train_end], history.train_end, history.season)
+        history = replace(history, values=history.values[: history.train_end])
     fit = fit_auto(history, horizons)
     _warn(fit.warnings)
     return {h: fit.map.head(h) for h in horizons}
@@ -54,4 +54,4 @@ def fit_auto_maps(
 
 def _warn(messages: Iterable[str]) -> None:
     for message in dict.fromkeys(messages):
-        warnings.warn(message, FitWarning, stacklevel=3)
+        fit_warning(message)

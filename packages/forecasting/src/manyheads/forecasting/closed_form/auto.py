@@ -83,12 +83,15 @@ class _Problem:
     gram: np.ndarray  # (L, L)
     cross: np.ndarray  # (L, H)
     energy: np.ndarray  # (H,)
+    noise: float  # bound of the rounding error of each entry of the Gram matrix
 
     def __add__(self, other: _Problem) -> _Problem:
-        return _Problem(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+        noise = self.noise + other.noise
+        return _Problem(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy, noise)
 
     def __sub__(self, other: _Problem) -> _Problem:
-        return _Problem(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy)
+        noise = self.noise + other.noise
+        return _Problem(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy, noise)
 
 
 @dataclass(frozen=True)
@@ -179,15 +182,20 @@ def _problem(moments: Moments, plan: _Plan, steps: np.ndarray) -> _Problem:
     gram = past - past[last] - past[:, [last]] + past[last, last]
     residual = products[:, future] - products[:, index]
     energy = moments.squares[future] - 2.0 * products[index, future] + products[index, index]
-    return _Problem(gram, residual - residual[last], energy)
+    return _Problem(gram, residual - residual[last], energy, 4.0 * moments.noise)
 
 
 def _ensemble(problem: _Problem, look_backs: Sequence[int], rule: AutoRule, dtype: type) -> np.ndarray:
-    """Equal mean of the ridge solutions over look-backs and penalties, ``(L, H)``; short ones weigh only the end."""
+    """Equal mean of the ridge solutions over look-backs and penalties, ``(L, H)``; short ones weigh only the end.
+
+    Where the series stood still, the Gram matrix holds rounding errors only: the weights are 0, the forecast the prior.
+    """
     mean = np.zeros(problem.cross.shape)
     for look_back in look_backs:
         gram, cross = problem.gram[-look_back:, -look_back:], problem.cross[-look_back:].astype(dtype)
-        scale = max(np.trace(gram) / look_back, np.finfo(np.float32).tiny)
+        scale = np.trace(gram) / look_back
+        if scale * min(rule.penalties) <= look_back * problem.noise:
+            continue
         for penalty in rule.penalties:
             ridge = gram.astype(dtype)
             ridge.flat[:: look_back + 1] += penalty * scale

@@ -34,6 +34,7 @@ class Moments:
     side: np.ndarray  # (L + H,): sum of f[n] x[n + j], f the side feature: 1, or the deviation of the look-back
     side_energy: float  # sum of f[n]^2
     windows: int
+    noise: float = 0.0  # bound of the rounding error of each product
 
     @property
     def look_back(self) -> int:
@@ -56,6 +57,7 @@ class Moments:
             self.side + sign * other.side,
             self.side_energy + sign * other.side_energy,
             self.windows + int(sign) * other.windows,
+            self.noise + other.noise,
         )
 
 
@@ -71,7 +73,8 @@ def window_moments(series: np.ndarray, look_back: int, horizon: int, start: int,
         )
     reach = np.ascontiguousarray(series[start : stop - 1 + width], dtype=np.float64)
     squares, side = _running_sum(reach * reach, windows), _running_sum(reach, windows)
-    return Moments(_products(reach, look_back, windows), squares, side, float(windows), windows)
+    noise = float(reach @ reach) * np.finfo(np.float64).eps * (1 + np.log2(len(reach)))
+    return Moments(_products(reach, look_back, windows), squares, side, float(windows), windows, noise)
 
 
 def with_deviation(moments: Moments, series: np.ndarray, start: int) -> Moments:
@@ -83,10 +86,13 @@ def with_deviation(moments: Moments, series: np.ndarray, start: int) -> Moments:
 
 
 def look_back_deviation(series: np.ndarray, look_back: int) -> np.ndarray:
-    """Population standard deviation of ``series[n : n + L]`` for every ``n``, by running sums."""
+    """Population standard deviation of ``series[n : n + L]`` for every ``n``, by running sums; 0 where it is below their
+    rounding error."""
     centred = series - series.mean()
     mean = _running_sum(centred, look_back) / look_back
-    return np.sqrt(np.maximum(_running_sum(centred * centred, look_back) / look_back - mean * mean, 0.0))
+    variance = _running_sum(centred * centred, look_back) / look_back - mean * mean
+    noise = 8 * np.finfo(np.float64).eps * float(centred @ centred) / look_back
+    return np.sqrt(np.where(variance > noise, variance, 0.0))
 
 
 def _products(reach: np.ndarray, look_back: int, windows: int) -> np.ndarray:

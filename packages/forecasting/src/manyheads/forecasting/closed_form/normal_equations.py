@@ -42,20 +42,21 @@ class NormalEquations:
     side_cross: np.ndarray  # (H,): sum f r
     side_energy: float  # sum f^2
     windows: int
+    noise: float  # bound of the rounding error of each entry of the Gram matrix
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         return NormalEquations(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def without_side(self, fitted_on: NormalEquations) -> NormalEquations:
         """The same with the side feature regressed out of ``z`` and ``r`` by the coefficients of ``fitted_on``."""
-        a = fitted_on.side_gram / fitted_on.side_energy
-        c = fitted_on.side_cross / fitted_on.side_energy
+        energy = fitted_on.side_energy or 1.0  # 0 where every look-back is flat: then the sums with f are 0 too
+        a, c = fitted_on.side_gram / energy, fitted_on.side_cross / energy
         u, w, e = self.side_gram, self.side_cross, self.side_energy
         half = np.outer(u - 0.5 * e * a, a)
         gram = self.gram - half - half.T
         cross = self.cross - np.outer(u, c) - np.outer(a, w - e * c)
         energy = self.energy - 2 * c * w + e * c * c
-        return NormalEquations(gram, cross, energy, u - e * a, w - e * c, e, self.windows)
+        return NormalEquations(gram, cross, energy, u - e * a, w - e * c, e, self.windows, self.noise)
 
 
 def check_form(form: str) -> None:
@@ -77,7 +78,7 @@ def normal_equations(moments: Moments, form: Form) -> NormalEquations:
     """The sums for ``form``; linear in the moments, so that sums over channels may be taken before or after."""
     look_back = moments.look_back
     past, future = moments.products[:, :look_back], moments.products[:, look_back:]
-    energy = moments.squares[look_back:]
+    energy, noise = moments.squares[look_back:], moments.noise
     side_past, side_future = moments.side[:look_back], moments.side[look_back:]
     if form in ("nlinear", "rlinear"):
         v = level_weights(form, look_back)
@@ -87,7 +88,8 @@ def normal_equations(moments: Moments, form: Form) -> NormalEquations:
         future = future - level_past[:, None] - level_future[None, :] + level_energy
         energy = energy - 2 * level_future + level_energy
         side_past, side_future = side_past - side_level, side_future - side_level
-    return NormalEquations(past, future, energy, side_past, side_future, moments.side_energy, moments.windows)
+        noise *= 4.0  # four sums, each with its own
+    return NormalEquations(past, future, energy, side_past, side_future, moments.side_energy, moments.windows, noise)
 
 
 def moving_average(look_back: int, kernel_size: int = KERNEL_SIZE) -> np.ndarray:

@@ -58,6 +58,7 @@ def fit_ridge(
 ) -> RidgeFit:
     """Fits on the train windows; chooses the penalty by the exact error on all validation windows.
 
+    With ``history.refit`` the chosen penalty is fitted once more on the windows of all rows.
     ``look_back=None`` and ``individual=None`` are chosen the same way, among :data:`LOOK_BACKS` and both kinds of
     sharing. Where there are fewer validation windows than coefficients a step (``look_back``), nothing can be chosen
     on them: plain least squares (shared, with the shortest look-back) is fitted and a warning says so.
@@ -112,6 +113,8 @@ def fit_ridges(
         tried = (0.0,)
     stretches = [(0, train_windows), (first_validation, first_validation + validation_windows)]
     stretches = [(start, stop) for start, stop in stretches if stop > start]
+    if history.refit:
+        stretches.append((0, history.rows - look_back - horizon + 1))
     forms = dict.fromkeys(form for form, _ in members)
     solutions: dict[tuple[Form, bool], list[_Solution]] = {member: [] for member in members}
     pooled: dict[Form, list[NormalEquations]] = {}
@@ -123,12 +126,12 @@ def fit_ridges(
                 moments = [with_deviation(m, series, start) for m, (start, _) in zip(plain, stretches, strict=True)]
             problems = [normal_equations(m, form) for m in moments]
             if (form, True) in solutions:
-                solutions[form, True].append(_solve(problems, form, tried))
+                solutions[form, True].append(_solve(problems, form, tried, refit=history.refit))
             if (form, False) in solutions:
                 so_far = pooled.get(form)
                 pooled[form] = problems if so_far is None else [a + b for a, b in zip(so_far, problems, strict=True)]
     for form, problems in pooled.items():
-        solutions[form, False].append(_solve(problems, form, tried))
+        solutions[form, False].append(_solve(problems, form, tried, refit=history.refit))
     return [_as_fit(solutions[form, kind], form, kind, warnings) for form, kind in members]
 
 
@@ -154,37 +157,52 @@ def _as_fit(solutions: list[_Solution], form: Form, individual: bool, warnings: 
     )
 
 
-def _solve(problems: Sequence[NormalEquations], form: Form, penalties: tuple[float, ...]) -> _Solution:
-    """From the sums over the train windows and, where there are any, over the validation windows."""
-    train = problems[0]
-    problem = train.without_side(train)
-    root = penalty_root(form, problem.gram.shape[0])
-    gram, cross = problem.gram, problem.cross
-    if root is not None:
-        gram, cross = root.T @ gram @ root, root.T @ cross
-    values, vectors = np.linalg.eigh(gram)
-    rotated = vectors.T @ cross
-    basis = vectors if root is None else root @ vectors
-
-    def shrink(penalty: float) -> np.ndarray:
-        if penalty > 0:
-            return 1.0 / (np.maximum(values, 0.0) + penalty)
-        kept = values > _RANK_TOLERANCE * values[-1]
-        return np.where(kept, 1.0 / np.where(kept, values, 1.0), 0.0)
-
+def _solve(problems: Sequence[NormalEquations], form: Form, penalties: tuple[float, ...], *, refit: bool) -> _Solution:
+    """From the sums over the train windows, over the validation windows where there are any, and, with ``refit``, over
+    the windows of all rows, which the chosen penalty is fitted on in the end."""
+    *chosen_on, final = problems if refit else (*problems, problems[0])
+    train = _Decomposed.of(chosen_on[0], form)
     best, error = penalties[0], None
-    if len(problems) > 1:
-        held = problems[1].without_side(train)
-        held_gram = basis.T @ held.gram @ basis
-        agreement = np.einsum("ih,ih->i", rotated, basis.T @ held.cross)
-        overlap = held_gram * (rotated @ rotated.T)
+    if len(chosen_on) > 1:
+        held = chosen_on[1].without_side(chosen_on[0])
+        held_gram = train.basis.T @ held.gram @ train.basis
+        agreement = np.einsum("ih,ih->i", train.rotated, train.basis.T @ held.cross)
+        overlap = held_gram * (train.rotated @ train.rotated.T)
         energy = held.energy.sum()
         errors = [
             float(energy - 2.0 * (s @ agreement) + s @ overlap @ s) / (held.windows * len(held.energy))
-            for s in map(shrink, penalties)
+            for s in map(train.shrink, penalties)
         ]
         index = int(np.argmin(errors))
         best, error = penalties[index], errors[index]
-    weights = basis @ (shrink(best)[:, None] * rotated)
-    bias = (train.side_cross - train.side_gram @ weights) / train.side_energy
+    fitted = _Decomposed.of(final, form) if refit else train
+    weights = fitted.basis @ (fitted.shrink(best)[:, None] * fitted.rotated)
+    bias = (final.side_cross - final.side_gram @ weights) / (final.side_energy or 1.0)
     return _Solution(weights, bias, best, error)
+
+
+@dataclass(frozen=True)
+class _Decomposed:
+    """The eigen-decomposition of one Gram matrix, in the coordinates of the penalty."""
+
+    values: np.ndarray  # (L,)
+    basis: np.ndarray  # (L, L): from eigenvectors to weights
+    rotated: np.ndarray  # (L, H): the cross products in eigenvectors
+    noise: float  # eigenvalues below it are rounding errors
+
+    @classmethod
+    def of(cls, problem: NormalEquations, form: Form) -> _Decomposed:
+        free = problem.without_side(problem)
+        gram, cross, root = free.gram, free.cross, penalty_root(form, free.gram.shape[0])
+        if root is not None:
+            gram, cross = root.T @ gram @ root, root.T @ cross
+        values, vectors = np.linalg.eigh(gram)
+        basis = vectors if root is None else root @ vectors
+        return cls(values, basis, vectors.T @ cross, free.noise * len(values))
+
+    def shrink(self, penalty: float) -> np.ndarray:
+        """The factor of each eigenvector; plain least squares leaves out those without energy."""
+        if penalty > 0:
+            return 1.0 / (np.maximum(self.values, 0.0) + penalty)
+        kept = self.values > max(_RANK_TOLERANCE * self.values[-1], self.noise)
+        return np.where(kept, 1.0 / np.where(kept, self.values, 1.0), 0.0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manyheads.core.errors import DataError, UnknownNameError
+from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import FittedModel, History
 
 
@@ -72,3 +73,22 @@ def fit_naive(
     if reads > history.rows or (name == "drift" and reads < 2):
         raise DataError(f"{name} reads {reads} rows, the history has {history.rows}: give more rows or another model")
     return {horizon: Naive(name, reads, horizon, history.season) for horizon in horizons}
+
+
+def naive_map(values_TC: np.ndarray, season: int, horizon: int) -> LinearMap:
+    """The naive forecast of each channel as one map: the last value, or the last season where two were seen and it has
+    forecast these rows better."""
+    rows, channels = values_TC.shape
+    steps_back = np.ones((channels, horizon), dtype=int)
+    if season > 1 and rows >= 2 * season:
+        unit = np.abs(values_TC).max(axis=0) + np.finfo(np.float64).tiny
+        values = values_TC / unit
+        lags = np.unique(np.linspace(1, min(horizon, season), 12).round().astype(int))
+        # medians, so that a few wild values decide nothing
+        repeat = np.mean([np.median(np.abs(values[lag:] - values[:-lag]), axis=0) for lag in lags], axis=0)
+        seasonal = np.median(np.abs(values[season:] - values[:-season]), axis=0) < repeat
+        steps_back[seasonal] = season - np.arange(horizon) % season
+    look_back = int(steps_back.max())
+    weight = np.zeros((channels, look_back, horizon))
+    weight[np.arange(channels)[:, None], look_back - steps_back, np.arange(horizon)] = 1.0
+    return LinearMap(weight, np.zeros((channels, horizon)))
