@@ -137,11 +137,11 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
         model = linear_map_of(model)
     sane, kept = _sane_channels(model, history.values), np.zeros(len(constant), dtype=bool)
     kept[columns] = sane
-    for c in columns[~sane]:
-        notes.append(
-            f"{recipe.model} forecasts {panel.channels[c]} more than {_SANE:g} ranges away from its past: the naive "
-            "forecast is given"
-        )
+    notes += [
+        f"{recipe.model} forecasts {panel.channels[c]} more than {_SANE:g} ranges away from its past: the naive "
+        "forecast is given"
+        for c in columns[~sane]
+    ]
     if kept.all():
         return model, notes
     naive = naive_map(values, panel.season if panel.season <= model.look_back else 1, horizon)
@@ -158,7 +158,7 @@ def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
 
 
 def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels whose forecasts from the last window and from others stay within some ranges of the past."""
+    """``(C,)`` bool: channels whose forecasts, from the last window and from others, stay near the range of the past."""
     lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
     room = _SANE * (highest - lowest)
     windows = sliding_window_view(values_TC, model.look_back, axis=0)

@@ -86,8 +86,8 @@ def with_deviation(moments: Moments, series: np.ndarray, start: int) -> Moments:
 
 
 def look_back_deviation(series: np.ndarray, look_back: int) -> np.ndarray:
-    """Population standard deviation of ``series[n : n + L]`` for every ``n``, by running sums; 0 where it is below their
-    rounding error."""
+    """Population standard deviation of ``series[n : n + L]`` for every ``n``, by running sums; 0 where it is below
+    their rounding error."""
     centred = series - series.mean()
     mean = _running_sum(centred, look_back) / look_back
     variance = _running_sum(centred * centred, look_back) / look_back - mean * mean
