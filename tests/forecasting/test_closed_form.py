@@ -237,7 +237,7 @@ def test_auto_serves_every_horizon_with_one_fit_and_beats_repeat():
     values = seasonal(900)
     fit = fit_auto(History(values[:700], 600, 12), [6, 20])
     assert fit.borders == (6, 20)
-    assert (fit.prior, fit.guarded) == ("last value", False)
+    assert (fit.prior, fit.naive.any()) == ("last value", False)
     assert fit.map.horizon == 20
     repeat = LinearMap(np.eye(1, 5, 4).T.reshape(1, 5, 1).repeat(20, 2), np.zeros((1, 20)))
     assert score(fit.map, values, 700, 900).mse < 0.3 * score(repeat, values, 700, 900).mse
@@ -248,7 +248,7 @@ def test_auto_serves_every_horizon_with_one_fit_and_beats_repeat():
 def test_auto_forecasts_a_random_walk_by_repeating_it():
     values = np.random.default_rng(3).normal(size=(1200, 4)).cumsum(0)
     fit = fit_auto(History(values / values.std(0), 900, 5), [10])
-    assert fit.guarded
+    assert fit.naive.all()
     probe = np.random.default_rng(0).normal(size=(2, fit.map.look_back, 4))
     np.testing.assert_array_equal(fit.map.forecast(probe), np.repeat(probe[:, -1:], 10, axis=1))
 

@@ -125,13 +125,13 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
     look_back, train_end = recipe.asked_look_back or max(1, min(336, (rows - horizon) // 3)), rows
     if not find_model(recipe.model).joint:
         train_end = min(rows, max(round(rows * 0.8), look_back + horizon))
-    history = History(np.ascontiguousarray(values[:, columns]), train_end, panel.season, refit=True)
+    names = tuple(panel.channels[c] for c in columns)
+    history = History(np.ascontiguousarray(values[:, columns]), train_end, panel.season, refit=True, names=names)
     try:
         with collected_warnings(notes):
             model = fit_model(recipe.model, history, [horizon], look_back=look_back, seed=recipe.seed)[horizon]
     except DataError as error:
-        names = ", ".join(panel.channels[c] for c in columns)
-        notes.append(f"{names}: the naive forecast is given, for {recipe.model} cannot be fitted: {error}")
+        notes.append(f"{', '.join(names)}: the naive forecast is given, for {recipe.model} cannot be fitted: {error}")
         return naive_map(values, panel.season, horizon), notes
     if isinstance(model, Naive):
         model = linear_map_of(model)
@@ -158,7 +158,7 @@ def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
 
 
 def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels whose forecasts, from the last window and from others, stay near the range of the past."""
+    """``(C,)`` bool: channels whose forecasts, from the last window and others, stay near the range of the past."""
     lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
     room = _SANE * (highest - lowest)
     windows = sliding_window_view(values_TC, model.look_back, axis=0)

@@ -102,6 +102,7 @@ class History:
     train_end: int
     season: int
     refit: bool = False
+    names: tuple[str, ...] = ()  # of the channels, for warnings
 
     @property
     def rows(self) -> int:
@@ -110,6 +111,9 @@ class History:
     @property
     def channels(self) -> int:
         return self.values.shape[1]
+
+    def name(self, channel: int) -> str:
+        return self.names[channel] if self.names else f"channel {channel}"
 
 
 class FitWarning(UserWarning):

@@ -15,9 +15,11 @@ same for every panel:
    rows, at least three seasons and at most 2016 steps; its half; its third) and three penalties.
 4. *Pooling* is the one choice: own and shared get weights ``exp(-(e / e_min - 1) / 0.03)`` by their error ``e`` in
    purged, blocked cross-validation over the fitting rows (a training window's targets never meet a held-out target).
-5. *Guard.* Where the gain over Repeat in that cross-validation, with the pooling weights taken from the other folds, is
-   below two standard errors over folds, the forecast is Repeat, or the prior where that did better: what looks like a
-   random walk is treated as one.
+5. *Guard.* What looks like a random walk is treated as one. The gain over Repeat in that cross-validation, with the
+   pooling weights taken from the other folds, is measured for each channel in the folds in which it moves, and for the
+   panel as the median over channels. A channel keeps its model if its own gain is above two standard errors over folds,
+   or if that of the panel is and its own is no loss of two; otherwise its forecast is Repeat, or the prior where that
+   did better. Medians and votes of its own: no channel decides for the others.
 6. *Refit* of everything on all fitting rows.
 
 Source: our own, on the lines of SearchCast (2606.27282) and of 2403.14587; no figure of a test part enters the rule.
@@ -54,6 +56,7 @@ class AutoRule:
     folds: int = 4
     few_seasons: int = 30
     guard: float = 2.0  # standard errors
+    still: float = 0.01  # of a channel's mean error of Repeat: below it, the channel stands still in a fold
     steps_per_group: int = 12  # steps of each group that cross-validation looks at
 
 
@@ -70,9 +73,9 @@ class AutoFit:
     borders: tuple[int, ...]  # ends of the horizon groups
     prior: str  # "last value" or "seasonal naive"
     own_weights: np.ndarray  # (C, groups): weight of the channel's own ensemble; the shared one has the rest
-    gain: float | None  # relative gain over Repeat in cross-validation, mean over folds; None without folds
+    gain: float | None  # relative gain over Repeat in cross-validation, median over channels; None without folds
     gain_error: float | None  # its standard error
-    guarded: bool  # the forecast is naive
+    naive: np.ndarray  # (C,) bool: the channels that the guard gives the naive forecast
     warnings: tuple[str, ...] = ()
 
 
@@ -129,25 +132,30 @@ def fit_auto(history: History, horizons: Sequence[int], *, rule: AutoRule = RULE
     Raises :class:`DataError` where the rows are too few for one window, :class:`ArgumentError` for a horizon below 1.
     """
     plan = _plan(history.rows, history.season, horizons, rule)
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
+    guarded, prior_wins = np.zeros((2, history.channels), dtype=bool)
     if _foldable(plan, rule):
         errors, naive = _cross_validate(history, plan, rule)
-        own = _own_weights(errors.mean(axis=1), rule)
-        gains = _fold_gains(errors, naive[..., 0], rule)
-        gain, gain_error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-        guarded = not gain >= rule.guard * gain_error
-        prior_wins = naive[..., 1].sum() < naive[..., 0].sum()
+        own = _own_weights(errors.mean(axis=1), naive[..., 0].mean(axis=1), rule)
+        gain, gain_error, guarded = _guard(_mixed_errors(errors, naive[..., 0], rule), naive[..., 0].mean(axis=2), rule)
+        prior_wins = naive[..., 1].sum(axis=(1, 2)) < naive[..., 0].sum(axis=(1, 2))
     else:
         own, gain, gain_error = np.full((history.channels, len(plan.borders)), 0.5), None, None
-        guarded = prior_wins = False
-        warnings = (f"{plan.windows} windows are too few for cross-validation: own and shared weights are averaged",)
+        warnings.append(f"{plan.windows} windows are too few for cross-validation: own and shared weights are averaged")
     if history.channels == 1:
         own = np.ones_like(own)  # both ensembles are the same
-    if guarded:
-        name = plan.prior if prior_wins else "last value"
-        warnings = (f"no gain over naive forecasts was seen in cross-validation: the {name} is repeated",)
-    linear_map = _naive_map(plan, prior=prior_wins) if guarded else _refit(history, plan, own, rule)
-    return AutoFit(linear_map, plan.look_backs, plan.borders, plan.prior, own, gain, gain_error, guarded, warnings)
+    for wins, name in ((False, "last value"), (True, plan.prior)):
+        chosen = np.flatnonzero(guarded & (prior_wins == wins))
+        if len(chosen):
+            whose = "" if len(chosen) == history.channels else f"{', '.join(map(history.name, chosen))}: "
+            warnings.append(f"{whose}no gain over naive forecasts was seen in cross-validation: the {name} is repeated")
+    prior = _naive_map(plan, prior_wins)
+    linear_map = prior if guarded.all() else _refit(history, plan, own, rule)
+    if not guarded.all():
+        linear_map.weight[guarded] = np.broadcast_to(prior.weight, linear_map.weight.shape)[guarded]
+    return AutoFit(
+        linear_map, plan.look_backs, plan.borders, plan.prior, own, gain, gain_error, guarded, tuple(warnings)
+    )
 
 
 def _plan(rows: int, season: int, horizons: Sequence[int], rule: AutoRule) -> _Plan:
@@ -253,24 +261,47 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
     return errors, naive
 
 
-def _own_weights(errors: np.ndarray, rule: AutoRule) -> np.ndarray:
-    """``(C, groups, 2, 2)`` errors -> ``(C, groups)`` weights of the own ensemble."""
+def _own_weights(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.ndarray:
+    """``(C, groups, 2, 2)`` errors and ``(C, groups)`` of Repeat -> ``(C, groups)`` weights of the own ensemble."""
     alone = np.stack([errors[..., 0, 0], errors[..., 1, 1]], axis=-1)
-    alone = np.maximum(alone, np.finfo(float).tiny)
+    # below this, an error is rounding of the single-precision solutions
+    alone = np.maximum(alone, 1e-6 * repeat[..., None] + np.finfo(float).tiny)
     weights = np.exp(-(alone / alone.min(axis=-1, keepdims=True) - 1.0) / rule.temperature)
     return weights[..., 0] / weights.sum(axis=-1)
 
 
-def _fold_gains(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.ndarray:
-    """``(K,)``: relative gain over Repeat in each fold, mean over channels and groups, weights from the other folds."""
-    gains = []
+def _mixed_errors(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.ndarray:
+    """``(C, K)``: the error of the mixed ensembles in each fold, with weights from the other folds."""
+    mixed = []
     for k in range(errors.shape[1]):
-        own = _own_weights(np.delete(errors, k, axis=1).mean(axis=1), rule)
+        others = np.delete(errors, k, axis=1).mean(axis=1), np.delete(repeat, k, axis=1).mean(axis=1)
+        own = _own_weights(*others, rule)
         mix = np.stack([own, 1.0 - own], axis=-1)
-        mixed = np.einsum("cga,cgab,cgb->cg", mix, errors[:, k], mix)
-        moving = repeat[:, k] > 0  # a constant channel has nothing to gain
-        gains.append(np.mean(1.0 - mixed[moving] / repeat[:, k][moving]) if moving.any() else 0.0)
-    return np.array(gains)
+        mixed.append(np.einsum("cga,cgab,cgb->cg", mix, errors[:, k], mix).mean(axis=1))
+    return np.stack(mixed, axis=1)
+
+
+def _guard(mixed: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> tuple[float, float, np.ndarray]:
+    """``(C, K)`` errors of the ensembles and of Repeat -> the panel's gain, its standard error, and the channels that
+    get the naive forecast."""
+    # Repeat has no error to improve on in a fold in which the channel stands still
+    moving = repeat > rule.still * repeat.mean(axis=1, keepdims=True)
+    ratio = np.divide(mixed, repeat, out=np.ones_like(mixed), where=moving)
+    gains = np.where(moving, np.maximum(1.0 - ratio, -1.0), np.nan)
+    panel = np.array([np.median(fold[~np.isnan(fold)]) for fold in gains.T if not np.isnan(fold).all()])
+    gain, gain_error = _mean_and_error(panel)
+    found = [_mean_and_error(channel[~np.isnan(channel)]) for channel in gains]
+    wins = np.array([mean >= rule.guard * error for mean, error in found])
+    losses = np.array([mean <= -rule.guard * error for mean, error in found])
+    keeps = wins | (~losses if gain >= rule.guard * gain_error else False)
+    return gain, gain_error, ~keeps & (repeat.mean(axis=1) > 0)
+
+
+def _mean_and_error(gains: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error; no evidence either way from fewer than two folds."""
+    if len(gains) < 2:
+        return 0.0, np.inf
+    return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _refit(history: History, plan: _Plan, own: np.ndarray, rule: AutoRule) -> LinearMap:
@@ -294,8 +325,10 @@ def _prior_map(plan: _Plan, weights: np.ndarray) -> LinearMap:
     return LinearMap(weights, np.zeros(weights.shape[::2]))
 
 
-def _naive_map(plan: _Plan, *, prior: bool) -> LinearMap:
-    """The prior, or Repeat, as a map."""
-    weights = np.zeros((1, plan.look_back, plan.horizon))
-    weights[0, plan.prior_index if prior else plan.look_back - 1, np.arange(plan.horizon)] = 1.0
-    return LinearMap(weights, np.zeros((1, plan.horizon)))
+def _naive_map(plan: _Plan, prior_wins: np.ndarray) -> LinearMap:
+    """The prior of the channels where it wins, and Repeat of the others, as a map; shared where all agree."""
+    kinds = prior_wins[:1] if (prior_wins == prior_wins[0]).all() else prior_wins
+    weights = np.zeros((len(kinds), plan.look_back, plan.horizon))
+    for weight, prior in zip(weights, kinds, strict=True):
+        weight[plan.prior_index if prior else plan.look_back - 1, np.arange(plan.horizon)] = 1.0
+    return LinearMap(weights, np.zeros((len(kinds), plan.horizon)))
