@@ -11,6 +11,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.frames import Reading, read_panels
+from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, collected_warnings
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import check_suffix, write_atomically, write_figure
@@ -279,11 +280,13 @@ def _fit_report(forecaster: Forecaster, path: Path) -> Path:
     for part in forecaster.panels:
         page.section(part.panel.name)
         for name in part.panel.channels[:12]:
-            page.figure(_fan(forecaster, forecast, name), f"{name}: the past, the forecast and its intervals.")
-        page.figure(
-            plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
-            "What each step of the forecast takes from each step of the past.",
-        )
+            what = "the past and the forecast" if part.intervals is None else "the past, the forecast and its intervals"
+            page.figure(_fan(forecaster, forecast, name), f"{name}: {what}.")
+        if isinstance(part.map, LinearMap):
+            page.figure(
+                plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
+                "What each step of the forecast takes from each step of the past.",
+            )
     measured = forecaster.coverage()
     if len(measured):
         page.section("Measured coverage of the intervals")

@@ -164,7 +164,8 @@ def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
     windows = sliding_window_view(values_TC, model.look_back, axis=0)
     chosen = np.unique(np.linspace(0, len(windows) - 1, 50).round().astype(int))
     forecast = model.forecast(windows[chosen].swapaxes(1, 2))
-    return ((forecast >= lowest - room) & (forecast <= highest + room)).all(axis=(0, 1))
+    near = (forecast >= lowest - room) & (forecast <= highest + room)
+    return np.logical_and.reduce(near, axis=(0, 1))
 
 
 def _merged(model: LinearMap, columns: np.ndarray, kept: np.ndarray, naive: LinearMap) -> LinearMap:
