@@ -1,4 +1,4 @@
-"""The battery fits other kinds of layers, and it fails on broken ones: each control breaks one promise."""
+"""The battery fits every kind of layer, and each of its points fails on a layer that breaks it, in one and two axes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,167 @@ from manyheads.core.registry import create, list_layers
 from manyheads.core.testing import POINTS, Case, check_layer, points_of
 
 from .oracles import softmax_oracle
-from .toys import AverageState, AxisMean, Convolution, MovingAverage
+from .toys import AverageState, AxisMean, Convolution, MovingAverage, RowMixer, raster, raster_oracle
 
+PLAIN = {"heads": 2}
 CAUSAL = {"heads": 2, "causal": True}
 WINDOW = {"heads": 2, "causal": True, "window": 4}
+GROWING = {"heads": 2, "causal": True, "max_len": 32}
 
 
-@pytest.mark.parametrize(("layer", "grid"), [(MovingAverage, (7,)), (AxisMean, (3, 4)), (Convolution, (7,))])
-def test_toy_layers_pass(layer, grid):
-    assert "shape_and_dtype_are_kept" in check_layer(layer, grid=grid)
+@pytest.mark.parametrize("layer", [MovingAverage, AxisMean, Convolution, RowMixer])
+def test_toy_layers_pass(layer):
+    assert "shape_and_dtype_are_kept" in check_layer(layer)
+
+
+@pytest.mark.parametrize("config", [PLAIN, CAUSAL, WINDOW, GROWING])
+def test_attention_over_an_image_in_raster_order_passes(config):
+    passed = check_layer(raster(SoftmaxAttention), config, oracle=raster_oracle(softmax_oracle))
+    assert {"oracle_and_layer_agree", "mixing_matrix_gives_the_output"} <= set(passed)
 
 
 def test_recurrent_layers_owe_the_stream_points():
-    assert {"chunks_give_the_whole", "reset_is_as_if_run_apart"} <= set(points_of(Case(MovingAverage)))
+    for layer in (MovingAverage, raster(MovingAverage)):
+        assert {"chunks_give_the_whole", "reset_is_as_if_run_apart"} <= set(points_of(Case(layer)))
+
+
+def test_a_layer_of_fixed_height_and_width_is_checked_at_its_own_size():
+    case = Case(RowMixer, {"height": 2, "width": 5})
+    assert case.x().shape == (3, 2, 5, 6)
+    check_layer(RowMixer, {"height": 2, "width": 5})
+
+
+def test_crash_of_a_layer_names_the_point():
+    class Crashes(MovingAverage):
+        def mix(self, x, state, context, mask):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(AssertionError, match="shape_and_dtype_are_kept: shapes do not match"):
+        check_layer(Crashes)
+
+
+# Each of the following breaks one promise.
+
+
+class RoundsToFloat32(MovingAverage):
+    def mix(self, x, state, context, mask):
+        out = super().mix(x, state, context, mask)
+        return LayerOutput(out.y.float(), out.state)
+
+
+class ReadsStorage(SoftmaxAttention):
+    """As a kernel that takes strides for granted."""
+
+    def mix(self, x, state, context, mask):
+        return super().mix(x.as_strided(x.shape, torch.empty(x.shape).stride()), state, context, mask)
+
+
+class WrongScale(SoftmaxAttention):
+    def _split(self, x):
+        return super()._split(x) * 1.001
+
+
+class RoundsInHalf(MovingAverage):
+    """A sum that stands still in bfloat16."""
+
+    def mix(self, x, state, context, mask):
+        return super().mix((x + 300) - 300, state, context, mask)
+
+
+class CutGradient(MovingAverage):
+    def mix(self, x, state, context, mask):
+        out = super().mix(x, state, context, mask)
+        return LayerOutput(out.y + 0.1 * (x * x).detach(), out.state)
+
+
+class BatchLeak(SoftmaxAttention):
+    def mix(self, x, state, context, mask):
+        return super().mix(x + 0.01 * x.mean(0, keepdim=True), state, context, mask)
+
+
+class HiddenPosition(SoftmaxAttention):
+    def mix(self, x, state, context, mask):
+        place = torch.arange(x.shape[1], dtype=x.dtype).unsqueeze(-1)
+        return super().mix(x + 0.01 * place, state, context, mask)
+
+
+class HiddenMemory(MovingAverage):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.calls = 0
+
+    def mix(self, x, state, context, mask):
+        self.calls += 1
+        return super().mix(x + 0.1 * self.calls, state, context, mask)
+
+
+class ForgetsAnArgument(MovingAverage):
+    def __init__(self, dim, *, factor=1.0):
+        super().__init__(dim)
+        self.factor = factor
+
+    def mix(self, x, state, context, mask):
+        return super().mix(self.factor * x, state, context, mask)
+
+
+class TakesAnyMask(SoftmaxAttention):
+    def _check_mask(self, x, context, mask):
+        pass
+
+
+class TakesAnyState(MovingAverage):
+    def _checked_state(self, x, state):
+        if isinstance(state, AverageState) and state.mean.shape[0] == x.shape[0]:
+            return state
+        return self.init_state(x.shape[0], dtype=x.dtype)
+
+
+class TakesAnyGrid(RowMixer):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        if x.dim() == 4 and x.shape[-1] == self.dim:
+            x = x[:, : self.height]
+        return super().forward(x[:, :, : self.width], state, context=context, mask=mask)
+
+
+class ValuesSquared(SoftmaxAttention):
+    def _split(self, x):
+        return super()._split(x).square()
 
 
 class ShiftDropped(SoftmaxAttention):
     def _whole(self, q, k, v, mask):
         self.is_causal = False
+        return super()._whole(q, k, v, mask)
+
+
+class ChoosesByTheFuture(MovingAverage):
+    """Which form a token takes depends on a later token: no derivative shows it."""
+
+    def mix(self, x, state, context, mask):
+        later = torch.cat([x[:, 1:], x[:, -1:]], 1)[..., :1]
+        return super().mix(torch.where(later > 0, x, 2 * x), state, context, mask)
+
+
+class LeaksInsideARow(raster(MovingAverage)):
+    """Only a later column of the own row is seen: between rows all is well."""
+
+    def mix(self, x, state, context, mask):
+        return super().mix(x + 0.1 * x.mean(2, keepdim=True), state, context, mask)
+
+
+class ChoosesByItsRow(raster(MovingAverage)):
+    """The same without a derivative."""
+
+    def mix(self, x, state, context, mask):
+        return super().mix(torch.where(x[:, :, -1:, :1] > 0, x, 2 * x), state, context, mask)
+
+
+class SeesTooLittle(SoftmaxAttention):
+    """Claims full context and never looks at the first token."""
+
+    def _whole(self, q, k, v, mask):
+        v = torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, 1:]], 2)
+        k = torch.cat([torch.zeros_like(k[:, :, :1]), k[:, :, 1:]], 2)
         return super()._whole(q, k, v, mask)
 
 
@@ -48,9 +191,37 @@ class PaddingIgnored(SoftmaxAttention):
         return LayerOutput(out.y if mask.padding is None else out.y * mask.padding.unsqueeze(-1), out.state)
 
 
+class RootOfTheCount(MovingAverage):
+    """Divides by the number of real tokens: 0 in a padded row, whose output is set to 0 and whose gradient is NaN."""
+
+    def mix(self, x, state, context, mask):
+        out = super().mix(x, state, context, mask)
+        if mask.padding is None:
+            return out
+        share = (x * mask.padding.unsqueeze(-1)).sum(1, keepdim=True) / mask.padding.sum(1).view(-1, 1, 1)
+        y = torch.where(mask.padding.unsqueeze(-1), out.y + 0 * share, 0.0)
+        return LayerOutput(y, out.state)
+
+
 class ResetIgnored(SoftmaxAttention):
     def mix(self, x, state, context, mask):
         return super().mix(x, state, context, Mask(padding=mask.padding))
+
+
+class WindowOneTooShort(SoftmaxAttention):
+    def _keep(self, keys, values, kept):
+        state = super()._keep(keys, values, kept)
+        return state._replace(used=(state.used - 1).clamp(min=0))
+
+
+class StepOnItsOwn(MovingAverage):
+    """A step of its own that forgets to decay; chunks run through ``forward`` and are right."""
+
+    def step(self, x_t, state):
+        mean = state.mean
+        for token in x_t.view(len(mean), -1, self.dim).unbind(1):
+            mean = mean + (1 - torch.sigmoid(self.decay)) * token
+        return mean if x_t.dim() == 2 else mean.unsqueeze(1).expand_as(x_t), AverageState(mean)
 
 
 class StateWrittenInPlace(SoftmaxAttention):
@@ -61,36 +232,17 @@ class StateWrittenInPlace(SoftmaxAttention):
         return out
 
 
-class BatchLeak(SoftmaxAttention):
+class SharedClock(MovingAverage):
+    """The state of the first row decides for all."""
+
     def mix(self, x, state, context, mask):
-        return super().mix(x + 0.01 * x.mean(0, keepdim=True), state, context, mask)
-
-
-class WindowOneTooShort(SoftmaxAttention):
-    def _keep(self, keys, values, kept):
-        state = super()._keep(keys, values, kept)
-        return state._replace(used=(state.used - 1).clamp(min=0))
-
-
-class WrongScale(SoftmaxAttention):
-    def _split(self, x):
-        return super()._split(x) * 1.001
+        return super().mix(x, AverageState(state.mean + 0.1 * state.mean[:1]), context, mask)
 
 
 class DetachedState(SoftmaxAttention):
     def mix(self, x, state, context, mask):
         out = super().mix(x, state, context, mask)
         return LayerOutput(out.y, KeyValueState(*(leaf.detach() for leaf in out.state)))
-
-
-class HiddenMemory(MovingAverage):
-    def __init__(self, dim):
-        super().__init__(dim)
-        self.calls = 0
-
-    def mix(self, x, state, context, mask):
-        self.calls += 1
-        return super().mix(x + 0.1 * self.calls, state, context, mask)
 
 
 class GrowingForEver(MovingAverage):
@@ -102,34 +254,62 @@ class GrowingForEver(MovingAverage):
         return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
 
 
-class ValuesSquared(SoftmaxAttention):
-    def _split(self, x):
-        return super()._split(x).square()
+class DropsWhatDoesNotFit(SoftmaxAttention):
+    def _keep(self, keys, values, kept):
+        return super()._keep(keys, values, kept & (kept.cumsum(1) <= self.slots))
 
 
 CONTROLS = [
+    (RoundsToFloat32, {}, "shape_and_dtype_are_kept"),
+    (ReadsStorage, CAUSAL, "non_contiguous_input_is_fine"),
+    (WrongScale, CAUSAL, "oracle_and_layer_agree"),
+    (RoundsInHalf, {}, "bfloat16_is_close"),
+    (CutGradient, {}, "gradcheck_passes"),
+    (BatchLeak, CAUSAL, "batch_rows_are_independent"),
+    (HiddenPosition, PLAIN, "permutation_is_respected"),
+    (HiddenMemory, {}, "evaluation_is_deterministic"),
+    (ForgetsAnArgument, {"factor": 2.0}, "weights_and_configuration_round_trip"),
+    (TakesAnyMask, WINDOW, "bad_input_is_refused"),
+    (TakesAnyState, {}, "bad_input_is_refused"),
+    (ValuesSquared, CAUSAL, "mixing_matrix_gives_the_output"),
     (ShiftDropped, CAUSAL, "future_does_not_change_the_past"),
+    (ChoosesByTheFuture, {}, "future_does_not_change_the_past"),
+    (SeesTooLittle, CAUSAL, "future_does_not_change_the_past"),
     (MaskInverted, CAUSAL, "padding_is_as_if_absent"),
     (PaddingIgnored, CAUSAL, "padding_is_as_if_absent"),
-    (PaddingIgnored, WINDOW, "right_padding_leaves_the_state"),
+    (RootOfTheCount, {}, "fully_masked_rows_are_zero_with_finite_gradients"),
     (ResetIgnored, CAUSAL, "reset_is_as_if_run_apart"),
-    (StateWrittenInPlace, WINDOW, "nothing_is_changed_in_place"),
-    (BatchLeak, CAUSAL, "batch_rows_are_independent"),
     (WindowOneTooShort, WINDOW, "chunks_give_the_whole"),
-    (ValuesSquared, CAUSAL, "mixing_matrix_gives_the_output"),
-    (WrongScale, CAUSAL, "oracle_and_layer_agree"),
+    (StepOnItsOwn, {}, "steps_give_the_whole"),
+    (StateWrittenInPlace, WINDOW, "nothing_is_changed_in_place"),
+    (SharedClock, {}, "rows_of_a_state_are_independent"),
+    (PaddingIgnored, WINDOW, "right_padding_leaves_the_state"),
     (DetachedState, WINDOW, "gradient_flows_through_the_state"),
-    (HiddenMemory, {}, "evaluation_is_deterministic"),
     (GrowingForEver, {}, "state_does_not_grow"),
+    (DropsWhatDoesNotFit, GROWING, "growing_state_overflows_with_an_error"),
 ]
+ON_IMAGES = [
+    (TakesAnyGrid, {}, "bad_input_is_refused"),
+    (LeaksInsideARow, {}, "future_does_not_change_the_past"),
+    (ChoosesByItsRow, {}, "future_does_not_change_the_past"),
+]
+EVERY = [*CONTROLS, *((raster(broken), *rest) for broken, *rest in CONTROLS), *ON_IMAGES]
 
 
-@pytest.mark.parametrize(("broken", "config", "point"), CONTROLS, ids=[f"{c[0].__name__}-{c[2]}" for c in CONTROLS])
+@pytest.mark.parametrize(("broken", "config", "point"), EVERY, ids=[f"{c[0].__name__}-{c[2]}" for c in EVERY])
 def test_battery_fails_on(broken, config, point):
-    case = Case(broken, config, oracle=softmax_oracle if issubclass(broken, SoftmaxAttention) else None)
+    oracle = None
+    if issubclass(broken, SoftmaxAttention):
+        oracle = softmax_oracle if broken.info.grid_ranks == (1,) else raster_oracle(softmax_oracle)
+    case = Case(broken, config, oracle=oracle)
     assert point in points_of(case)
     with pytest.raises(AssertionError):
         POINTS[point].check(case)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_every_point_has_a_control_that_fails_it(rank):
+    assert {point for broken, _, point in EVERY if broken.info.grid_ranks == (rank,)} == set(POINTS)
 
 
 def test_check_layer_runs_all_examples_of_a_registered_layer():
@@ -148,3 +328,13 @@ def test_layers_are_listed_by_what_they_can():
     assert "softmax" in names(causal="strict", streaming=True, grid_rank=1)
     assert "softmax" not in names(causal="weak") + names(grid_rank=2) + names(streaming=False)
     assert "combiner-axial" in names(causal="strict", grid_rank=2, streaming=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "causality"),
+    [({}, "no"), ({"causal": True}, "weak"), ({"causal": True, "shared_qk": True, "assignment": "latest-w"}, "strict")],
+)
+def test_causal_is_true_for_strict_causality_only(config, causality):
+    layer = create("routing", dim=8, heads=2, local_heads=1, **config)
+    assert layer.causality == causality
+    assert layer.causal is (causality == "strict")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,26 @@ class AxisMean(Layer):
         return LayerOutput(x + self.mixing(x).mean(2, keepdim=True))
 
 
+class RowMixer(Layer):
+    """An image of fixed height and width: each row gets a learnt mix of all rows."""
+
+    info = LayerInfo(
+        name="toy-rows", title="toy", arxiv="", cost="", flops=lambda c, t: float(t), grid_ranks=(2,), positional=True
+    )
+
+    def __init__(self, dim, *, height=3, width=4):
+        super().__init__(dim, height=height, width=width)
+        self.height, self.width = height, width
+        self.mixing = nn.Linear(height, height)
+
+    @property
+    def grid(self):
+        return self.height, self.width
+
+    def mix(self, x, state, context, mask):
+        return LayerOutput(self.mixing(x.transpose(1, -1)).transpose(1, -1))
+
+
 class Convolution(Layer):
     """Strictly causal by FFT, not streamable, honours no mask."""
 
@@ -85,3 +106,24 @@ class Convolution(Layer):
     def mix(self, x, state, context, mask):
         wide = x.float() if x.dtype == torch.bfloat16 else x
         return LayerOutput(fft_convolution(wide.mT, self.kernel.to(wide.dtype)).mT.to(x.dtype))
+
+
+def raster(kind):
+    """The same layer on an image: tokens in raster order, a stream of rows."""
+
+    class Raster(kind):
+        info = replace(kind.info, grid_ranks=(2,))
+
+        def mix(self, x, state, context, mask):
+            out = super().mix(x.flatten(1, -2), state, context, mask)
+            return out._replace(y=out.y.view_as(x))
+
+    Raster.__name__ = f"Raster{kind.__name__}"
+    return Raster
+
+
+def raster_oracle(oracle):
+    def of_image(parameters, config, x, context, mask):
+        return oracle(parameters, config, x.flatten(1, -2), context, mask).view_as(x)
+
+    return of_image

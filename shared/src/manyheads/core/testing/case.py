@@ -21,6 +21,10 @@ Oracle = Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor, "Tensor | No
 class Case:
     """One layer in one configuration, with the inputs that the points use.
 
+    ``grid`` is the size of each grid axis: the layer's own where it is fixed, else small and odd unless given. Tokens
+    are counted in raster order, the last axis fastest. A stream runs along the first axis: one step is a token of a
+    sequence, a row of an image.
+
     ``oracle(parameters, config, x, context, mask) -> y`` is the slow reference: float64, differentiable, no state.
     ``parameters`` holds the layer's buffers too.
     """
@@ -29,10 +33,16 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     dim: int = 6
     batch: int = 3
-    grid: tuple[int, ...] = (7,)
+    grid: tuple[int, ...] = ()
     context_tokens: int = 5
     seed: int = 0
     oracle: Oracle | None = None
+
+    def __post_init__(self) -> None:
+        if not self.grid:
+            rank = min(self.layer_class.info.grid_ranks)
+            usual = {1: (7,), 2: (3, 4)}.get(rank, (2,) * rank)
+            object.__setattr__(self, "grid", self.layer().grid or usual)
 
     def generator(self, offset: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + offset)
@@ -63,6 +73,16 @@ class Case:
     @property
     def tokens(self) -> int:
         return math.prod(self.grid)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a stream: the size of the first grid axis."""
+        return self.grid[0]
+
+    @property
+    def row(self) -> int:
+        """Tokens a step."""
+        return math.prod(self.grid[1:])
 
     def masks(self) -> dict[str, Mask]:
         """One mask for each restriction that the configuration honours, and all of padding and reset together."""
@@ -99,11 +119,13 @@ def close_states(found: Any, expected: Any, what: str, tolerance: float = 1e-10)
 
 
 def refuses(kind: type[Exception], call: Callable[[], Any], part: str, what: str) -> None:
-    message = None
+    found: Exception | None = None
     try:
         call()
-    except kind as error:
-        message = str(error)
-    assert message is not None, f"{what} is accepted"
+    except Exception as error:
+        found = error
+    message = str(found)
+    assert found is not None, f"{what} is accepted"
+    assert isinstance(found, kind), f"{what} raises {type(found).__name__}, expected {kind.__name__}: {message}"
     assert part in message, f"{what} is refused, but the message does not name {part!r}: {message}"
     assert "\n" not in message, f"{what}: the message has more than one line"

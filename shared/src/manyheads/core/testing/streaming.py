@@ -1,7 +1,11 @@
-"""Points about states: chunks against the whole, rows, padding, gradients, size."""
+"""Points about states: chunks against the whole, rows of the batch, padding, gradients, size.
+
+A stream runs along the first grid axis, so that a chunk of an image is some of its rows; masks are by token.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,20 +19,20 @@ from manyheads.core.mask import Mask
 from manyheads.core.testing.case import Case, close, close_states, refuses
 
 
-def _splits(tokens: int) -> list[list[int]]:
-    ragged = [2, 0, 1, tokens - 3] if tokens > 3 else [tokens]
-    return [[1] * tokens, [tokens], ragged, [0, tokens - 1, 0, 1]]
+def _splits(steps: int) -> list[list[int]]:
+    ragged = [2, 0, 1, steps - 3] if steps > 3 else [steps]
+    return [[1] * steps, [steps], ragged, [0, steps - 1, 0, 1]]
 
 
 def _stream(layer: Layer, x: Tensor, sizes: Iterable[int], mask: Mask | None = None, state: Any = None) -> tuple:
-    outputs, at = [], 0
+    outputs, at, row = [], 0, math.prod(x.shape[2:-1])
     for size in sizes:
-        part = slice(at, at + size)
+        tokens = slice(at * row, (at + size) * row)
         cut = mask and Mask(
-            padding=None if mask.padding is None else mask.padding[:, part],
-            reset=None if mask.reset is None else mask.reset[:, part],
+            padding=None if mask.padding is None else mask.padding[:, tokens],
+            reset=None if mask.reset is None else mask.reset[:, tokens],
         )
-        out = layer(x[:, part], state, mask=cut)
+        out = layer(x[:, at : at + size], state, mask=cut)
         outputs.append(out.y)
         state, at = out.state, at + size
     return torch.cat(outputs, 1), state
@@ -38,26 +42,24 @@ def chunks_give_the_whole(case: Case) -> None:
     layer, x = case.layer(), case.x()
     for name, mask in {"no mask": None, **case.masks()}.items():
         whole = layer(x, mask=mask)
-        for sizes in _splits(case.tokens):
+        for sizes in _splits(case.steps):
             y, state = _stream(layer, x, sizes, mask)
             close(y, whole.y, f"chunks {sizes} ({name})")
             close_states(state, whole.state, f"chunks {sizes} ({name})")
 
 
-def step_is_forward_on_one_token(case: Case) -> None:
+def steps_give_the_whole(case: Case) -> None:
     layer, x = case.layer(), case.x()
-    state = other = layer.init_state(case.batch, dtype=x.dtype)
-    for t in range(case.tokens):
+    whole, state = layer(x), layer.init_state(case.batch, dtype=x.dtype)
+    for t in range(case.steps):
         y, state = layer.step(x[:, t], state)
-        out = layer(x[:, t : t + 1], other)
-        other = out.state
-        close(y, out.y[:, 0], f"step {t}", 1e-12)
-        close_states(state, other, f"step {t}", 1e-12)
+        close(y, whole.y[:, t], f"step {t}")
+    close_states(state, whole.state, "after the last step")
 
 
 def nothing_is_changed_in_place(case: Case) -> None:
     layer, x = case.layer(), case.x()
-    _, state = _stream(layer, x, [3])
+    state = layer(case.x(offset=12)).state
     before_x, before = x.clone(), trees.tree_map(torch.clone, state)
     buffers = {name: value.clone() for name, value in layer.state_dict().items()}
     first, second = layer(x, state), layer(x, state)
@@ -85,10 +87,10 @@ def rows_of_a_state_are_independent(case: Case) -> None:
 
 def right_padding_leaves_the_state(case: Case) -> None:
     layer, x = case.layer(), case.x()
-    for keep in range(case.tokens + 1):
-        padding = torch.arange(case.tokens).expand(case.batch, -1) < keep
+    for keep in range(case.steps + 1):
+        padding = torch.arange(case.tokens).expand(case.batch, -1) < keep * case.row
         padded = layer(x, mask=Mask(padding=padding)).state
-        close_states(padded, layer(x[:, :keep]).state, f"{keep} real tokens")
+        close_states(padded, layer(x[:, :keep]).state, f"{keep} real steps")
 
 
 def gradient_flows_through_the_state(case: Case) -> None:
@@ -96,13 +98,14 @@ def gradient_flows_through_the_state(case: Case) -> None:
     weights = torch.randn(x.shape, generator=case.generator(8), dtype=torch.float64)
     tensors = [x, *layer.parameters()]
     whole = torch.autograd.grad((layer(x).y * weights).sum(), tensors)
-    y, _ = _stream(layer, x, [3, 0, case.tokens - 3])
+    cut = case.steps // 2
+    y, _ = _stream(layer, x, [cut, 0, case.steps - cut])
     for a, b in zip(torch.autograd.grad((y * weights).sum(), tensors), whole, strict=True):
         close(a, b, "gradient of chunks with the state attached")
-    head = layer(x[:, :3])
-    tail = layer(x[:, 3:], trees.detach(head.state))
-    (grad,) = torch.autograd.grad((tail.y * weights[:, 3:]).sum(), x)
-    assert (grad[:, :3] == 0).all(), "a detached state lets a gradient through"
+    head = layer(x[:, :cut])
+    tail = layer(x[:, cut:], trees.detach(head.state))
+    (grad,) = torch.autograd.grad((tail.y * weights[:, cut:]).sum(), x)
+    assert (grad[:, :cut] == 0).all(), "a detached state lets a gradient through"
 
 
 def state_does_not_grow(case: Case) -> None:
@@ -110,7 +113,7 @@ def state_does_not_grow(case: Case) -> None:
     sizes = set()
     state = layer.init_state(case.batch, dtype=torch.float64)
     for index in range(6):
-        state = layer(case.x(grid=(2,), offset=20 + index), state).state
+        state = layer(case.x(grid=(1, *case.grid[1:]), offset=20 + index), state).state
         sizes.add(trees.nbytes(state))
     assert len(sizes) == 1, f"the state has {sorted(sizes)} bytes over time"
 
@@ -118,5 +121,6 @@ def state_does_not_grow(case: Case) -> None:
 def growing_state_overflows_with_an_error(case: Case) -> None:
     layer = case.layer()
     room = case.config["max_len"]
-    full = layer(case.x(grid=(room,))).state
-    refuses(StateError, lambda: layer(case.x(grid=(1,)), full), str(room), "one token more than there is room for")
+    full = layer(case.x(grid=(room // case.row, *case.grid[1:]))).state
+    more = case.x(grid=(1, *case.grid[1:]))
+    refuses(StateError, lambda: layer(more, full), str(room), "one step more than there is room for")

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.mask import Mask
@@ -77,8 +78,10 @@ def gradcheck_passes(case: Case) -> None:
     small = Case(case.layer_class, case.config, case.dim, 2, grid, 3, case.seed)
     layer, context = small.layer(), small.context()
     inputs = (small.x().requires_grad_(),) + (() if context is None else (context.requires_grad_(),))
-    passed = torch.autograd.gradcheck(lambda x, *c: layer(x, context=c[0] if c else None).y, inputs, fast_mode=False)
-    assert passed, "gradcheck"
+    try:
+        gradcheck(lambda x, *c: layer(x, context=c[0] if c else None).y, inputs, fast_mode=False)
+    except GradcheckError as error:
+        raise AssertionError(str(error)) from error
 
 
 def batch_rows_are_independent(case: Case) -> None:
@@ -152,10 +155,11 @@ def future_does_not_change_the_past(case: Case) -> None:
         for s in range(case.tokens):
             if s > t + reach:
                 assert jacobian[t, s] <= 1e-12, f"token {s} changes output {t}"
-    y, other = layer(x).y, case.x(offset=10)
+    y, past, future = layer(x).y.flatten(1, -2), x.flatten(1, -2), case.x(offset=10).flatten(1, -2)
     for t in range(case.tokens - reach - 1):
-        changed = torch.cat([x[:, : t + reach + 1], other[:, t + reach + 1 :]], 1)
-        close(layer(changed).y[:, : t + 1], y[:, : t + 1], f"outputs up to {t} with another future", 1e-12)
+        changed = torch.cat([past[:, : t + reach + 1], future[:, t + reach + 1 :]], 1).view_as(x)
+        found = layer(changed).y.flatten(1, -2)
+        close(found[:, : t + 1], y[:, : t + 1], f"outputs up to {t} with another future", 1e-12)
     if layer.info.full_context and not case.config.get("window"):
         for t in range(case.tokens):
             for s in range(t + 1):
@@ -199,9 +203,9 @@ def fully_masked_rows_are_zero_with_finite_gradients(case: Case) -> None:
 
 def reset_is_as_if_run_apart(case: Case) -> None:
     layer, x = case.layer(), case.x()
-    for at in range(case.tokens):
+    for at in range(case.steps):
         reset = torch.zeros(case.batch, case.tokens, dtype=torch.bool)
-        reset[:, at] = True
+        reset[:, at * case.row] = True
         y = layer(x, mask=Mask(reset=reset)).y
         apart = torch.cat([layer(x[:, :at]).y, layer(x[:, at:]).y], 1)
         close(y, apart, f"reset at {at}")
