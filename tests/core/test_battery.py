@@ -18,6 +18,7 @@ from .toys import AverageState, AxisMean, Convolution, MovingAverage, RowMixer, 
 PLAIN = {"heads": 2}
 CAUSAL = {"heads": 2, "causal": True}
 WINDOW = {"heads": 2, "causal": True, "window": 4}
+CROSS = {"heads": 2, "context_dim": 5}
 GROWING = {"heads": 2, "causal": True, "max_len": 32}
 
 
@@ -259,6 +260,52 @@ class DropsWhatDoesNotFit(SoftmaxAttention):
         return super()._keep(keys, values, kept & (kept.cumsum(1) <= self.slots))
 
 
+class PaddingRead(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out._replace(y=out.y + 0 * x.sum())
+
+
+class PaddingReadByGradient(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out._replace(y=out.y + (x - x.detach()).nan_to_num())
+
+
+class ContextPaddingRead(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out if context is None else out._replace(y=out.y + 0 * context.sum())
+
+
+class PaddedOutputHasAGradient(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out._replace(y=out.y + 0 * self.output.weight.sum())
+
+
+class DetachedWhenEmpty(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out if x.numel() else out._replace(y=out.y.detach())
+
+
+class EmptyContextIsNaN(SoftmaxAttention):
+    def forward(self, x, state=None, *, context=None, mask=None):
+        out = super().forward(x, state, context=context, mask=mask)
+        return out if context is None or context.shape[1] else out._replace(y=out.y * float("nan"))
+
+
+class StepsAlone(SoftmaxAttention):
+    def step(self, x_t, state):
+        return self(x_t.unsqueeze(1)).y.squeeze(1), ()
+
+
+class ChunksAlone(SoftmaxAttention):
+    def _checked_state(self, x, state):
+        return ()
+
+
 CONTROLS = [
     (RoundsToFloat32, {}, "shape_and_dtype_are_kept"),
     (ReadsStorage, CAUSAL, "non_contiguous_input_is_fine"),
@@ -278,7 +325,15 @@ CONTROLS = [
     (MaskInverted, CAUSAL, "padding_is_as_if_absent"),
     (PaddingIgnored, CAUSAL, "padding_is_as_if_absent"),
     (RootOfTheCount, {}, "fully_masked_rows_are_zero_with_finite_gradients"),
+    (PaddingRead, CAUSAL, "padding_is_never_read"),
+    (PaddingReadByGradient, CAUSAL, "padding_is_never_read"),
+    (ContextPaddingRead, CROSS, "padding_is_never_read"),
+    (PaddedOutputHasAGradient, CAUSAL, "padding_is_never_read"),
+    (DetachedWhenEmpty, CAUSAL, "empty_input_gives_empty_output"),
+    (EmptyContextIsNaN, CROSS, "empty_input_gives_empty_output"),
     (ResetIgnored, CAUSAL, "reset_is_as_if_run_apart"),
+    (StepsAlone, CAUSAL, "without_state_a_stream_is_refused"),
+    (ChunksAlone, CAUSAL, "without_state_a_stream_is_refused"),
     (WindowOneTooShort, WINDOW, "chunks_give_the_whole"),
     (StepOnItsOwn, {}, "steps_give_the_whole"),
     (StateWrittenInPlace, WINDOW, "nothing_is_changed_in_place"),

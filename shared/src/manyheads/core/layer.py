@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -39,6 +39,7 @@ class LayerInfo:
     grid_ranks: tuple[int, ...] = (1,)
     causal: tuple[Causality, ...] = ("no",)
     state: tuple[StateKind, ...] = ("none",)
+    streams_with: tuple[Mapping[str, Any], ...] = ()  # arguments that give a state where the defaults keep none
     lookahead: int = 0  # frames
     cross: bool = False  # takes a context
     masks: tuple[str, ...] = ()  # fields of Mask that are honoured
@@ -65,6 +66,9 @@ class Layer(nn.Module):
     """Base of all layers. A subclass has ``info``, keeps its arguments in ``config`` and implements :meth:`mix`.
 
     ``forward`` checks what it is given in one place: rank, width, masks, context and state; ``mix`` may rely on it.
+    It also handles padding on both sides: ``mix`` gets 0 in every padded token of ``x`` and ``context``, whatever the
+    caller's tensor holds there, and its output at padded tokens of ``x`` is replaced by 0. No gradient passes there.
+    An empty batch or sequence never reaches ``mix``.
     """
 
     info: ClassVar[LayerInfo]
@@ -128,20 +132,46 @@ class Layer(nn.Module):
         ``state=None`` starts afresh; any number of steps, zero included. Raises :class:`ArgumentError`,
         :class:`MaskError` and :class:`StateError` naming the argument, what was found and what was expected.
         """
+        x, context, mask = self._admitted(x, context, mask)
+        state = self._checked_state(x, state)
+        if x.numel() == 0:
+            return self._of_nothing(x, state)
+        out = self.mix(x, state, context, mask)
+        y = out.y if mask.padding is None else blank(out.y, mask.padding)
+        # autocast may have changed the dtype under way: a state keeps the one that it came with
+        return LayerOutput(y, tree_map(lambda new, old: new.to(old.dtype), out.state, state), out.aux)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step ``(B, D)`` of a stream: ``forward`` on one token.
+
+        Raises :class:`StateError` where the layer keeps no state as configured.
+        """
+        if self.state_kind == "none":
+            raise self._no_state("step")
+        y, state, _ = self(x_t.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
+        """The auxiliary losses and statistics of an empty ``x``."""
+        return {}
+
+    def _of_nothing(self, x: Tensor, state: State) -> LayerOutput:
+        """Empty output for empty input, with a gradient of 0 for ``x`` and every parameter."""
+        y = x
+        for parameter in self.parameters():
+            y = y + 0 * parameter.sum()
+        return LayerOutput(y, state, self.aux_of_nothing(x))
+
+    def _admitted(self, x: Tensor, context: Tensor | None, mask: Mask | None) -> tuple[Tensor, Tensor | None, Mask]:
+        """Input, context and mask once they are checked, with 0 in the padding."""
         mask = NO_MASK if mask is None else mask
         self._check_input(x, context)
         self._check_mask(x, context, mask)
-        state = self._checked_state(x, state)
-        if math.prod(x.shape[1:-1]) == 0:
-            return LayerOutput(x, state)
-        out = self.mix(x, state, context, mask)
-        # autocast may have changed the dtype under way: a state keeps the one that it came with
-        return out._replace(state=tree_map(lambda new, old: new.to(old.dtype), out.state, state))
-
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step ``(B, D)`` of a stream: ``forward`` on one token."""
-        y, state, _ = self(x_t.unsqueeze(1), state)
-        return y.squeeze(1), state
+        if mask.padding is not None:
+            x = blank(x, mask.padding)
+        if context is not None and mask.context_padding is not None:
+            context = blank(context, mask.context_padding)
+        return x, context, mask
 
     def _check_input(self, x: Tensor, context: Tensor | None) -> None:
         name, rank = self.info.name, x.dim() - 2
@@ -176,14 +206,15 @@ class Layer(nn.Module):
         mask.check(x.shape[0], math.prod(x.shape[1:-1]), None if context is None else context.shape[1])
 
     def _checked_state(self, x: Tensor, state: State | None) -> State:
-        fresh = self.init_state(0, device=x.device, dtype=x.dtype)
+        if self.state_kind == "none":
+            if state is not None:
+                raise self._no_state("state")
+            return ()
         if state is None:
-            return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if fresh != () else ()
-        name = self.info.name
+            return self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        name, fresh = self.info.name, self.init_state(0, device=x.device, dtype=x.dtype)
         if type(state) is not type(fresh) or (isinstance(state, tuple) and len(state) != len(fresh)):
             what = type(state).__name__ if state != () else "an empty state"
-            if fresh == ():
-                raise StateError(f"{name}: state: found {what}, but as configured this layer keeps none")
             raise StateError(f"{name}: state: found {what}, expected {type(fresh).__name__} (init_state makes one)")
         for found, expected in zip(leaves(state), leaves(fresh), strict=False):
             if found.shape[0] != x.shape[0]:
@@ -194,6 +225,23 @@ class Layer(nn.Module):
                     "it is of a layer of another configuration"
                 )
         return state
+
+    def _no_state(self, argument: str) -> StateError:
+        """The error for a stream through a layer that keeps no state, with the arguments that would give it one."""
+        ways = []
+        for wanted in self.info.streams_with:
+            changed = {key: value for key, value in wanted.items() if self.config.get(key) != value}
+            if self.config.get("context_dim") is not None:
+                changed["context_dim"] = None
+            ways.append(", ".join(f"{key}={value!r}" for key, value in changed.items()))
+        fix = f"build it with {' or with '.join(ways)}" if ways else "it has no streaming form, so give whole inputs"
+        found = "a step of a stream, expected whole inputs" if argument == "step" else "a state, expected None"
+        return StateError(f"{self.info.name}: {argument}: found {found}: it keeps none as configured; {fix}")
+
+
+def blank(x: Tensor, real: Tensor) -> Tensor:
+    """``x (B, *grid, D)`` with 0 where ``real (B, T)`` is False, and no gradient there."""
+    return torch.where(real.view(*x.shape[:-1], 1), x, x.new_zeros(()))
 
 
 def _axes(leaf: Tensor) -> str:

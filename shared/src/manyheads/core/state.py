@@ -1,6 +1,6 @@
 """Helpers for states: nested tuples (named or not) of tensors with the batch on the first axis, never changed in place.
 
-The empty tuple is the state of a layer that keeps none, so that stateless and streaming layers fit the same block.
+The empty tuple is the state that a layer returns if it keeps none; such a layer takes no state and refuses a stream.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.gates import create_gate
+from manyheads.core.errors import StateError
 from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -48,6 +49,8 @@ class GatedResidual(nn.Module):
         normed = self.norm(x)
         if isinstance(self.inner, Layer):
             y, state, aux = self.inner(normed, state, mask=mask)
-        else:
+        elif state is None or (isinstance(state, tuple) and not state):
             y, state, aux = self.inner(normed), (), {}
+        else:
+            raise StateError(f"gated residual: state: found {type(state).__name__}, expected (): F keeps none")
         return LayerOutput(self.gate(x, torch.relu(y)), state, aux)

@@ -113,6 +113,4 @@ class Activator(Layer):
         y = x + (self.gated(normed) if self.axis == "channel" else self.gated(normed.mT).mT)
         if self.feed_forward is not None:
             y = y + self.feed_forward(self.norm(y))
-        if mask.padding is not None:
-            y = y.masked_fill(~mask.padding.unsqueeze(-1), 0.0)
         return LayerOutput(y.unflatten(1, grid))

@@ -93,8 +93,7 @@ class AutoCorrelation(Layer):
             return LayerOutput(self.output(self._mixed(*parts, None)))
         order, real = pack_order(mask.padding)
         packed = (torch.where(real.unsqueeze(-1), pack(part, order), 0.0) for part in parts)
-        y = self.output(unpack(self._mixed(*packed, mask.padding.sum(1)), order, real))
-        return LayerOutput(torch.where(mask.padding.unsqueeze(-1), y, 0.0))
+        return LayerOutput(self.output(unpack(self._mixed(*packed, mask.padding.sum(1)), order, real)))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
         batch, tokens, _ = q.shape

@@ -93,8 +93,7 @@ class AxialAttention(Layer):
                 allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         mixed = attention(q, k, v, allowed=allowed, causal=self.is_causal and allowed is None)
         lines = (*(size for axis, size in enumerate(x.shape[:-1]) if axis != along), x.shape[along])
-        y = self.output(mixed.transpose(1, 2).flatten(2).view(*lines, -1).movedim(-2, along))
-        return LayerOutput(y if mask.padding is None else y * mask.padding.view(x.shape[:-1]).unsqueeze(-1))
+        return LayerOutput(self.output(mixed.transpose(1, 2).flatten(2).view(*lines, -1).movedim(-2, along)))
 
     def _lines(self, x: Tensor, along: int) -> Tensor:
         """``(B, *grid, D)`` -> ``(B times the other axes, H, L, E)``."""

@@ -91,6 +91,7 @@ class CombinerFixed(Layer):
         flops=_fixed_flops,
         causal=("no", "strict"),
         state=("none", "growing"),
+        streams_with=({"causal": True, "segment": 64, "max_len": 1024},),
         masks=("padding", "reset"),
         positional=True,
         lengths="any; the last segment may be short (its missing keys are masked)",
@@ -142,8 +143,7 @@ class CombinerFixed(Layer):
         qkv = torch.stack([self.query(x), self.key(x), self.value(x)], 2).unflatten(-1, (self.heads, -1))
         run = self._whole if self.max_len is None else self._stream
         mixed, state = by_episode(run, qkv, state, self.init_state, mask.padding, mask.reset)
-        y = self.output(mixed.flatten(2))
-        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+        return LayerOutput(self.output(mixed.flatten(2)), state)
 
     def _whole(self, qkv: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
         tokens = qkv.shape[1]

@@ -109,8 +109,7 @@ class CombinerAxial(Layer):
             parts = _rowmajor(q, k, v, self._split(named), held)
         along_row, along_column = parts
         mixed, _ = finish(merge(along_row, Partial(*(part.transpose(1, 2) for part in along_column))))
-        y = self.output(self._join(mixed, batch))
-        return LayerOutput(y if mask.padding is None else y * mask.padding.view(batch, rows, columns, 1))
+        return LayerOutput(self.output(self._join(mixed, batch)))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)  # (X, n, m, E)

@@ -69,6 +69,7 @@ class CombinerLogsparse(Layer):
         flops=_logsparse_flops,
         causal=("strict",),
         state=("none", "growing"),
+        streams_with=({"max_len": 1024},),
         masks=("padding", "reset"),
         positional=True,
         linear_in_value=True,
@@ -95,8 +96,7 @@ class CombinerLogsparse(Layer):
         qkv = torch.stack([self.query(x), self.key(x), self.value(x)], 2).unflatten(-1, (self.heads, -1))
         run = self._whole if self.max_len is None else self._stream
         mixed, state = by_episode(run, qkv, state, self.init_state, mask.padding, mask.reset)
-        y = self.output(mixed.flatten(2))
-        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+        return LayerOutput(self.output(mixed.flatten(2)), state)
 
     def _whole(self, qkv: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
         """What is padded at the right is in the future of every token that there is."""

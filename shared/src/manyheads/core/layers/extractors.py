@@ -123,7 +123,6 @@ class _Extractor(Layer):
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
-        x = x if mask.padding is None else torch.where(real.unsqueeze(-1), x, 0.0)
         place = episode_positions(real, mask.reset, state[1])
         length = self._length(place, real)
         source = x if self.extract is None else self.extract(x)
@@ -136,7 +135,7 @@ class _Extractor(Layer):
         y = self.adjust(x) * (total * root).to(x.dtype)
         if self.output is not None:
             y = self.output(y)
-        return LayerOutput(y if mask.padding is None else y * real.unsqueeze(-1), state)
+        return LayerOutput(y, state)
 
     def _length(self, place: Tensor, real: Tensor) -> int:
         """Positions in use. A compiled graph takes all there are, and cannot tell when an episode is too long."""

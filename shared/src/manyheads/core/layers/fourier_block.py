@@ -117,8 +117,7 @@ class FourierBlock(Layer):
             return LayerOutput(self.output(self._filtered(q, None)))
         order, real = pack_order(mask.padding)
         packed = torch.where(real.unsqueeze(-1), pack(q, order), 0.0)
-        y = self.output(unpack(self._filtered(packed, mask.padding.sum(1)), order, real))
-        return LayerOutput(torch.where(mask.padding.unsqueeze(-1), y, 0.0))
+        return LayerOutput(self.output(unpack(self._filtered(packed, mask.padding.sum(1)), order, real)))
 
     def _filtered(self, q: Tensor, lengths: Tensor | None) -> Tensor:
         wide = q.float() if q.dtype in (torch.bfloat16, torch.float16) else q

@@ -121,7 +121,4 @@ class GTrXL(Layer):
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         attended, state, _ = self.attention(x, state, mask=mask)
-        y = self.mlp(attended).y
-        if mask.padding is not None:
-            y = torch.where(mask.padding.unsqueeze(-1), y, 0.0)
-        return LayerOutput(y, state)
+        return LayerOutput(self.mlp(attended).y, state)

@@ -38,8 +38,8 @@ from torch.nn import functional
 
 from manyheads.core.blocks.field_linear import FieldLinear
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
-from manyheads.core.mask import NO_MASK, Mask
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, blank
+from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 _TITLE = "Hiformer: Heterogeneous Feature Interactions Learning with Transformers for Recommendation Systems"
@@ -107,19 +107,15 @@ class _FieldLayer(Layer):
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         rows = self._rows(x, mask)
-        if self.queries == self.fields:
-            return LayerOutput(rows)
-        before = x[:, : -self.queries]
-        if mask.padding is not None:
-            before = torch.where(mask.padding[:, : -self.queries, None], before, 0.0)
-        return LayerOutput(torch.cat([before, rows], 1))
+        return LayerOutput(rows if self.queries == self.fields else torch.cat([x[:, : -self.queries], rows], 1))
 
     def last(self, x: Tensor, *, mask: Mask | None = None) -> Tensor:
         """The last ``queries`` rows of ``forward``, ``(B, T, D)`` -> ``(B, queries, D)``, without the others' copy."""
-        mask = NO_MASK if mask is None else mask
-        self._check_input(x, None)
-        self._check_mask(x, None, mask)
-        return self._rows(x, mask)
+        x, _, mask = self._admitted(x, None, mask)
+        if x.shape[0] == 0:
+            return self._of_nothing(x, ()).y[:, -self.queries :]
+        rows = self._rows(x, mask)
+        return rows if mask.padding is None else blank(rows, mask.padding[:, -self.queries :])
 
     def prune(self, queries: int) -> Self:
         """A copy that computes the last ``queries`` fields only, with their parameters only.
@@ -147,8 +143,7 @@ class _FieldLayer(Layer):
         # from here on field-major, as FieldLinear computes: elementwise functions are twice as slow on the views
         rows = _swap(self.output(mixed)) + _swap(x[:, -self.queries :])
         hidden = functional.gelu(_swap(self.inner(_swap(self.inner_norm(rows)))))
-        rows = _swap(rows + _swap(self.outer(_swap(hidden))))
-        return rows if real is None else torch.where(real[:, -self.queries :, None], rows, 0.0)
+        return _swap(rows + _swap(self.outer(_swap(hidden))))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
         """Plain products: for some tens of tokens they take two thirds of the fused kernel's time."""

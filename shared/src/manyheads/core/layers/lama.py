@@ -49,7 +49,7 @@ from manyheads.core.functional import (
     visible,
 )
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
-from manyheads.core.mask import NO_MASK, Mask
+from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 CONTEXTS = ("mean", "learned")
@@ -141,6 +141,11 @@ class LowRankAttentionPooling(Layer):
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "recurrent", "window", "growing"),
+        streams_with=(
+            {"causal": True, "context": "learned"},
+            {"causal": True, "window": 128},
+            {"causal": True, "max_len": 1024, "context": "mean"},
+        ),
         masks=("padding", "reset"),
         positional=True,
         linear_in_value=True,
@@ -247,19 +252,18 @@ class LowRankAttentionPooling(Layer):
         if not self.is_causal:
             weights = self._average(h, real.unsqueeze(1))
             y = self.output(mix_shared(weights, self.value(h))).repeat(1, x.shape[1], 1)
-            aux = {"penalty": orthogonality_penalty(weights.squeeze(2))}
-            return LayerOutput(y if mask.padding is None else y * real.unsqueeze(-1), (), aux)
+            return LayerOutput(y, (), {"penalty": orthogonality_penalty(weights.squeeze(2))})
         if self.state_kind == "recurrent":
             mixed, state = self._running(h, hidden, state, real, mask.reset)
         else:
             mixed, state = self._stored(h, hidden, state, real, segment)
-        y = self.output(mixed)
-        return LayerOutput(y if mask.padding is None else y * real.unsqueeze(-1), state)
+        return LayerOutput(self.output(mixed), state)
+
+    def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
+        return {} if self.is_causal else {"penalty": x.sum()}
 
     def _encoded(self, x: Tensor, mask: Mask | None) -> tuple[Tensor, Tensor]:
-        mask = NO_MASK if mask is None else mask
-        self._check_input(x, None)
-        self._check_mask(x, None, mask)
+        x, _, mask = self._admitted(x, None, mask)
         if mask.reset is not None:
             raise MaskError("lama: mask.reset: found one, but a summary is of one episode")
         h, _, real, _ = self.encoder(x, None, mask)

@@ -87,6 +87,7 @@ class PoNet(Layer):
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "growing", "recurrent"),
+        streams_with=({"causal": True, "global_pooling": "running"}, {"causal": True, "max_len": 1024}),
         masks=("padding", "reset"),
         positional=True,
         lengths="any; the last segment may be short",
@@ -157,8 +158,7 @@ class PoNet(Layer):
 
         run = self._whole if not self.is_causal else self._causal if self.state_kind == "none" else self._stream
         mixed, state = by_episode(run, parts, state, self.init_state, mask.padding, mask.reset)
-        y = self.output(mixed)
-        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+        return LayerOutput(self.output(mixed), state)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

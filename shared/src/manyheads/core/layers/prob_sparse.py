@@ -175,8 +175,7 @@ class ProbSparse(Layer):
             return LayerOutput(self.output(self._mixed(*parts, lengths, ragged=False)))
         order, real = pack_order(mask.padding)
         mixed = self._mixed(*(pack(part, order) for part in parts), mask.padding.sum(1), ragged=True)
-        y = self.output(unpack(mixed, order, real))
-        return LayerOutput(torch.where(mask.padding.unsqueeze(-1), y, 0.0))
+        return LayerOutput(self.output(unpack(mixed, order, real)))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *, ragged: bool) -> Tensor:
         """``(B, T, D)`` of which the first ``lengths`` tokens of each row are real."""

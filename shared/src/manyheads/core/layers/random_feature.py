@@ -92,6 +92,7 @@ class RandomFeatureAttention(Layer):
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "growing"),
+        streams_with=({"causal": True, "max_len": 1024},),
         cross=True,
         masks=("padding", "reset", "window", "blocks", "context_padding"),
         full_context=False,  # a rectifier shuts some pairs off
@@ -181,13 +182,12 @@ class RandomFeatureAttention(Layer):
             keys, allowed, state = self._sources(x, state, mask)
         z, keys = (functional.pad(part, (0, 1), value=1.0) for part in (x, keys))
         scores = random_feature_scores(z, keys, self.weight)
-        count = torch.full_like(z[:1, :1, :1], keys.shape[1])
+        count = torch.full_like(z[:1, :1, :1], max(keys.shape[1], 1))
         if allowed is not None:
             scores = scores.masked_fill(~allowed.unsqueeze(1), 0.0)
             count = allowed.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)
         # The mean is taken after the sum: on the scores it would be kept for the backward pass once more.
-        y = self.output(mix_shared(scores, self.value(keys)) / count)
-        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+        return LayerOutput(self.output(mix_shared(scores, self.value(keys)) / count), state)
 
     def _sources(self, x: Tensor, state: State, mask: Mask) -> tuple[Tensor, Tensor | None, State]:
         """The keys ``(B, S, D)``, who sees them ``(B, T, S)`` (None for all), and the state after them."""

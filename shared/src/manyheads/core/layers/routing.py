@@ -124,6 +124,7 @@ class Routing(Layer):
         flops=_flops,
         causal=("no", "weak", "strict"),
         state=("none", "window"),
+        streams_with=({"causal": True, "shared_qk": True, "assignment": "latest-w"},),
         masks=("padding", "reset"),
         positional=True,
         full_context=False,
@@ -289,6 +290,12 @@ class Routing(Layer):
             mixed = unpack(mixed, order, real)
         aux = self._statistics((q, k), own, real) if self.training else {}
         return LayerOutput(self.output(mixed), state, aux)
+
+    def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.training:
+            return {}
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
+        return {"commitment": x.sum(), "cluster_counts": counts, "cluster_sums": sums}
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The local and the routing heads, ``(B, heads, T, E)`` each."""

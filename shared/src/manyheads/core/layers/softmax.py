@@ -68,6 +68,7 @@ class SoftmaxAttention(Layer):
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "window", "growing"),
+        streams_with=({"causal": True, "window": 128}, {"causal": True, "max_len": 1024}),
         cross=True,
         masks=("padding", "reset", "window", "blocks", "context_padding"),
         linear_in_value=True,
@@ -152,10 +153,7 @@ class SoftmaxAttention(Layer):
             mixed, state = self._whole(q, k, v, mask), ()
         else:
             mixed, state = self._stream(q, k, v, state, mask)
-        y = self.output(mixed.transpose(1, 2).flatten(2))
-        if mask.padding is not None:
-            y = y * mask.padding.unsqueeze(-1)
-        return LayerOutput(y, state)
+        return LayerOutput(self.output(mixed.transpose(1, 2).flatten(2)), state)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

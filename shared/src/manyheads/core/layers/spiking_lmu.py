@@ -132,6 +132,9 @@ class SpikingLegendreMemoryUnit(Layer):
             {f"spike_rate_{name}": spike_rate(spikes, told.real) for name, spikes in sites.items()},
         )
 
+    def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
+        return {f"spike_rate_{name}": x.sum() for name in ("input", "memory", "output")}
+
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], *, mask: Mask | None = None) -> dict[str, Tensor]:
         """Sets the running statistics of the three sites to those of ``batches`` of ``(B, T, D)``, averaged over them,

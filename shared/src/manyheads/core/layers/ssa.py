@@ -80,6 +80,7 @@ class SubsampledAttention(SoftmaxAttention):
         flops=_flops,
         causal=("no", "strict"),
         state=("none", "growing"),
+        streams_with=({"causal": True, "max_len": 1024},),
         masks=("padding", "reset", "window", "blocks"),
         lengths="any: ceil(ratio N) sources are kept, the last block of queries is padded inside",
         linear_in_value=True,
@@ -163,8 +164,7 @@ class SubsampledAttention(SoftmaxAttention):
         mixed = sampled_attention(q, k, v, sources, kept, offset=offset, allowed=allowed)
         if self.state_kind != "none":
             state = self._keep(k, v, usable & (segments == segment[:, -1:]))
-        y = self.output(mixed.transpose(1, 2).flatten(2))
-        return LayerOutput(y if mask.padding is None else y * mask.padding.unsqueeze(-1), state)
+        return LayerOutput(self.output(mixed.transpose(1, 2).flatten(2)), state)
 
 
 def _for_blocks(seen: Tensor, sources: Tensor) -> Tensor:

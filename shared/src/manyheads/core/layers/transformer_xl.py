@@ -133,7 +133,7 @@ class TransformerXL(Layer):
         order = real = None
         if mask.padding is not None:
             order, real = pack_order(mask.padding)
-            x, episode = torch.where(real.unsqueeze(-1), pack(x, order), 0.0), episode.gather(1, order)
+            x, episode = pack(x, order), episode.gather(1, order)
         known = torch.cat([state.inputs, x], 1)
         y = self._attend(self.norm(known), self._first(state.used, episode))
         if order is not None and real is not None:

@@ -124,3 +124,18 @@ def growing_state_overflows_with_an_error(case: Case) -> None:
     full = layer(case.x(grid=(room // case.row, *case.grid[1:]))).state
     more = case.x(grid=(1, *case.grid[1:]))
     refuses(StateError, lambda: layer(more, full), str(room), "one step more than there is room for")
+
+
+def without_state_a_stream_is_refused(case: Case) -> None:
+    """The message names the arguments that give a state, and with them there is one."""
+    layer, x = case.layer(), case.x()
+    ways = layer.info.streams_with
+    names = [f"{key}={value!r}" for way in ways for key, value in way.items() if layer.config.get(key) != value]
+    for part in names or ["no streaming form"]:
+        refuses(StateError, lambda: layer(x, (), context=case.context()), part, "a state")
+        refuses(StateError, lambda: layer.step(x[:, 0], ()), part, "a step")
+        refuses(StateError, lambda: layer.step(x[:, 0], None), part, "a first step")
+    for way in ways:
+        config = {**layer.config, "context_dim": None, **way}
+        made = type(layer)(**{key: value for key, value in config.items() if key in layer.config})
+        assert made.state_kind != "none", f"{dict(way)} gives no state"

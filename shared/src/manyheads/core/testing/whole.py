@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from manyheads.core import state as trees
 from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
 from manyheads.core.methods.mixing_matrix import influence, recover
 from manyheads.core.testing.case import Case, close, refuses
@@ -209,3 +211,85 @@ def reset_is_as_if_run_apart(case: Case) -> None:
         y = layer(x, mask=Mask(reset=reset)).y
         apart = torch.cat([layer(x[:, :at]).y, layer(x[:, at:]).y], 1)
         close(y, apart, f"reset at {at}")
+
+
+FILLS = (float("nan"), float("inf"), float("-inf"), 1e30)
+
+
+def padding_is_never_read(case: Case) -> None:
+    """Whatever padded tokens hold, and whatever gradient comes back to them, all else is equal to the last bit."""
+    for name, mask in case.masks().items():
+        if mask.padding is None and mask.context_padding is None:
+            continue
+        for training in (False, True):
+            expected = _with_padding(case, mask, 0.0, 0.0, training)
+            for fill in FILLS:
+                found = _with_padding(case, mask, fill, fill, training)
+                for label, value in found.items():
+                    what = f"{label} ({name}, {'training' if training else 'evaluation'}, {fill} in the padding)"
+                    assert torch.equal(value, expected[label]), f"{what}: reads the padding"
+                    assert value.isfinite().all(), f"{what}: not finite"
+
+
+def _with_padding(case: Case, mask: Mask, fill: float, upstream: float, training: bool) -> dict[str, Tensor]:
+    """Output, statistics, state and gradients, with ``fill`` in the padding and ``upstream`` as its gradient."""
+    layer, x, context = case.layer().train(training), case.x(), case.context()
+    weights = torch.randn(x.shape, generator=case.generator(8), dtype=torch.float64)
+    if mask.padding is not None:
+        real = mask.padding.view(*x.shape[:-1], 1)
+        x, weights = torch.where(real, x, fill), torch.where(real, weights, upstream)
+    if context is not None and mask.context_padding is not None:
+        context = torch.where(mask.context_padding.unsqueeze(2), context, fill)
+    inputs = {"x": x.requires_grad_()} if context is None else {"x": x.requires_grad_(), "context": context}
+    wanted = {name: value.requires_grad_() for name, value in inputs.items()} | dict(layer.named_parameters())
+    out = layer(x, context=context, mask=mask)
+    found = {"output": out.y, **{f"aux {name}": value for name, value in out.aux.items()}}
+    found |= {f"state {n}": leaf for n, leaf in enumerate(trees.leaves(out.state))}
+    losses = [value.sum() for value in out.aux.values() if value.requires_grad]
+    roots, gradients = [out.y, *losses], [weights, *(torch.ones_like(loss) for loss in losses)]
+    grads = torch.autograd.grad(roots, list(wanted.values()), gradients, allow_unused=True, materialize_grads=True)
+    found |= {f"gradient of {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def empty_input_gives_empty_output(case: Case) -> None:
+    """A batch of no rows, a sequence of no tokens; a context of no tokens is as one that is all padding."""
+    layer, context = case.layer(), case.context()
+    shapes = [(0, case.grid)]
+    if layer.grid is None:
+        shapes += [(case.batch, (0, *case.grid[1:])), (0, (0, *case.grid[1:]))]
+    for training in (False, True):
+        layer.train(training)
+        for batch, grid in shapes:
+            what = f"{batch} rows of {grid} tokens"
+            x = case.x(batch=batch, grid=grid).requires_grad_()
+            out = layer(x, context=None if context is None else context[:1].expand(batch, -1, -1))
+            assert out.y.shape == x.shape, f"{what} became {tuple(out.y.shape)}"
+            assert out.y.dtype == x.dtype, f"{what} became {out.y.dtype}"
+            assert all(leaf.shape[0] == batch for leaf in trees.leaves(out.state)), f"{what}: the state has other rows"
+            tensors = [x, *layer.parameters()]
+            loss = out.y.sum() + sum(value.sum() for value in out.aux.values())
+            assert loss.requires_grad, f"{what}: the output is detached"
+            for grad in torch.autograd.grad(loss, tensors):
+                assert torch.equal(grad, torch.zeros_like(grad)), f"{what}: the gradient is not 0"
+    if context is not None:
+        _empty_context(layer.eval(), case.x(), context)
+    if layer.state_kind != "none":
+        x = case.x(batch=0)
+        y, state = layer.step(x[:, 0], layer.init_state(0, dtype=x.dtype))
+        assert y.shape == (0, case.dim), f"step of no rows gave {tuple(y.shape)}"
+        assert all(leaf.shape[0] == 0 for leaf in trees.leaves(state)), "step of no rows gave a state with rows"
+
+
+def _empty_context(layer: Layer, x: Tensor, context: Tensor) -> None:
+    nothing = torch.zeros(context.shape[:2], dtype=torch.bool)
+    wanted = [x.requires_grad_(), *layer.parameters()]
+
+    def run(**given: Tensor | Mask) -> list[Tensor]:
+        y = layer(x, **given).y
+        return [y, *torch.autograd.grad(y.sum(), wanted, allow_unused=True, materialize_grads=True)]
+
+    found, expected = run(context=context[:, :0]), run(context=context, mask=Mask(context_padding=nothing))
+    for a, b in zip(found, expected, strict=True):
+        assert a.isfinite().all(), "a context of no tokens: not finite"
+        close(a, b, "a context of no tokens, against one that is all padding", 1e-12)
