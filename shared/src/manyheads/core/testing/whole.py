@@ -242,7 +242,9 @@ def _with_padding(case: Case, mask: Mask, fill: float, upstream: float, training
         context = torch.where(mask.context_padding.unsqueeze(2), context, fill)
     inputs = {"x": x.requires_grad_()} if context is None else {"x": x.requires_grad_(), "context": context}
     wanted = {name: value.requires_grad_() for name, value in inputs.items()} | dict(layer.named_parameters())
-    out = layer(x, context=context, mask=mask)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(case.seed)
+        out = layer(x, context=context, mask=mask)
     found = {"output": out.y, **{f"aux {name}": value for name, value in out.aux.items()}}
     found |= {f"state {n}": leaf for n, leaf in enumerate(trees.leaves(out.state))}
     losses = [value.sum() for value in out.aux.values() if value.requires_grad]
