@@ -199,7 +199,7 @@ class RootOfTheCount(MovingAverage):
         out = super().mix(x, state, context, mask)
         if mask.padding is None:
             return out
-        share = (x * mask.padding.unsqueeze(-1)).sum(1, keepdim=True) / mask.padding.sum(1).view(-1, 1, 1)
+        share = (x * self.decay).sum(1, keepdim=True) / mask.padding.sum(1).view(-1, 1, 1)
         y = torch.where(mask.padding.unsqueeze(-1), out.y + 0 * share, 0.0)
         return LayerOutput(y, out.state)
 
