@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from manyheads.lab.checkpoint import load_tensors
 from manyheads.lab.experiment import Report
 from manyheads.lab.files import write_csv
+from manyheads.lab.storage import load_model
 from manyheads.recsys.calibration import calibrate, sigmoid
 from manyheads.recsys.experiments import experiments
 from manyheads.recsys.metrics import ece, log_loss
@@ -32,7 +32,7 @@ def main() -> None:
         splits = experiment.data.open()
         model = experiment.model.build(splits)
         for seed in report.seeds:
-            tensors, _ = load_tensors(path.parent / f"seed-{seed}" / "model.safetensors")
+            tensors, _ = load_model(path.parent / f"seed-{seed}", fix="train again")
             model.load_state_dict(tensors)
             held, test = (predict_logits(model, part)[:, 0] for part in (splits.validation, splits.test))
             fitted = calibrate(splits.validation.labels[:, 0].numpy(), held, "temperature")

@@ -114,7 +114,7 @@ def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no such thing", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_any_other_file_is_refused(tmp_path, content):
     (tmp_path / "f.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a saved forecaster"):
+    with pytest.raises(CheckpointError, match="damaged, or not a forecaster"):
         Forecaster.load(tmp_path / "f.safetensors")
 
 

@@ -122,7 +122,7 @@ def test_bad_files_and_shapes_are_refused(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(made, str(tmp_path / "relu.onnx"))
-    with pytest.raises(DataError, match="not a step that manyheads exported"):
+    with pytest.raises(DataError, match="not an ONNX file of this library"):
         export.StepRunner(tmp_path / "relu.onnx")
     network, _ = awake("1d", torch.float32)
     path = export.export_step(network, tmp_path / "step.onnx")

@@ -179,7 +179,7 @@ def test_training_is_overridden_resumed_and_reported(capsys, tmp_path):
     assert report["source"] is None
     assert report["sd"]["mse"] > 0
     folder = tmp_path / "national_illness-24-nlinear-smoke" / report["hash"]
-    assert json.loads((folder / "report.json").read_text()) == report
+    assert json.loads((folder / "report.json").read_text()).items() >= report.items()
     stored = json.loads((folder / "experiment.json").read_text())
     assert (stored["model"]["form"], stored["budget"]["batch_size"]) == ("linear", 16)
     assert "epoch 1" in err

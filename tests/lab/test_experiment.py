@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
-from manyheads.lab import checkpoint
 from manyheads.lab.experiment import Budget, Optimiser, Report, find_experiment, run
 from manyheads.lab.experiment_commands import overridden
 from manyheads.lab.leaderboard import leaderboard
+from manyheads.lab.storage import load_tensors, save_tensors
 from manyheads.lab.train import fit_supervised, launch, rate_factor, train_model, validation_loss
 
 from .toy import Rows, ToyData, ToyModel, ToyObjective, toy
@@ -160,8 +160,8 @@ def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp
         path.unlink()  # what is left was made inside an epoch
     # the two differ in max_steps only, which the checkpoint's identity holds
     for path in (tmp_path / "b/checkpoints").glob("*.safetensors"):
-        tensors, metadata = checkpoint.load_tensors(path)
-        checkpoint.save_tensors(path, tensors, {**metadata, "experiment": whole.hash})
+        tensors, metadata = load_tensors(path, kind="checkpoint", fix="")
+        save_tensors(path, tensors, {**metadata, "experiment": whole.hash}, kind="checkpoint")
     resumed, again = train_model(whole, 1, tmp_path / "b", progress=False)
     assert again.metrics == result.metrics
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyheads.core.errors import CheckpointError
+from manyheads.core.errors import CheckpointError, ManyheadsWarning
 from manyheads.lab import checkpoint, files
-from manyheads.lab.checkpoint import load_latest, load_tensors, save_checkpoint, save_tensors
+from manyheads.lab.checkpoint import load_latest, save_checkpoint
 from manyheads.lab.experiment import Budget
+from manyheads.lab.storage import load_model, load_tensors, save_tensors
 from manyheads.lab.train import fit_supervised
 
 from .toy import ToyData, ToyModel, toy
@@ -33,7 +34,7 @@ def train(folder):
 
 
 def outcome(folder):
-    weights, metadata = load_tensors(folder / "model.safetensors")
+    weights, metadata = load_model(folder, fix="")
     return (folder / "metrics.jsonl").read_bytes(), {k: v.tolist() for k, v in weights.items()}, metadata["metrics"]
 
 
@@ -128,8 +129,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
         newest.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="step-000000003"):
-            load_tensors(newest)
-        found = load_latest(tmp_path, expect={})
+            load_tensors(newest, kind="checkpoint", fix="")
+        with pytest.warns(ManyheadsWarning, match=r"step-000000003.*the one before is taken"):
+            found = load_latest(tmp_path, expect={})
         assert found is not None
         assert found[1]["step"] == 2
 
@@ -165,8 +167,8 @@ def test_tensors_keep_dtype_and_shape(tmp_path):
         "c": torch.zeros(()),
         "d": torch.zeros(0, 2),
     }
-    save_tensors(tmp_path / "t", tensors, {"x": [1, None]})
-    loaded, metadata = load_tensors(tmp_path / "t")
+    save_tensors(tmp_path / "t", tensors, {"x": [1, None]}, kind="test")
+    loaded, metadata = load_tensors(tmp_path / "t", kind="test", fix="")
     assert metadata == {"x": [1, None]}
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
@@ -181,6 +183,7 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 from tests.lab.toy import ToyModel, toy
 from manyheads.lab.experiment import Budget
+from manyheads.lab.storage import load_model, load_tensors, save_tensors
 from manyheads.lab.train import fit_supervised
 experiment = toy(model=ToyModel(dropout=0.0), budget=Budget(epochs=2, batch_size=4, precision="64-true"))
 fit_supervised(experiment, 1, Path({folder!r}), progress=False)
@@ -203,7 +206,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        weights[count], _ = load_tensors(tmp_path / str(count) / "model.safetensors")
+        weights[count], _ = load_model(tmp_path / str(count), fix="")
     initial = toy(model=ToyModel(dropout=0.0))
     torch.manual_seed(1)
     start = initial.model.build(ToyData().open()).state_dict()

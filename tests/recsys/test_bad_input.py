@@ -201,26 +201,29 @@ def without_types(path):
     return json.dumps(header).encode()
 
 
+OTHER = "not a file of this model (the model was saved with another)"
 BROKEN = {
     "no weights": ("model.safetensors", None, "holds no model.safetensors: fit or train one first"),
-    "half of the weights": ("model.safetensors", lambda p: p.read_bytes()[:200], "model.safetensors cannot be read"),
-    "weights of another package": ("model.safetensors", foreign, "is damaged or not one of ours"),
-    "no encoder": ("encoder.json", None, "encoder.json is no saved encoder"),
-    "an encoder that is no JSON": ("encoder.json", b"{", "encoder.json is no saved encoder"),
-    "an encoder of another kind": ("encoder.json", b"[1, 2]", "encoder.json is no saved encoder"),
-    "an encoder without its parts": ("encoder.json", b'{"format": 1}', "encoder.json is no saved encoder"),
+    "half of the weights": (
+        "model.safetensors",
+        lambda p: p.read_bytes()[:200],
+        "model.safetensors: damaged, or not a model",
+    ),
+    "weights of another package": ("model.safetensors", foreign, "model.safetensors: damaged, or not a model"),
+    "no encoder": ("encoder.json", None, "encoder.json: no such file"),
+    "an encoder that is no JSON": ("encoder.json", b"{", f"encoder.json: damaged, or {OTHER}"),
+    "an encoder of another kind": ("encoder.json", b"[1, 2]", f"encoder.json: damaged, or {OTHER}"),
     "an encoder that learned nothing": (
         "encoder.json",
         without_learned,
-        "does not hold what was learned of every field",
+        f"encoder.json: damaged, or {OTHER}",
     ),
-    "a spec without types": ("encoder.json", without_types, "fields[0]: expected name, kind and family"),
-    "an encoder of a later format": ("encoder.json", b'{"format": 9}', "has format 9, this version reads 1"),
-    "no vocabularies": ("encoder.safetensors", None, "encoder.safetensors cannot be read"),
-    "vocabularies of another": ("encoder.safetensors", foreign, "is damaged or not one of ours"),
-    "no labels": ("labels.json", None, "labels.json cannot be read"),
-    "labels that are no JSON": ("labels.json", b"]", "labels.json cannot be read"),
-    "labels of another kind": ("labels.json", b"[]", "labels.json cannot be read"),
+    "a spec without types": ("encoder.json", without_types, f"encoder.json: damaged, or {OTHER}"),
+    "no vocabularies": ("encoder.safetensors", None, "encoder.safetensors: no such file"),
+    "vocabularies of another": ("encoder.safetensors", foreign, f"encoder.safetensors: damaged, or {OTHER}"),
+    "no labels": ("labels.json", None, "labels.json: no such file"),
+    "labels that are no JSON": ("labels.json", b"]", f"labels.json: damaged, or {OTHER}"),
+    "labels of another kind": ("labels.json", b"[]", f"labels.json: damaged, or {OTHER}"),
 }
 
 
@@ -242,13 +245,11 @@ def test_folders_that_are_no_models(command, rows, saved, said, tmp_path):
     other = tmp_path / "other"
     Recommender("lr", label="clicked", epochs=1).fit(rows.assign(kind=rows["kind"] + "x", more="y")).save(other)
     shutil.copy(saved / "model.safetensors", other / "model.safetensors")
-    assert "weights and encoder do not belong together" in said(command, other, "--data", "rows.csv")
+    assert f"encoder.json: damaged, or {OTHER}" in said(command, other, "--data", "rows.csv")
     # a run of another domain
-    from manyheads.lab.checkpoint import save_tensors
+    from manyheads.lab.storage import save_model
 
     kws = tmp_path / "kws"
     kws.mkdir()
-    save_tensors(
-        kws / "model.safetensors", {"w": torch.zeros(1)}, {"experiment": {"model": {"type": "x.Y"}}, "seed": 1}
-    )
-    assert "encoder.json is no saved encoder" in said(command, kws, "--data", "rows.csv")
+    save_model(kws, {"w": torch.zeros(1)}, {"experiment": {"model": {"type": "x.Y"}}, "seed": 1})
+    assert "encoder.json: no such file" in said(command, kws, "--data", "rows.csv")

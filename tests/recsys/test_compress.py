@@ -243,7 +243,7 @@ def test_the_commands_from_a_model_to_a_benchmark(visits, fitted, tmp_path, caps
     status, said = command("export", tmp_path / "none", "--out", served)
     assert (status, "holds no model.safetensors" in said) == (2, True)
     status, said = command("bench", small)
-    assert (status, "is no exported model" in said) == (2, True)
+    assert (status, "serving.json: no such file" in said) == (2, True)
 
 
 def test_the_calibration_of_a_compressed_model_is_kept(fitted):

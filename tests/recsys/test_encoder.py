@@ -122,7 +122,7 @@ def test_texts_of_every_alphabet_survive_the_files(tmp_path):
 def test_a_damaged_encoder_is_refused(encoder, tmp_path):
     encoder.save(tmp_path)
     (tmp_path / "encoder.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"encoder\.json is no saved encoder"):
+    with pytest.raises(CheckpointError, match=r"encoder\.json: damaged"):
         Encoder.load(tmp_path)
 
 

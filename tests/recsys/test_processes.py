@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyheads.lab.checkpoint import load_tensors
+from manyheads.lab.storage import load_model
 from manyheads.lab.train import train_model
 from manyheads.recsys.ranks import BatchNorm, Dropout, everyones, summed
 from manyheads.recsys.train import predict_logits
@@ -48,7 +48,7 @@ def compare(case, folder):
     experiment = cases()[case]
     alone = folder / f"{case}-alone"
     model, _ = train_model(experiment, 1, alone, progress=False)
-    tensors, _ = load_tensors(folder / case / "model.safetensors")
+    tensors, _ = load_model(folder / case, fix="")
     state = model.state_dict()
     assert tensors.keys() == state.keys()
     weights = {name: float((tensors[name] - state[name]).abs().max()) for name in state}
@@ -95,6 +95,6 @@ def test_the_command_under_torchrun_writes_the_run_of_one_process(tmp_path):
     assert report["hash"] == alone["hash"]
     for name, value in alone["mean"].items():
         assert report["mean"][name] == pytest.approx(value, abs=1e-6)
-    weights = [load_tensors(next((tmp_path / n).glob("*/*/seed-1/model.safetensors")))[0] for n in ("one", "two")]
+    weights = [load_model(next((tmp_path / n).glob("*/*/seed-1")), fix="")[0] for n in ("one", "two")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6)

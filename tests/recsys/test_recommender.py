@@ -138,12 +138,12 @@ def test_a_saved_model_scores_as_before(visits, tmp_path, calibration):
 
 
 def test_a_saved_model_names_its_model_and_nothing_is_imported_by_name(fitted, tmp_path):
-    from manyheads.lab import checkpoint
+    from manyheads.lab.storage import load_model, save_model
 
     fitted.save(tmp_path)
-    tensors, header = checkpoint.load_tensors(tmp_path / "model.safetensors")
+    tensors, header = load_model(tmp_path, fix="")
     header["experiment"]["model"]["type"] = "os.system"
-    checkpoint.save_tensors(tmp_path / "model.safetensors", tensors, header)
+    save_model(tmp_path, tensors, header)
     with pytest.raises(CheckpointError, match=r"model: found 'os\.system', expected one of this package"):
         Recommender.load(tmp_path)
 

@@ -317,4 +317,4 @@ def test_serving_a_folder_without_a_model_fails_in_one_line(tmp_path: Path, caps
     assert run_commands("manyheads recsys", "", commands, ["serve", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "is no exported model" in said
+    assert "no such file" in said

@@ -133,13 +133,13 @@ def test_a_broken_run_with_two_optimisers_goes_on_to_the_same_weights(splits, tm
     whole = experiment(splits, optimiser=SplitOptimiser("adam", 0.01, schedule="plateau"))
     half = replace(whole, budget=replace(whole.budget, epochs=1))
     model, _ = train_model(whole, 1, tmp_path / "a", progress=False)
-    from manyheads.lab import checkpoint
+    from manyheads.lab.storage import load_tensors, save_tensors
 
     train_model(half, 1, tmp_path / "b", progress=False)
     for path in (tmp_path / "b/checkpoints").glob("*.safetensors"):
-        tensors, metadata = checkpoint.load_tensors(path)
+        tensors, metadata = load_tensors(path, kind="checkpoint", fix="")
         position = {**metadata["position"], "finished": False}
-        checkpoint.save_tensors(path, tensors, {**metadata, "experiment": whole.hash, "position": position})
+        save_tensors(path, tensors, {**metadata, "experiment": whole.hash, "position": position}, kind="checkpoint")
     resumed, _ = train_model(whole, 1, tmp_path / "b", progress=False)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
 

@@ -1,78 +1,53 @@
-"""Checkpoints: one safetensors file each, written beside and renamed, with JSON in its header. Nothing is pickled.
+"""Checkpoints of a training run: tensors of the model, the optimiser and the random generators, one file a step.
 
-A file holds the tensors of the model, the optimiser and the random generators; its metadata hold everything else and a
-digest of the tensors. A crash at any moment leaves the previous file or the new one; a file that was damaged later is
-passed over for the one before.
+A crash at any moment leaves the previous file or the new one. A file that was damaged later is named in a warning, and
+the one before is taken.
 """
 
 from __future__ import annotations
 
-import json
 import random
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from manyheads.core.errors import CheckpointError
-from manyheads.lab.arrays import digest
-from manyheads.lab.files import write_atomically
+from manyheads.core.errors import CheckpointError, ManyheadsWarning
+from manyheads.lab.files import remove_parts
+from manyheads.lab.storage import load_tensors, save_tensors
 
 KEEP = 2
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes tensors and JSON-able metadata as one file, atomically."""
-    write_atomically(path, packed(tensors, metadata))
-
-
-def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """The content of the file that :func:`save_tensors` writes."""
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(dict(metadata))
-    return save(own, {"state": text, "digest": _digest(own, text)})
-
-
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`save_tensors` wrote; raises :class:`CheckpointError` for a file that is absent or damaged."""
-    try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): remove it to start from the one before") from error
-    if "state" not in metadata or metadata.get("digest") != _digest(tensors, metadata["state"]):
-        raise CheckpointError(f"{path} is damaged or not one of ours: remove it to start from the one before")
-    return tensors, json.loads(metadata["state"])
+KIND = "checkpoint"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Adds the checkpoint of ``step`` and removes all but the latest :data:`KEEP`."""
-    save_tensors(folder / f"step-{step:09d}.safetensors", tensors, metadata)
+    """Add the checkpoint of ``step`` and remove all but the latest :data:`KEEP`."""
+    remove_parts(folder)
+    save_tensors(folder / f"step-{step:09d}.safetensors", tensors, metadata, kind=KIND)
     for old in _newest_first(folder)[KEEP:]:
         old.unlink(missing_ok=True)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """So that a run that starts afresh never goes on from an older one."""
+    """Remove all checkpoints, so that a run that starts afresh never resumes an older one."""
     for old in _newest_first(folder):
         old.unlink(missing_ok=True)
 
 
 def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None where there is none.
+    """The newest checkpoint that is whole, or None if there is none; a warning names each damaged one.
 
     ``expect`` are metadata that must be the same: a checkpoint of another experiment raises :class:`CheckpointError`.
     """
     for path in _newest_first(folder):
         try:
-            tensors, metadata = load_tensors(path)
-        except CheckpointError:
+            tensors, metadata = load_tensors(path, kind=KIND, fix="the one before is taken")
+        except CheckpointError as error:
+            warnings.warn(str(error), ManyheadsWarning, stacklevel=2)
             continue
         for name, value in expect.items():
             if metadata.get(name) != value:
@@ -134,7 +109,3 @@ def restore_optimiser(
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    return digest({name: t.contiguous().flatten().view(torch.uint8).numpy() for name, t in tensors.items()}, text)

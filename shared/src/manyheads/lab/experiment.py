@@ -13,19 +13,23 @@ import platform
 import resource
 import statistics
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError, CheckpointError, ManyheadsWarning, UnknownNameError
 from manyheads.lab.command import command_line, first_process, plain
-from manyheads.lab.files import write_atomically
+from manyheads.lab.files import remove_parts, write_atomically
+from manyheads.lab.storage import load_document, save_document
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+RESULT, REPORT = "result of a seed", "report of an experiment"
 
 
 class Part(Protocol):
@@ -39,6 +43,7 @@ class Part(Protocol):
 @dataclass(frozen=True)
 class Splits:
     """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …).
+    ``facts["files"]``, name -> content, are written beside the trained model: what it takes to read raw input.
 
     A train part that cannot be gathered by index (a stream) has ``epoch(size, skip, seed) -> Iterator[batch]`` instead
     of ``batch``: whole batches in an order that ``seed`` decides, from the batch ``skip`` on; ``len`` is its rows.
@@ -185,9 +190,15 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        stored: dict[str, Any] = json.loads(path.read_text())
-        stored["seeds"] = tuple(stored["seeds"])
-        return cls(**stored)
+        """Read a report. Raises :class:`CheckpointError` for a file that is absent or damaged."""
+        stored: dict[str, Any] = load_document(path, kind=REPORT, fix="remove it and run the experiment again")
+        try:
+            stored["seeds"] = tuple(stored["seeds"])
+            return cls(**stored)
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: found the fields of another version: remove it and run the experiment again"
+            ) from error
 
 
 Fit = Callable[..., SeedResult]
@@ -244,7 +255,7 @@ def run(
         None if experiment.source is None else asdict(experiment.source),
     )
     if first_process():
-        write_json(folder / "report.json", asdict(report))
+        save_document(folder / "report.json", plain(asdict(report)), kind=REPORT)
     return report
 
 
@@ -252,13 +263,17 @@ def _run_seed(
     experiment: Experiment, seed: int, folder: Path, resume: bool, progress: bool, tensorboard: bool, fit: Fit
 ) -> SeedResult:
     done = folder / "result.json"
-    if resume and done.is_file():
-        return SeedResult(**json.loads(done.read_text()))
+    if resume and done.exists():
+        try:
+            return SeedResult(**load_document(done, kind=RESULT, fix="computed again from what is whole"))
+        except (CheckpointError, TypeError) as error:
+            warnings.warn(str(error), ManyheadsWarning, stacklevel=2)
     if first_process():
         done.unlink(missing_ok=True)
+        remove_parts(folder)
     result = fit(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
     if first_process():
-        write_json(done, asdict(result))
+        save_document(done, plain(asdict(result)), kind=RESULT)
     return result
 
 

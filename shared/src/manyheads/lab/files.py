@@ -1,12 +1,16 @@
-"""Files that are whole or not there."""
+"""Write files atomically: a reader finds the old content or the new one, never a part."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import fcntl
 import io
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import secrets
+import stat
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +19,54 @@ from manyheads.core.errors import ArgumentError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PART = ".part"  # ends the name of a file that is being written
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes beside ``path``, syncs and renames: a crash leaves the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+def write_atomically(path: str | os.PathLike[str], *content: bytes | memoryview) -> None:
+    """Write ``content`` beside ``path``, sync it, and rename it: a crash leaves the old file or the new one.
+
+    A symbolic link keeps its place and its target is written. A device, a pipe and what lies below ``/dev`` or
+    ``/proc`` are written through, as no rename may replace them. The mode of an existing file is kept. What a killed
+    writer of the same file left behind is removed.
+
+    Raises :class:`OSError` with the errno of the cause and ``path`` as its file name.
+    """
+    asked = os.fspath(path)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        target = os.path.realpath(asked)
+        mode = _mode_of(asked)
+        if (mode is not None and not stat.S_ISREG(mode)) or target.startswith(("/dev/", "/proc/")):
+            _write_through(asked, content)
+            return
+        make_folder(os.path.dirname(target))
+        _write_beside(target, mode, content)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror or os.strerror(error.errno), asked) from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and its parents. Raises :class:`NotADirectoryError` if a file is in the way."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path)) from error
+
+
+def remove_parts(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove what killed writers left in a folder, of the file ``name`` or of any file.
+
+    A writer holds a lock on its part while it lives, so that no file in use is removed.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(_prefix(name)) and entry.name.endswith(PART):
+                _remove_unless_locked(entry.path)
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table; the header is the keys of all rows in the order in which they are met."""
+    """Write a table; the header is the keys of all rows in the order in which they are met."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -46,22 +75,104 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Writes a matplotlib figure in the format that the name ends in."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=140)
+    """Write a matplotlib figure in the format that the name ends in; the same figure gives the same bytes."""
+    import matplotlib
+
+    kind, picture = path.suffix[1:], io.BytesIO()
+    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "manyheads"}):
+        figure.savefig(picture, format=kind, dpi=140, metadata=undated.get(kind))
     write_atomically(path, picture.getvalue())
 
 
 def check_suffix(name: str, path: Path | None, allowed: Sequence[str]) -> None:
-    """Raises :class:`ArgumentError` where the argument ``name`` ends in none of ``allowed``."""
+    """Raises :class:`ArgumentError` if the argument ``name`` ends in none of ``allowed``."""
     if path is not None and path.suffix not in allowed:
         raise ArgumentError(f"{name}: found {path}, expected a name that ends in {' or '.join(allowed)}")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a rename inside ``folder`` survive a power cut."""
+    """Make a rename inside ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _mode_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _write_through(path: str, content: Sequence[bytes | memoryview]) -> None:
+    try:
+        # without O_NONBLOCK, opening a pipe that nobody reads would wait for ever
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "a pipe that nobody reads: start its reader first", path) from error
+        raise
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.writelines(content)
+
+
+def _write_beside(target: str, mode: int | None, content: Sequence[bytes | memoryview]) -> None:
+    folder, name = os.path.split(target)
+    remove_parts(folder, name)
+    with _locked_part(folder, name) as (descriptor, part):
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.writelines(content)
+        os.fsync(descriptor)
+        if mode is not None:
+            os.fchmod(descriptor, stat.S_IMODE(mode))
+        os.replace(part, target)
+    sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _locked_part(folder: str, name: str) -> Generator[tuple[int, str]]:
+    """A new file beside the target, locked while it is written and removed if writing fails."""
+    descriptor, part = _new_part(folder, name)
+    try:
+        yield descriptor, part
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_part(folder: str, name: str) -> tuple[int, str]:
+    while True:
+        part = os.path.join(folder, f"{_prefix(name)}{secrets.token_hex(4)}{PART}")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another writer takes it for an orphan
+            os.close(descriptor)
+            continue
+        except OSError:  # a file system without locks
+            return descriptor, part
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, part
+        os.close(descriptor)
+
+
+def _prefix(name: str | None) -> str:
+    """How the names of parts begin; cut, so that they are not longer than a file system allows."""
+    return "." if name is None else f".{name[:200]}."
+
+
+def _remove_unless_locked(path: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,13 @@ from manyheads.lab.experiment import Report
 
 
 def read_reports(root: str | Path) -> list[Report]:
-    """All reports below ``root`` by name. Raises :class:`DataError` for an absent folder and a damaged report."""
+    """All reports below ``root`` by name.
+
+    Raises :class:`DataError` for an absent folder and :class:`CheckpointError` for a damaged report.
+    """
     if not Path(root).is_dir():
         raise DataError(f"{root} is no folder: run an experiment first (manyheads <domain> train …) or name another")
-    reports = []
-    for path in sorted(Path(root).rglob("report.json")):
-        try:
-            reports.append(Report.read(path))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{path} is damaged ({type(error).__name__}): remove it and run the experiment again"
-            ) from error
+    reports = [Report.read(path) for path in sorted(Path(root).rglob("report.json"))]
     return sorted(reports, key=lambda report: report.name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 17
+DIGEST = b"manyheads.sha256"  # key of the metadata entry
 
 
 def exported(
@@ -59,7 +61,7 @@ def exported(
             raise ArgumentError(
                 f"{place}: an operation of this network has no form in ONNX {opset}: {str(error).splitlines()[0]}"
             ) from error
-        return made.read_bytes()
+        return sealed(made.read_bytes())
 
 
 def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession:
@@ -72,8 +74,11 @@ def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession
     options.log_severity_level = 3
     if not path.is_file():
         raise DataError(f"{path}: no such file: {mend}")
+    content = path.read_bytes()
+    if content != sealed(unsealed(content)):
+        raise DataError(f"{path}: damaged, or not an ONNX file of this library (its digest is wrong): {mend}")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base
         raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
 
@@ -89,9 +94,26 @@ def with_metadata(content: bytes, facts: Mapping[str, str]) -> bytes:
     """The same file with entries in its metadata."""
     import onnx
 
-    model = onnx.load_from_string(content)
+    model = onnx.load_from_string(unsealed(content))
     onnx.helper.set_model_props(model, dict(facts))
-    return model.SerializeToString()
+    return sealed(model.SerializeToString())
+
+
+def sealed(content: bytes) -> bytes:
+    """An ONNX file with its SHA-256 as the last entry of its metadata.
+
+    An entry is a field of the file's protobuf message, and such a field may be appended. The digest is that of all
+    bytes before it, so that it is checked without reading the message.
+    """
+    digest = hashlib.sha256(content).hexdigest().encode()
+    entry = b"\x0a" + bytes([len(DIGEST)]) + DIGEST + b"\x12" + bytes([len(digest)]) + digest
+    return content + b"\x72" + bytes([len(entry)]) + entry
+
+
+def unsealed(content: bytes) -> bytes:
+    """The file that :func:`sealed` was given; unchanged if it has no digest."""
+    end = max(len(content) - len(sealed(b"")), 0)
+    return content[:end] if DIGEST in content[end:] else content
 
 
 def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = lambda shape: False) -> bytes:
@@ -104,7 +126,7 @@ def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = 
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.onnx_model import ONNXModel
 
-    model = ONNXModel(onnx.load_from_string(content))
+    model = ONNXModel(onnx.load_from_string(unsealed(content)))
     model.replace_gemm_with_matmul()  # only products are quantised
     shapes = {weight.name: tuple(weight.dims) for weight in model.model.graph.initializer}
     weights = {
@@ -126,7 +148,7 @@ def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = 
                 nodes_to_exclude=excluded,
             )
             source = target
-        return source.read_bytes()
+        return sealed(source.read_bytes())
 
 
 @contextlib.contextmanager

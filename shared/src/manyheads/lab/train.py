@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,7 +29,10 @@ from manyheads.lab.averaging import place_in_mean, take_in
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Part, SeedResult
 from manyheads.lab.files import write_atomically
 from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
+from manyheads.lab.storage import save_model
 from manyheads.lab.terminal import progress as show_progress
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass
@@ -73,7 +77,14 @@ def train_model(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> tuple[nn.Module, SeedResult]:
-    """As :func:`fit_supervised`, with the model itself."""
+    """As :func:`fit_supervised`, with the model itself. Threads take turns: they share torch's random generator."""
+    with _ONE_AT_A_TIME:
+        return _train_model(experiment, seed, folder, resume, progress, tensorboard)
+
+
+def _train_model(
+    experiment: Experiment, seed: int, folder: Path | None, resume: bool, progress: bool, tensorboard: bool
+) -> tuple[nn.Module, SeedResult]:
     before = time.process_time()
     budget = experiment.budget
     fabric = launch(budget)
@@ -153,7 +164,7 @@ def train_model(
     parameters = sum(p.numel() for p in raw_model.parameters())
     if folder is not None and fabric.is_global_zero:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
-        checkpoint.save_tensors(folder / "model.safetensors", raw_model.state_dict(), described)
+        save_model(folder, raw_model.state_dict(), described, splits.facts.get("files"))
         if (after := getattr(experiment.objective, "after", None)) is not None:
             after(raw_model, splits, folder)
     fabric.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,9 @@ from manyheads.forecasting.frames import Reading, frequency, future_stamps, read
 from manyheads.forecasting.models import find_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, Scaler, fit_warning
-from manyheads.lab.files import write_atomically
+from manyheads.lab.storage import load_arrays, save_tensors
 
+KIND = "forecaster"
 FORMAT = 1
 
 
@@ -146,9 +146,7 @@ class Forecaster:
         return tuple(warning for part in self.panels for warning in part.warnings)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file with JSON in its header, written atomically; nothing is pickled."""
-        from safetensors.numpy import save
-
+        """Write one safetensors file with JSON in its header and a digest, atomically; nothing is pickled."""
         arrays: dict[str, np.ndarray] = {}
         described = []
         for index, part in enumerate(self._fitted()):
@@ -185,12 +183,24 @@ class Forecaster:
             )
         settings = {name: getattr(self, name) for name in ("horizon", "model", "look_back", "levels", "seed")}
         header = {"format": FORMAT, **settings, "reading": asdict(self.reading), "panels": described}
-        write_atomically(path, save(arrays, {"forecaster": json.dumps(header)}))
+        save_tensors(path, arrays, header, kind=KIND)
 
     @classmethod
     def load(cls, path: str | Path) -> Forecaster:
-        """What :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
-        header, arrays = _read(path)
+        """Read what :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
+        fix = "fit again, or name a file that 'manyheads forecasting fit' or Forecaster.save wrote"
+        arrays, header = load_arrays(path, kind=KIND, fix=fix)
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: found format {header.get('format')}, this version reads {FORMAT}: {fix}")
+        try:
+            return cls._restored(header, arrays)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path}: its arrays and its description do not fit each other ({type(error).__name__}): {fix}"
+            ) from error
+
+    @classmethod
+    def _restored(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Forecaster:
         settings = {name: header[name] for name in ("model", "look_back", "levels", "seed")}
         made = cls(header["horizon"], reading=Reading.from_dict(header["reading"]), **settings)
         for index, described in enumerate(header["panels"]):
@@ -250,17 +260,3 @@ class Forecaster:
 
 def _head(panel: Panel, rows: int) -> Panel:
     return Panel(panel.values[:rows], panel.channels, panel.stamps[:rows], panel.season, name=panel.name)
-
-
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as stored:
-            header = json.loads((stored.metadata() or {})["forecaster"])
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a saved forecaster ({type(error).__name__}): fit one first") from error
-    if header["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {header['format']}, this version reads {FORMAT}: fit again")
-    return header, arrays

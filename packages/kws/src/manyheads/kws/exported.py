@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from manyheads.kws.clips import Clip
 from manyheads.kws.evaluate import BATCH, ClipResults, check_labels
 from manyheads.kws.export import StepRunner, export_nir, export_step, quantise
 from manyheads.kws.spotter import KeywordSpotter
-from manyheads.lab.files import write_atomically
+from manyheads.lab.storage import save_document
 
 STEP, STEP_INT8, NEURONS, AROUND = "step.onnx", "step.int8.onnx", "neurons.nir", "spotter.json"
 
@@ -38,7 +37,7 @@ def export_spotter(spotter: KeywordSpotter, folder: Path, *, int8: bool = True, 
         "stride_frames": spotter.network.stride,
         "lookahead_frames": spotter.network.lookahead,
     }
-    write_atomically(folder / AROUND, json.dumps(around, indent=2).encode() + b"\n")
+    save_document(folder / AROUND, around, kind="keyword spotter's export")
     made.append((folder / AROUND, "features, running mean and rule, which stay outside the step"))
     if nir:
         made.append((export_nir(spotter.network, folder / NEURONS), "the spiking neurons"))

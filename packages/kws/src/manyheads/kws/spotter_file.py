@@ -13,9 +13,9 @@ from manyheads.kws.features import Features
 from manyheads.kws.hearing import Surround
 from manyheads.kws.models import config_from_json
 from manyheads.kws.spotter import KeywordSpotter
-from manyheads.lab.checkpoint import load_tensors, save_tensors
+from manyheads.lab.storage import load_tensors, save_tensors
 
-KIND = "manyheads keyword spotter"
+KIND = "keyword spotter"
 VERSION = 1
 
 
@@ -24,7 +24,6 @@ def write_spotter(spotter: KeywordSpotter, path: str | Path) -> None:
     if spotter.network.folded:
         raise ArgumentError("network: found one without its batch norm (folded), expected the one that was trained")
     header = {
-        "kind": KIND,
         "version": VERSION,
         "model": spotter.network.config.to_json(),
         "labels": spotter.labels,
@@ -34,26 +33,19 @@ def write_spotter(spotter: KeywordSpotter, path: str | Path) -> None:
         "surround": asdict(spotter.surround),
         "trained": spotter.trained,
     }
-    save_tensors(path, spotter.network.state_dict(), header)
+    save_tensors(path, spotter.network.state_dict(), header, kind=KIND)
 
 
 def read_spotter(path: str | Path, *, labels: Sequence[str] | None = None, **changes: Any) -> KeywordSpotter:
     """Raises :class:`CheckpointError` with the file's name."""
-    made_by = "expected a file that 'manyheads kws train' or KeywordSpotter.save wrote"
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file: {made_by}")
-    try:
-        tensors, header = load_tensors(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: damaged, or not a keyword spotter: {made_by}") from error
-    if header.get("kind") != KIND:
-        raise CheckpointError(f"{path}: found a checkpoint of another kind: {made_by}")
-    if header["version"] != VERSION:
+    fix = "name a file that 'manyheads kws train' or KeywordSpotter.save wrote"
+    tensors, header = load_tensors(path, kind=KIND, fix=fix)
+    if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: found version {header['version']}, this package reads version {VERSION}: "
+            f"{path}: found version {header.get('version')}, this package reads version {VERSION}: "
             "install the manyheads-kws that wrote it, or train again"
         )
-    found = tuple(header["labels"])
+    found = tuple(map(str, header.get("labels") or ()))
     if labels is not None and tuple(labels) != found:
         raise CheckpointError(
             f"{path}: found the labels {', '.join(found)}, expected {', '.join(labels)}: it was trained on another set"
@@ -63,18 +55,14 @@ def read_spotter(path: str | Path, *, labels: Sequence[str] | None = None, **cha
         features = Features(**header["features"])
         network = config_from_json(header["model"]).make(features.bins, found)
         network.load_state_dict(tensors)
-        surround = Surround(**header["surround"])
         rule = Rule(**header["rule"])
+        stored: dict[str, Any] = {
+            "tau": float(header["tau"]),
+            "surround": Surround(**header["surround"]),
+            "trained": header["trained"],
+        }
         rule = replace(rule, background=tuple(rule.background))
-    except (KeyError, TypeError, RuntimeError, ManyheadsError) as error:
-        reason = str(error).splitlines()[0]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ManyheadsError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: its weights and its description do not fit each other ({reason})") from error
-    return KeywordSpotter(
-        network,
-        features,
-        tau=header["tau"],
-        rule=replace(rule, **rule_changes),
-        surround=surround,
-        trained=header["trained"],
-        **changes,
-    )
+    return KeywordSpotter(network, features, rule=replace(rule, **rule_changes), **stored, **changes)

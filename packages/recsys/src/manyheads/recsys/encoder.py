@@ -8,7 +8,6 @@ Fitting may go over chunks (``Encoder.fit_chunks``); its memory is that of the v
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import CheckpointError, DataError
-from manyheads.lab.arrays import load_arrays
+from manyheads.core.errors import CheckpointError, DataError, ManyheadsError
 from manyheads.lab.files import write_atomically
+from manyheads.lab.storage import check_beside, load_arrays, load_document, packed, packed_document, sha256
 from manyheads.recsys.columns import as_family, check_frame, family_of, finite, first_row
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
 from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN, Layout
@@ -29,6 +28,7 @@ from manyheads.recsys.vocabulary import Buckets, Counter, Vocabulary
 if TYPE_CHECKING:
     from torch import Tensor
 
+KIND = "recommender's encoder"
 FORMAT = 1
 FILES = ("encoder.json", "encoder.safetensors")
 
@@ -201,44 +201,41 @@ class Encoder:
 
     def files(self) -> dict[str, bytes]:
         """The two files: name -> content."""
-        import torch
-
-        from manyheads.lab.checkpoint import packed
-
         learned: dict[str, Any] = {
             name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
         }
-        tensors: dict[str, Tensor] = {}
+        arrays: dict[str, np.ndarray] = {}
         for index, one in enumerate(self.spec.fields):
             table = self.tables.get(one.name)
             if isinstance(table, Buckets):
                 learned[one.name] = {"buckets": table.buckets, "values": table.values, "shared": table.shared}
             elif table is not None:
                 learned[one.name] = {"rare": table.rare}
-                tensors |= {f"{index}.{key}": torch.tensor(value) for key, value in table.arrays().items()}
+                arrays |= {f"{index}.{key}": value for key, value in table.arrays().items()}
+        tables = packed(arrays, {}, kind=KIND)
         header = {"format": FORMAT, "spec": self.spec.to_dict(), "learned": learned}
-        text = json.dumps(header, indent=2, ensure_ascii=False).encode() + b"\n"
-        return {FILES[0]: text, FILES[1]: packed(tensors, {"format": FORMAT})}
+        header["beside"] = {FILES[1]: sha256(tables)}
+        return {FILES[0]: packed_document(header, kind=KIND), FILES[1]: tables}
 
     @classmethod
     def load(cls, folder: str | Path) -> Encoder:
-        """What :meth:`save` wrote. Raises :class:`CheckpointError` for any other folder."""
-        path = Path(folder) / FILES[0]
-        try:
-            header = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is no saved encoder ({type(error).__name__}): fit again") from error
-        if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
-            raise CheckpointError(f"{path} has format {header['format']}, this version reads {FORMAT}: fit again")
-        if not isinstance(header, dict) or not isinstance(header.get("learned"), dict) or "spec" not in header:
-            raise CheckpointError(f"{path} is no saved encoder (found no spec and what was learned): fit again")
-        arrays, _ = load_arrays(Path(folder) / FILES[1])
-        made = cls(FeatureSpec.from_dict(header["spec"], str(path)))
-        try:
-            made._restore(header["learned"], arrays)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        """Read what :meth:`save` wrote. Raises :class:`CheckpointError` for any other folder."""
+        folder, fix = Path(folder), "fit again"
+        header = load_document(folder / FILES[0], kind=KIND, fix=fix)
+        if header.get("format") != FORMAT:
             raise CheckpointError(
-                f"{path} does not hold what was learned of every field ({type(error).__name__}): fit again"
+                f"{folder / FILES[0]}: found format {header.get('format')}, this version reads {FORMAT}: {fix}"
+            )
+        try:
+            check_beside(folder, header["beside"], fix=fix)
+            arrays, _ = load_arrays(folder / FILES[1], kind=KIND, fix=fix)
+            made = cls(FeatureSpec.from_dict(header["spec"], str(folder / FILES[0])))
+            made._restore(header["learned"], arrays)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if isinstance(error, ManyheadsError):
+                raise
+            raise CheckpointError(
+                f"{folder / FILES[0]}: does not hold what was learned of every field ({type(error).__name__}): {fix}"
             ) from error
         return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import CheckpointError, DataError
+from manyheads.lab.storage import load_document, packed_document
 from manyheads.recsys.columns import check_frame, first_row
 
+KIND = "recommender's labels"
 FILE = "labels.json"
 
 
@@ -35,17 +36,17 @@ class Labels:
 
     def files(self) -> dict[str, bytes]:
         """What lies beside a model: name -> content."""
-        return {FILE: json.dumps({"tasks": self.tasks, "classes": self.classes}, indent=2).encode() + b"\n"}
+        return {FILE: packed_document({"tasks": self.tasks, "classes": self.classes}, kind=KIND)}
 
     @classmethod
     def load(cls, folder: str | Path) -> Labels:
         """Raises :class:`CheckpointError` where the file is absent or damaged."""
         path = Path(folder) / FILE
+        stored = load_document(path, kind=KIND, fix="train again")
         try:
-            stored = json.loads(path.read_text())
             return cls(tuple(stored["tasks"]), tuple((a, b) for a, b in stored["classes"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): train again") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged ({type(error).__name__}): train again") from error
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
         """``(N, K)`` float32 of 0, 1, and NaN where one of several tasks has no label.

@@ -9,10 +9,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyheads.core.errors import CheckpointError
-from manyheads.lab import checkpoint
+from manyheads.core.errors import CheckpointError, ManyheadsError
 from manyheads.lab.command import plain
-from manyheads.lab.files import write_atomically
+from manyheads.lab.storage import MODEL_FILE, load_model, save_model
 from manyheads.recsys.calibration import Calibration
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.labels import Labels
@@ -31,37 +30,40 @@ def save(recommender: Recommender, folder: Path) -> None:
     described |= {f.name: plain(getattr(config, f.name)) for f in fields(config)}
     settings = {k: plain(v) for k, v in recommender.get_params().items() if k not in ("spec", "verbose")}
     about = {"format": FORMAT, "settings": settings, "calibration": [asdict(c) for c in recommender.calibration_]}
-    for name, content in {**recommender.encoder_.files(), **recommender.labels_.files()}.items():
-        write_atomically(folder / name, content)
     header = {"experiment": {"model": described}, "recommender": about}
-    checkpoint.save_tensors(folder / "model.safetensors", recommender.network_.state_dict(), header)
+    beside = {**recommender.encoder_.files(), **recommender.labels_.files()}
+    save_model(folder, recommender.network_.state_dict(), header, beside)
 
 
 def load(folder: Path) -> Recommender:
     """Raises :class:`CheckpointError` for a folder that :func:`save` or a run did not write."""
     from manyheads.recsys.recommender import Recommender
 
-    path = folder / "model.safetensors"
-    if not path.is_file():
+    if not (folder / MODEL_FILE).is_file():
         runs = sorted(folder.glob("**/seed-*/model.safetensors"))
         mend = f"name {runs[0].parent}" if runs else "fit or train one first"
         if (folder / "network.onnx").is_file():
             mend = "it was exported and is for bench, serve and Ranker.load; name the folder that it was exported from"
         raise CheckpointError(f"{folder} holds no model.safetensors: {mend}")
-    tensors, header = checkpoint.load_tensors(path)
+    fix = "fit or train again"
+    tensors, header = load_model(folder, fix=fix)
     about = header.get("recommender", {})
     if about.get("format", FORMAT) != FORMAT:
         raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}: fit again")
     encoder, labels = Encoder.load(folder), Labels.load(folder)
-    config = config_from(header.get("experiment", {}).get("model", {}))
-    network = config.make(encoder.layout(labels.tasks))
     try:
+        config = config_from(header.get("experiment", {}).get("model", {}))
+        network = config.make(encoder.layout(labels.tasks))
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: weights and encoder do not belong together: train again") from error
-    stored = about.get("calibration") or [{} for _ in labels.tasks]
-    calibrations = [Calibration.from_dict(values) for values in stored]
-    settings: dict[str, Any] = {**about.get("settings", {}), "spec": encoder.spec}
-    made = Recommender(**settings)
+        stored = about.get("calibration") or [{} for _ in labels.tasks]
+        calibrations = [Calibration.from_dict(values) for values in stored]
+        settings: dict[str, Any] = {**about.get("settings", {}), "spec": encoder.spec}
+        made = Recommender(**settings)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ManyheadsError):
+            raise
+        raise CheckpointError(
+            f"{folder}: weights, encoder and settings do not belong together ({type(error).__name__}): {fix}"
+        ) from error
     made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations)
     return made

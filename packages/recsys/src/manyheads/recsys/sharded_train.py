@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab import checkpoint
 from manyheads.lab.averaging import place_in_mean, take_in
 from manyheads.lab.experiment import Experiment, SeedResult, Splits
 from manyheads.lab.files import write_atomically
 from manyheads.lab.schedule import epochs_without_gain, rate_factor, set_learning_rate
+from manyheads.lab.storage import save_model
 from manyheads.lab.terminal import progress as show_progress
 from manyheads.lab.train import check_choice, seed_everything
 from manyheads.recsys.sharded import ROW_WISE_FROM, gathered, shard
@@ -102,10 +102,7 @@ def fit_sharded(
     state = gathered(model, parallel)
     if folder is not None and first:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
-        checkpoint.save_tensors(folder / "model.safetensors", state, described)
-        after: Any = getattr(experiment.objective, "after", None)
-        if after is not None:
-            after(model, splits, folder)
+        save_model(folder, state, described, splits.facts["files"])
     dist.barrier()
     return SeedResult(metrics, parameters, time.process_time() - before, len(history))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError, CheckpointError
 from manyheads.lab.domain import load
-from manyheads.lab.experiment import Splits
-from manyheads.lab.files import write_atomically
 from manyheads.recsys.calibration import sigmoid
 from manyheads.recsys.layout import Batch, Rows
 from manyheads.recsys.metrics import all_metrics, auc
@@ -70,11 +67,6 @@ class LogLoss:
             values = all_metrics(labels[known], sigmoid(logits[known, task]), own)
             found |= values if task == 0 else {f"{name} of task {task + 1}": v for name, v in values.items()}
         return found
-
-    def after(self, model: nn.Module, splits: Splits, folder: Path) -> None:
-        """The encoder and the labels beside the weights, so that raw rows can be scored."""
-        for name, content in splits.facts["files"].items():
-            write_atomically(folder / name, content)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, *, ranks: int = 1) -> Tensor:
         """With several ``ranks``: a share of which the mean over the ranks is that of all their rows."""

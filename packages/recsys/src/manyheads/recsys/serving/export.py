@@ -7,7 +7,6 @@ the encoder, the labels and ``serving.json``: calibration, layout, and how far t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from manyheads.recsys.layout import PADDING, Layout
 from manyheads.recsys.models.transformer import FieldTransformer
 from manyheads.recsys.serving.form import ServedTransformer
 from manyheads.recsys.serving.projections import State
-from manyheads.recsys.serving.ranker import CANDIDATES, FILE, FORMAT, NETWORK, REQUEST, Ranker, small_name
+from manyheads.recsys.serving.ranker import CANDIDATES, FORMAT, NETWORK, REQUEST, Ranker, small_name, write_about
 from manyheads.recsys.serving.tokens import Chosen
 
 if TYPE_CHECKING:
@@ -77,9 +76,9 @@ def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str
             (folder / name).unlink(missing_ok=True)
     for name, content in {**encoder.files(), **labels.files(), **parts.files}.items():
         write_atomically(folder / name, content)
-    write_atomically(folder / FILE, json.dumps({**about, "parity": None}, indent=2).encode())
+    write_about(folder, {**about, "parity": None})
     parity = measured_parity(recommender.network_, layout, Ranker.load(folder))
-    write_atomically(folder / FILE, json.dumps({**about, "parity": parity}, indent=2).encode() + b"\n")
+    write_about(folder, {**about, "parity": parity})
     return Exported(folder, parity, parts.request is not None)
 
 

@@ -6,7 +6,6 @@ and so does what is computed once a request.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab.files import write_atomically
 from manyheads.lab.onnx_files import int8_products, need_package
 from manyheads.recsys.metrics import auc
-from manyheads.recsys.serving.ranker import CANDIDATES, FILE, NETWORK, Ranker, read_about, small_name
+from manyheads.recsys.serving.ranker import CANDIDATES, FILE, NETWORK, Ranker, read_about, small_name, write_about
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +68,8 @@ def quantise(folder: str | Path, rows: pd.DataFrame, *, tolerance: float = 0.001
         for name, content in made.items():
             (Path(beside) / name).unlink(missing_ok=True)
             (Path(beside) / name).write_bytes(content)
+        (Path(beside) / FILE).unlink()
+        write_about(Path(beside), read_about(folder))
         small = Ranker(beside, int8=True)
         found = [_aucs(one, rows, labels) for one in (plain, small)]
     sizes = (folder / NETWORK).stat().st_size, len(made[small_name(NETWORK)])
@@ -78,10 +79,10 @@ def quantise(folder: str | Path, rows: pd.DataFrame, *, tolerance: float = 0.001
             f"int8: the AUC falls by {gate.fall:.5f} on {len(rows)} rows, expected at most {tolerance:g}: float32 is "
             "kept; allow more with --tolerance, or train a wider model"
         )
+    about = read_about(folder)
     for name, content in made.items():
         write_atomically(folder / name, content)
-    about = {**read_about(folder), "int8": asdict(gate)}
-    write_atomically(folder / FILE, json.dumps(about, indent=2).encode() + b"\n")
+    write_about(folder, {**about, "int8": asdict(gate)})
     return gate
 
 

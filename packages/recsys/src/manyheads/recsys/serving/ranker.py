@@ -8,7 +8,6 @@ ranker.predict_proba(frame)                                            # as Reco
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,17 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
 from manyheads.lab.onnx_files import need_package, session
+from manyheads.lab.storage import check_beside, load_document, save_document, sha256
 from manyheads.recsys.calibration import Calibration
 from manyheads.recsys.columns import check_frame
+from manyheads.recsys.encoder import FILES as encoder_files
 from manyheads.recsys.encoder import Arrays, Encoder
+from manyheads.recsys.labels import FILE as labels_file
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Layout
 from manyheads.recsys.serving.rows import Row, RowEncoder
 
+KIND = "recommender's export"
 FORMAT = 1
 FILE, NETWORK, REQUEST, CANDIDATES = "serving.json", "network.onnx", "request.onnx", "candidates.onnx"
 PIECE = 128  # rows at a time: what is between the operations stays in the cache
@@ -65,10 +68,15 @@ class Ranker:
         need_package("onnxruntime", "manyheads-recsys[onnx]")
         folder = Path(folder)
         self.about = read_about(folder)
-        self.layout = Layout(**{name: tuple(values) for name, values in self.about["layout"].items()})
         self.encoder, self.labels = Encoder.load(folder), Labels.load(folder)
-        self.calibration = [Calibration.from_dict(values) for values in self.about["calibration"]]
-        self.request: dict[str, Any] | None = self.about["request"]
+        try:
+            self.layout = Layout(**{name: tuple(values) for name, values in self.about["layout"].items()})
+            self.calibration = [Calibration.from_dict(values) for values in self.about["calibration"]]
+            self.request: dict[str, Any] | None = self.about["request"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder / FILE}: damaged ({type(error).__name__}): export the model again"
+            ) from error
         admitted = bool((self.about.get("int8") or {}).get("admitted"))
         self.int8 = admitted if int8 is None else int8
 
@@ -204,17 +212,24 @@ class Ranker:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """``serving.json``. Raises :class:`CheckpointError` where it is absent, damaged or of another version."""
-    path = folder / FILE
-    try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT:
-            raise CheckpointError(
-                f"{folder} has format {about['format']}, this version reads {FORMAT}: export the model again"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is no exported model ({FILE}: {type(error).__name__}): export one") from error
+    """Read ``serving.json``, after a check of the files beside it.
+
+    Raises :class:`CheckpointError` for a file that is absent, damaged or of another version.
+    """
+    fix = "export the model again"
+    about = load_document(folder / FILE, kind=KIND, fix=fix)
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: found format {about.get('format')}, this version reads {FORMAT}: {fix}")
+    check_beside(folder, about.pop("beside", {}), fix=fix)
     return about
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``serving.json`` with the digests of all other files of the export that are there."""
+    graphs = (NETWORK, REQUEST, CANDIDATES)
+    names = (*encoder_files, labels_file, *graphs, *map(small_name, graphs))
+    beside = {name: sha256((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
+    save_document(folder / FILE, {**about, "beside": beside}, kind=KIND)
 
 
 def _named(rows: Rows) -> frozenset[str]:

@@ -1,0 +1,161 @@
+"""Files are whole or not there, go where the user says, and say so in the user's words if they cannot."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import stat
+import threading
+
+import pytest
+
+from manyheads.lab.files import PART, remove_parts, write_atomically, write_figure
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_link_keeps_its_place_and_its_target_is_written(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_a_link_to_nothing_makes_its_target(tmp_path):
+    (tmp_path / "link").symlink_to("folder/target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "folder" / "target").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop") as caught:
+        write_atomically(tmp_path / "loop", b"new")
+    assert caught.value.errno == errno.ELOOP
+    assert (tmp_path / "loop").is_symlink()
+
+
+def test_a_pipe_is_written_through(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    written = False
+    while not written:
+        try:
+            write_atomically(pipe, b"x" * 100_000)  # more than a pipe holds
+            written = True
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the reader has opened it, or soon will
+                raise
+    reader.join(30)
+    assert read == [b"x" * 100_000]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_pipe_without_a_reader_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe that nobody reads") as caught:
+        write_atomically(tmp_path / "pipe", b"x")
+    assert caught.value.filename == str(tmp_path / "pipe")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_device_is_written_through():
+    before = os.stat("/dev/null")
+    write_atomically("/dev/null", b"x")
+    assert os.stat("/dev/null").st_rdev == before.st_rdev
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_full_device_is_named():
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically("/dev/full", b"x")
+    assert caught.value.filename == "/dev/full"
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "below" / "x"):
+        with pytest.raises(NotADirectoryError) as caught:
+            write_atomically(path, b"x")
+        assert caught.value.filename == str(path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path, b"x")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_an_error_while_writing_names_the_path_of_the_user(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the temporary file")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "a", b"x")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_the_mode_of_a_file_is_kept_and_a_new_one_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "new", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+    (tmp_path / "new").chmod(0o600)
+    write_atomically(tmp_path / "new", b"again")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+
+
+def test_parts_of_killed_writers_are_removed_and_those_in_use_are_not(tmp_path):
+    (tmp_path / f".file.0123abcd{PART}").write_text("half")
+    (tmp_path / f".other.0123abcd{PART}").write_text("half")
+    in_use = tmp_path / f".file.ffffffff{PART}"
+    with open(in_use, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        write_atomically(tmp_path / "file", b"whole")
+        assert names(tmp_path) == [in_use.name, f".other.0123abcd{PART}", "file"]
+    remove_parts(tmp_path)
+    assert names(tmp_path) == ["file"]
+
+
+def _write_many(path, letter):
+    for _ in range(50):
+        write_atomically(path, letter * 10_000)
+
+
+def test_several_processes_that_write_one_file_never_mix_or_lose_it(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_write_many, args=(tmp_path / "file", letter)) for letter in (b"a", b"b", b"c")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert set((tmp_path / "file").read_bytes()) in ({97}, {98}, {99})
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_same_figure_gives_the_same_bytes(tmp_path, suffix, monkeypatch):
+    from matplotlib.figure import Figure
+
+    written = []
+    for n, day in enumerate(("0", "100000000")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)
+        figure = Figure()
+        figure.subplots().plot([1, 2, 4], label="x")
+        write_figure(tmp_path / f"{n}{suffix}", figure)
+        written.append((tmp_path / f"{n}{suffix}").read_bytes())
+    assert written[0] == written[1]
