@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from manyheads.core.errors import CheckpointError
 from manyheads.lab.files import write_atomically
@@ -150,8 +150,9 @@ def _serialised(tensors: Tensors) -> bytes:
         return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
     from safetensors.torch import save
 
+    own = cast("Mapping[str, Tensor]", tensors)
     # a copy each, as safetensors refuses tensors that share memory
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in own.items()})
 
 
 def _verified(path: str | Path, kind: str, fix: str) -> tuple[dict[str, Any], bytes]:
