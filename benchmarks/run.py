@@ -46,6 +46,8 @@ JOBS: dict[str, list[str]] = {
     "forecasting_nlinear": [f"{BENCH} --sets ETTh1 --horizons 96 --models nlinear-cf --csv {{csv}}"],
     "forecasting_auto": [f"{BENCH} --models closed-form-auto --csv {{csv}}"],
     "forecasting_auto_train": [f"{BENCH} --models closed-form-auto-train --csv {{csv}}"],
+    "forecasting_intervals": ["python benchmarks/forecasting_intervals.py --csv {csv}"],
+    "forecasting_channels": ["python benchmarks/forecasting_channels.py --csv {csv}"],
     "forecasting_sgd": [
         *(
             f"manyheads forecasting train etth1-96-{form} --seeds {SEEDS} --root {RUNS} --fresh"

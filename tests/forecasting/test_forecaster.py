@@ -8,9 +8,17 @@ import pytest
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
 from manyheads.forecasting import Forecaster, Panel, fit_ridge
-from manyheads.forecasting.conformal import calibrate, quantiles, windows_needed
+from manyheads.forecasting.conformal import (
+    calibrate,
+    calibration_origins,
+    pooled_quantiles,
+    quantiles,
+    windows_needed,
+)
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import History, Scaler
+
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
 
 
 def repeat_map(horizon):
@@ -78,9 +86,79 @@ def test_the_coverage_of_every_step_and_level_is_told(hourly):
 
 
 def test_too_few_rows_for_intervals_are_told_and_none_are_given(hourly):
-    forecaster = Forecaster(12).fit(hourly.head(60))
+    forecaster = Forecaster(12).fit(hourly.head(30))
     assert list(forecaster.predict()) == ["unique_id", "ds", "y_hat"]
     assert any("too few for intervals" in warning for warning in forecaster.warnings)
+
+
+def test_short_series_get_intervals_from_several_fits_that_cover_what_they_promise():
+    """AR(1), 60 rows, 12 steps ahead. All is seeded; benchmarks/forecasting_intervals.py measures many kinds."""
+    covered = []
+    for seed in range(80):
+        rng = np.random.default_rng([seed, 99])
+        noise = rng.normal(size=172)
+        values = np.zeros(172)
+        for t in range(1, 172):
+            values[t] = 0.5 * values[t - 1] + noise[t]
+        values = values[100:]
+        forecast = Forecaster(12, levels=(0.8,)).fit(panel_of(values[:60])).predict()
+        covered.append(((values[60:] >= forecast["lo-80"]) & (values[60:] <= forecast["hi-80"])).mean())
+    assert 0.74 <= np.mean(covered) <= 0.86
+
+
+def panel_of(values, season=12):
+    stamps = pd.date_range("2020-01-01", periods=len(values), freq="MS")
+    return Panel(values[:, None], ("y",), stamps, season)
+
+
+def test_pooled_intervals_equal_the_brute_force_over_windows_and_steps():
+    """The growth with the step is the best of all sqrt(a + b h) on a grid, and the quantile one of all residuals."""
+    rng = np.random.default_rng(0)
+    steps = np.arange(1.0, 7.0)
+    residuals = np.abs(rng.normal(size=(9, 6, 1))) * np.sqrt(2.0 + steps)[:, None]
+    target = (residuals[..., 0] ** 2).mean(axis=0)
+    grid = [(a, b) for a in np.linspace(0, 8, 161) for b in np.linspace(0, 4, 161)]
+    a, b = min(grid, key=lambda pair: ((pair[0] + pair[1] * steps - target) ** 2).sum())
+    growth = np.sqrt(a + b * steps)
+    relative = np.sort((residuals[..., 0] / growth).ravel())
+    expected = relative[int(np.ceil(55 * 0.8)) - 1] * growth
+    np.testing.assert_allclose(pooled_quantiles(residuals, (0.8,))[0, :, 0], expected, rtol=0.02)
+
+
+def test_errors_that_do_not_grow_pool_to_one_width_and_none_to_none():
+    residuals = np.tile(np.arange(1.0, 20.0)[:, None, None], (1, 4, 2))
+    residuals[..., 1] = 0.0
+    np.testing.assert_allclose(pooled_quantiles(residuals, (0.5,))[0], [[10.0, 0.0]] * 4, rtol=1e-9)
+
+
+def test_calibration_windows_lie_behind_the_fit_and_inside_the_rows():
+    for rows in range(1, 200):
+        for horizon in (1, 5, 12, 40):
+            first, last = calibration_origins(rows, horizon)
+            assert 1 <= first <= last
+            assert first >= rows // 2 or rows < 2
+            assert last == first or last + horizon - 1 == rows
+    assert calibration_origins(1000, 12) == (800, 989)  # a fifth
+    assert calibration_origins(60, 12) == (40, 49)  # a third
+    assert calibration_origins(36, 12) == (18, 25)  # half a horizon before the last window
+
+
+def test_intervals_are_made_of_fits_that_end_before_their_targets(hourly):
+    """Four fits on the first rows, each forecasting the windows up to the next: by brute force from public calls."""
+    values = hourly["a"].to_numpy()[:60]
+    first, last = calibration_origins(60, 12)
+    step = int(np.ceil((last - first) / 4))
+    residuals = []
+    for origin in range(first, last):
+        fitted_rows = first + (origin - first) // step * step
+        early = Forecaster(12, model="seasonal-naive", levels=()).fit(panel_of(values[:fitted_rows]))
+        look_back = early.panels[0].map.look_back
+        forecast = early.panels[0].map.forecast(values[None, origin - look_back : origin, None])[0, :, 0]
+        residuals.append(np.abs(forecast - values[origin : origin + 12]))
+    expected = pooled_quantiles(np.array(residuals)[:, :, None], (0.8,))[0]
+    found = Forecaster(12, model="seasonal-naive", levels=(0.8,)).fit(panel_of(values))
+    half = found.panels[0].intervals.half_widths[0] * found.panels[0].scaler.scale
+    np.testing.assert_allclose(half, expected, rtol=1e-9)
 
 
 def test_warnings_of_the_model_reach_the_user(hourly):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting.conformal import Intervals, calibrate, windows_needed
+from manyheads.forecasting.conformal import PLENTY, Intervals, absolute_residuals, calibration_origins, intervals_from
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
 from manyheads.forecasting.models.naive import Naive, naive_map
@@ -22,7 +23,6 @@ from manyheads.forecasting.series import (
     power_of_two,
 )
 
-_CALIBRATION = 0.2  # of the rows
 _DWARFED = 1e-6  # a usual movement below this share of the largest is lost in the rounding of sums of squares
 _SANE = 10.0  # ranges of the past that a forecast may leave it by
 
@@ -89,23 +89,44 @@ def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
     # a shift by the mean would round their usual values away; a power of two as the scale rounds nothing
     scaler = Scaler(np.where(dwarfed, 0.0, scaler.mean), np.where(dwarfed, power_of_two(panel.values), scaler.scale))
     values = scaler.transform(panel.values)
-    model, notes = _fit_rows(values, panel, dwarfed, recipe)
-    intervals = None
-    if recipe.levels:
-        calibration = round(panel.rows * (1.0 - _CALIBRATION))
-        early, _ = _fit_rows(values[:calibration], panel, dwarfed, recipe)
-        intervals = calibrate(early, values, calibration, recipe.levels)
-        if intervals is None:
-            notes.append(
-                f"{panel.rows} rows are too few for intervals ({windows_needed(recipe.levels)} or more windows of "
-                f"{recipe.horizon} steps in the last fifth): none are given"
-            )
+    fit = _fit_rows(values, panel, dwarfed, recipe)
+    notes = [*fit.notes]
+    intervals = _intervals(values, panel, dwarfed, recipe, short=fit.short) if recipe.levels else None
+    if recipe.levels and intervals is None:
+        notes.append(
+            f"{panel.rows} rows are too few for intervals {recipe.horizon} steps ahead: none are given; give more rows "
+            "or a shorter horizon"
+        )
     warnings = (*panel.notes, *(f"{panel.name}: {note}" for note in notes))
-    return FittedPanel(panel, scaler, model, intervals, warnings)
+    return FittedPanel(panel, scaler, fit.model, intervals, warnings)
 
 
-def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> tuple[FittedModel, list[str]]:
-    """The model of some first rows, standardised, with what the user should know of it."""
+def _intervals(
+    values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe, *, short: bool
+) -> Intervals | None:
+    """From the residuals of fits on first rows; where calibration windows are few, a fit serves a quarter of them."""
+    first, last = calibration_origins(panel.rows, recipe.horizon)
+    few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
+    step = max(1, math.ceil((last - first) / (4 if few else 1)))
+    residuals = []
+    for begin in range(first, last, step):
+        early = _fit_rows(values[:begin], panel, dwarfed, recipe)
+        if early.short == short:  # the errors of a naive stand-in say nothing about the model
+            residuals.append(absolute_residuals(early.model, values, begin, min(begin + step, last)))
+    return intervals_from(np.concatenate(residuals), recipe.levels) if residuals else None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A model of some first rows, standardised, and what the user should know of it."""
+
+    model: FittedModel
+    notes: list[str]
+    short: bool = False  # too few rows for the model: all channels have the naive forecast
+
+
+def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> _Fit:
+    """Fit the first rows of a panel: the model, or the naive forecast where it cannot be fitted."""
     rows, horizon = len(values), recipe.horizon
     constant = constant_channels(values)
     dwarfed = dwarfed & ~constant
@@ -121,7 +142,7 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
         )
     columns = np.flatnonzero(~(constant | dwarfed))
     if not len(columns):
-        return naive_map(values, panel.season, horizon), notes
+        return _Fit(naive_map(values, panel.season, horizon), notes)
     look_back, train_end = recipe.asked_look_back or max(1, min(336, (rows - horizon) // 3)), rows
     if not find_model(recipe.model).joint:
         train_end = min(rows, max(round(rows * 0.8), look_back + horizon))
@@ -132,7 +153,7 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
             model = fit_model(recipe.model, history, [horizon], look_back=look_back, seed=recipe.seed)[horizon]
     except DataError as error:
         notes.append(f"{', '.join(names)}: the naive forecast is given, for {recipe.model} cannot be fitted: {error}")
-        return naive_map(values, panel.season, horizon), notes
+        return _Fit(naive_map(values, panel.season, horizon), notes, short=True)
     if isinstance(model, Naive):
         model = linear_map_of(model)
     sane, kept = _sane_channels(model, history.values), np.zeros(len(constant), dtype=bool)
@@ -143,11 +164,11 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
         for c in columns[~sane]
     ]
     if kept.all():
-        return model, notes
+        return _Fit(model, notes)
     naive = naive_map(values, panel.season if panel.season <= model.look_back else 1, horizon)
     if isinstance(model, LinearMap):
-        return _merged(model, columns, kept, naive), notes
-    return Patched(model, columns, kept, naive), notes
+        return _Fit(_merged(model, columns, kept, naive), notes)
+    return _Fit(Patched(model, columns, kept, naive), notes)
 
 
 def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
