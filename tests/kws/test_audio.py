@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
 
-from manyheads.core.errors import DataError
+from manyheads.core.errors import ArgumentError, DataError
 from manyheads.kws.audio import prepare, read_sound, resample
+from tests.fuzz.audio import damaged_audio
 
 from .sounds import tone, write
 
@@ -27,7 +32,7 @@ def test_absent_file(tmp_path):
 
 def test_empty_file(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(DataError, match=r"a\.wav is empty: expected a WAV or FLAC file"):
+    with pytest.raises(DataError, match=r"a\.wav is empty: expected a WAV, FLAC, OGG, MP3, AIFF or AU file"):
         read_sound(tmp_path / "a.wav")
 
 
@@ -38,7 +43,7 @@ def test_no_samples(tmp_path):
 
 def test_what_is_not_audio(tmp_path):
     (tmp_path / "a.wav").write_text("label,path\nyes,1.wav\n")
-    with pytest.raises(DataError, match=r"a\.wav cannot be read as audio .*: expected a WAV or FLAC file"):
+    with pytest.raises(DataError, match=r"a\.wav cannot be read as audio .*: expected a WAV, FLAC"):
         read_sound(tmp_path / "a.wav")
 
 
@@ -88,3 +93,191 @@ def test_prepare_says_all_that_it_does():
     sound = prepare(np.zeros((1600, 3), np.float32), 16000, 8000, "here")
     assert sound.notes == ("3 channels averaged to one", "silent", "resampled from 16000 to 8000 Hz")
     assert len(sound.samples) == 800
+
+
+def wav(samples, *, subtype="PCM_16", rate=8000, **fields):
+    """A WAV file's bytes with fields of its header set: ``riff`` and ``data`` sizes, ``rate``, ``channels``."""
+    made = io.BytesIO()
+    soundfile.write(made, samples, rate, format="WAV", subtype=subtype)
+    content = bytearray(made.getvalue())
+    places = {"riff": (4, 4), "channels": (22, 2), "claimed_rate": (24, 4), "data": (40, 4)}
+    for name, value in fields.items():
+        at, width = places[name]
+        content[at : at + width] = value.to_bytes(width, "little")
+    return bytes(content)
+
+
+def test_a_header_without_lengths_is_read_to_the_end_and_it_is_said(tmp_path):
+    samples = np.round(tone(440) * 32768) / 32768
+    for sizes in (
+        {"riff": 0, "data": 0},
+        {"riff": 2**32 - 1, "data": 2**32 - 1},
+        {"data": 2**31},
+        {"data": 0x7FFFF000},
+    ):
+        (tmp_path / "a.wav").write_bytes(wav(samples, **sizes))
+        sound = read_sound(tmp_path / "a.wav")
+        np.testing.assert_array_equal(sound.samples, samples.astype(np.float32))
+        assert sound.notes == ("no length in its header: read to the end of the file",)
+
+
+@pytest.mark.parametrize("riff", [0, 36, 6444, 6445, 10**6, 2**32 - 1])
+def test_the_size_of_the_whole_decides_nothing_where_that_of_the_samples_is_right(tmp_path, riff):
+    samples = np.round(tone(440) * 32768) / 32768
+    (tmp_path / "a.wav").write_bytes(wav(samples, riff=riff))
+    sound = read_sound(tmp_path / "a.wav")
+    np.testing.assert_array_equal(sound.samples, samples.astype(np.float32))
+    assert sound.notes == ()
+
+
+def test_samples_that_the_header_leaves_out_are_not_cut_in_silence(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(tone(440), data=1000))
+    with pytest.raises(DataError, match=r"a\.wav: found 5400 bytes after its 1000 bytes of samples, expected the end"):
+        read_sound(tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_bytes(wav(tone(440)) * 2)
+    with pytest.raises(DataError, match=r"b\.wav: found 6444 bytes after its 6400 bytes of samples"):
+        read_sound(tmp_path / "b.wav")
+    (tmp_path / "c.wav").write_bytes(wav(tone(440), data=6399))
+    assert read_sound(tmp_path / "c.wav").notes == ("bytes after the last whole sample",)
+
+
+def test_chunks_after_the_samples_are_no_samples(tmp_path):
+    samples = np.round(tone(440) * 32768) / 32768
+    (tmp_path / "a.wav").write_bytes(wav(samples) + b"LIST\x04\0\0\0INFO" + b"id3 \x03\0\0\0abc\0")
+    np.testing.assert_array_equal(read_sound(tmp_path / "a.wav").samples, samples.astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".ogg", ".opus", ".mp3", ".aiff", ".au", ".flac", ".wav"])
+def test_every_kind_is_read_and_a_cut_one_is_refused(tmp_path, suffix, capfd):
+    rate = 16000
+    samples = tone(440, seconds=1.5, rate=rate)
+    form = {".ogg": "OGG", ".opus": "OGG", ".aiff": "AIFF"}.get(suffix, suffix[1:].upper())
+    path = write(tmp_path / f"a{suffix}", samples, rate, format=form, subtype="OPUS" if suffix == ".opus" else None)
+    sound = read_sound(path)
+    assert (len(sound.samples), sound.sample_rate, sound.notes) == (len(samples), rate, ())
+    middle = slice(4000, -4000)
+    error = np.sqrt(np.square(sound.samples - samples)[middle].mean() / np.square(samples).mean())
+    assert error < (0.2 if suffix in (".ogg", ".opus", ".mp3") else 1e-3)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    with pytest.raises(DataError, match=r"a\.\w+(:| is| cannot)") as caught:
+        read_sound(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", ""), "a decoder speaks past Python"
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg"])
+def test_a_flipped_bit_is_found_where_there_are_checksums(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", tone(440, seconds=1.0), format=suffix[1:].upper())
+    content = path.read_bytes()
+    for at in range(200, len(content), len(content) // 25):
+        changed = bytearray(content)
+        changed[at] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"damaged|cannot be read|truncated"):
+            read_sound(path)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, 2**31 - 1, 2**31, 2**32 - 1])
+def test_rates_that_no_recording_has_are_refused(tmp_path, rate):
+    (tmp_path / "a.wav").write_bytes(wav(tone(440)[:400], claimed_rate=rate))
+    with pytest.raises(DataError, match=rf"a\.wav(: sample rate: found {rate} Hz| cannot be read)"):
+        read_sound(tmp_path / "a.wav", 16000)
+
+
+@pytest.mark.parametrize("rate", [1000, 1009, 44_100, 44_101, 95_999, 767_999])
+def test_no_rate_makes_a_long_filter(tmp_path, rate, monkeypatch):
+    """A filter has 20 taps for the larger number of the ratio."""
+    from scipy import signal
+
+    asked = []
+    monkeypatch.setattr(signal, "resample_poly", lambda x, up, down: asked.append((up, down)) or x)
+    for target in (8000, 16000, 44_100):
+        resample(np.zeros(400, np.float32), rate, target)
+        up, down = asked.pop()
+        assert max(up, down) <= 1 << 16
+        assert up / down == pytest.approx(target / rate, rel=1e-5)
+    with pytest.raises(ArgumentError, match="sample rate: found 2147483647 Hz"):
+        resample(np.zeros(400, np.float32), rate, 2**31 - 1)
+
+
+def outcome(path, rate=None):
+    """The sound, or the line that says what is wrong with it."""
+    try:
+        return read_sound(path, rate)
+    except DataError as error:
+        return str(error)
+
+
+def flac_of(samples, promised):
+    """A FLAC file whose header promises so many samples."""
+    made = io.BytesIO()
+    soundfile.write(made, samples, 8000, format="FLAC")
+    content = bytearray(made.getvalue())
+    content[21] = content[21] & 0xF0 | promised >> 32
+    content[22:26] = (promised & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("samples.wav", lambda: wav(tone(440)[:400], data=2**31 - 2**13)),
+        ("streamed.wav", lambda: wav(tone(440)[:400], data=2**32 - 1)),
+        ("channels.wav", lambda: wav(tone(440)[:400], channels=65535)),
+        ("thousand.wav", lambda: wav(tone(440)[:400], channels=1000)),
+        ("samples.flac", lambda: flac_of(tone(440)[:400], 2**36 - 1)),
+        ("half.flac", lambda: flac_of(tone(440)[:400], 2**31)),
+    ],
+)
+def test_memory_is_bounded_by_what_is_there(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content())
+    tracemalloc.start()
+    try:
+        said = outcome(tmp_path / name)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert isinstance(said, str) or len(said.samples) <= 400
+    assert peak < 32 << 20
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    from manyheads.kws import audio
+
+    write(tmp_path / "a.flac", np.zeros(200_000))
+    assert (tmp_path / "a.flac").stat().st_size * 64 < 200_000
+    assert read_sound(tmp_path / "a.flac").notes == ("silent",)
+    monkeypatch.setattr(audio, "LONGEST", 100_000)
+    with pytest.raises(DataError, match=r"a\.flac: found more than 100000 samples in its \d+ bytes: cut it"):
+        read_sound(tmp_path / "a.flac")
+
+
+def test_samples_far_beyond_full_scale_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(440) * 32768, 8000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav: found a sample of \d+.*expected samples in \[-1, 1\]: divide them"):
+        read_sound(tmp_path / "a.wav")
+
+
+def test_a_kind_whose_length_cannot_be_checked_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.caf: found CAF .*, expected a WAV, FLAC, .* file: convert it"):
+        read_sound(write(tmp_path / "a.caf", tone(440), format="CAF"))
+    with pytest.raises(DataError, match="found a folder"):
+        read_sound(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_files_are_named_or_read(tmp_path):
+    """Ninety files with something wrong: one line, or samples that a spotter can hear."""
+    read = 0
+    for description, content, suffix in itertools.islice(damaged_audio(seed=3), 90):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(content)
+        found = outcome(path, 16000)
+        if isinstance(found, str):
+            assert found.startswith(str(path)), description
+            assert "\n" not in found, description
+            continue
+        read += 1
+        assert np.isfinite(found.samples).all(), description
+        assert 0 < len(found.samples) <= 16 * 64 * len(content), description
+    assert 10 < read < 60

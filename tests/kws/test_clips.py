@@ -10,7 +10,7 @@ import pytest
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.kws.clips import clips_of, clips_of_folder, hold_out, labels_of, only, speech_commands
 
-from .sounds import WORDS, speech_commands_folder, word_folder
+from .sounds import WORDS, speech_commands_folder, tone, word_folder, write
 
 
 def test_arabic_is_split_by_speaker_as_published():
@@ -75,3 +75,31 @@ def test_held_out_speaker_is_the_test_part():
 
 def test_only_some_labels():
     assert labels_of(only(clips_of("arabic"), ["yes", "no"])) == ("no", "yes")
+
+
+def test_every_kind_of_sound_is_a_clip_and_what_is_left_out_is_said(tmp_path, capsys):
+    word_folder(tmp_path, speakers=40)
+    kinds = {"a.MP3": "MP3", "b.ogg": "OGG", "c.oga": "OGG", "d.aiff": "AIFF", "e.flac": "FLAC"}
+    for name, form in kinds.items():
+        write(tmp_path / "low" / name, tone(300), format=form)
+    before = capsys.readouterr()
+    assert len(clips_of_folder(tmp_path)) == 3 * 40 + 5
+    assert (before.err, capsys.readouterr().err) == ("", "")
+    (tmp_path / "low" / "notes.txt").write_text("three of these are mine")
+    (tmp_path / "low" / "list.csv").write_text("a,b")
+    (tmp_path / "low" / ".DS_Store").write_bytes(b"\0")
+    write(tmp_path / "low" / "more" / "deep.wav", tone(300))
+    write(tmp_path / "_background_noise_" / "hum.wav", tone(50))
+    assert len(clips_of_folder(tmp_path)) == 3 * 40 + 5
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{tmp_path}/low/list.csv (and 1 more): left out: no sound by its name",
+        f"{tmp_path}/low/more/deep.wav: left out: not in the folder of a label: label/file",
+    ]
+
+
+def test_a_recording_that_cannot_be_read_is_named(tmp_path):
+    word_folder(tmp_path, speakers=40)
+    (tmp_path / "low" / "new.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    with pytest.raises(DataError, match=r"low/new\.m4a: found \.m4a, expected a WAV, FLAC, OGG, .*convert it"):
+        clips_of_folder(tmp_path)

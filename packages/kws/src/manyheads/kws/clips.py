@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,10 @@ from typing import Literal, cast
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.kws.catalogue import datasets
+from manyheads.kws.containers import KINDS, SUFFIXES, UNREADABLE
 from manyheads.lab.data import find
 
 Split = Literal["train", "validation", "test", ""]
-SUFFIXES = (".wav", ".flac")
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,20 @@ def speech_commands(folder: Path) -> list[Clip]:
 
 
 def clips_of_folder(folder: Path) -> list[Clip]:
-    """``label/*.wav`` or ``.flac``; what stands before ``_nohash_`` names the speaker, as in Speech Commands, otherwise
-    each clip is a speaker of its own. Split 80 / 10 / 10 by a hash of the speaker's name, so that a clip that is added
-    later moves no other.
+    """``label/*.wav``, or another suffix of ``containers.SUFFIXES``; what stands before ``_nohash_`` names the speaker,
+    as in Speech Commands, otherwise each clip is a speaker of its own. Split 80 / 10 / 10 by a hash of the speaker's
+    name, so that a clip that is added later moves no other.
 
     Raises :class:`DataError` for fewer than two labels, a label with fewer than three clips, and a part without clips.
     """
-    found = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.parent.name.startswith("_"))
+    found = _sounds_of(folder)
     clips = []
     for path in found:
         speaker = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else f"{path.parent.name}/{path.stem}"
         clips.append(Clip(path, path.parent.name, speaker, _part_of(speaker)))
     counts = Counter(clip.label for clip in clips)
     if len(counts) < 2:
-        raise DataError(f"{folder}: found {len(counts)} labels, expected two or more folders of .wav or .flac files")
+        raise DataError(f"{folder}: found {len(counts)} labels, expected two or more folders of sound files")
     label, fewest = min(counts.items(), key=lambda item: item[1])
     if fewest < 3:
         raise DataError(f"{folder / label}: found {fewest} clips, expected at least 3: to train, to choose and to test")
@@ -82,6 +83,30 @@ def clips_of_folder(folder: Path) -> list[Clip]:
                 f"{folder}: none of {len(clips)} clips fell into the {split} part: more clips or speakers are needed"
             )
     return clips
+
+
+def _sounds_of(folder: Path) -> list[Path]:
+    """The sound files in the folders of labels. Other files there, and sounds that lie too high or too deep, are
+    counted on standard error; hidden files and folders that begin with an underscore are left out by their name.
+
+    Raises :class:`DataError` for a recording in a form that cannot be read.
+    """
+    found, others, misplaced = [], [], []
+    for path in sorted(folder.rglob("*")):
+        parts, suffix = path.relative_to(folder).parts, path.suffix.lower()
+        if any(part.startswith(".") for part in parts) or parts[0].startswith("_") or not path.is_file():
+            continue
+        if suffix in UNREADABLE:
+            raise DataError(f"{path}: found {suffix}, expected a {KINDS} file: convert it, or take it out")
+        if len(parts) == 2:
+            (found if suffix in SUFFIXES else others).append(path)
+        elif suffix in SUFFIXES:
+            misplaced.append(path)
+    for paths, why in ((others, "no sound by its name"), (misplaced, "not in the folder of a label: label/file")):
+        if paths:
+            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            print(f"{paths[0]}{more}: left out: {why}", file=sys.stderr)
+    return found
 
 
 def _part_of(speaker: str) -> Split:

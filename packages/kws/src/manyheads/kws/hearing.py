@@ -12,11 +12,11 @@ from torch import Tensor
 
 from manyheads.core import state as states
 from manyheads.core.errors import ArgumentError
+from manyheads.kws.audio import LOUDEST
 from manyheads.kws.detection import SmoothState
 from manyheads.kws.features import MeanState, SampleState
 
 FULL_SCALE = {np.dtype(np.int16): 32768.0, np.dtype(np.int32): 2147483648.0}
-LOUDEST = 4.0  # times full scale; what is louder was meant as integers
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.kws.audio import read_sound
+from manyheads.kws.audio import check_rate, read_sound
 from manyheads.kws.clips import Clip
 from manyheads.lab.files import write_atomically
 
@@ -65,9 +65,11 @@ def compose(
 
     Raises:
         ArgumentError: no clips, gaps out of order.
+        DataError: a sample rate that no recording has.
     """
     if not clips:
         raise ArgumentError("clips: found none, expected at least one")
+    check_rate(sample_rate, "compose")
     if not 0 <= gap[0] <= gap[1]:
         raise ArgumentError(f"gap: found {gap}, expected 0 <= shortest <= longest")
     random = np.random.default_rng(seed)

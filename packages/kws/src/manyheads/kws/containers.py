@@ -1,0 +1,183 @@
+"""What a sound file says of its own length, held against what is in it: nothing may be cut or made up in silence.
+
+Decoders believe some sizes and clamp others. Here the chunks of WAV and AIFF, the header of AU, the checksum of FLAC
+and the pages of Ogg are read before and after decoding. MP3 has neither sizes nor checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from manyheads.core.errors import DataError
+
+FORMATS = {
+    "WAV": (".wav", ".wave"),
+    "WAVEX": (".wav",),
+    "RF64": (".rf64",),
+    "FLAC": (".flac",),
+    "OGG": (".ogg", ".oga", ".opus"),
+    "MP3": (".mp3",),
+    "AIFF": (".aif", ".aiff", ".aifc"),
+    "AU": (".au", ".snd"),
+}
+KINDS = "WAV, FLAC, OGG, MP3, AIFF or AU"
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+COMPRESSED = (".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".gsm", ".m4a", ".mka", ".mkv", ".mov", ".mp2", ".mp4")
+UNREADABLE = frozenset(
+    (*COMPRESSED, ".ra", ".webm", ".wma", ".wv", ".caf", ".dsf", ".pcm", ".raw", ".sph", ".voc", ".w64")
+)
+RATES = (1_000, 768_000)  # Hz
+CHUNKS: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
+SAMPLES = (b"data", b"SSND")  # of WAV, of AIFF
+MOST_CHUNKS = 10_000
+UNKNOWN = 0x7FFFF000  # bytes; whoever writes to a pipe puts such a size, or 0
+WIDTHS = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
+REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+
+
+class Container(NamedTuple):
+    """``content`` is the file with its sizes filled in, where its header left them open; ``length`` the bytes of its
+    samples, where the header says it; ``md5`` the checksum of a FLAC file."""
+
+    content: bytes | None = None
+    length: int | None = None
+    md5: tuple[bytes, int] | None = None  # and bits of a sample
+    notes: tuple[str, ...] = ()
+    known: bool = True
+    """Whether it is one of those above and no MP3."""
+
+
+def check_container(path: Path) -> Container:
+    """Raises :class:`DataError` for a file that ends before its header says, that goes on after it, or whose checksums
+    are wrong."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(42)
+        if head[:4] in CHUNKS:
+            return _chunks(path, stream, size, CHUNKS[head[:4]], head[:4] == b"FORM")
+        if head[:4] == b".snd":
+            return _au(path, head, size)
+        if head[:4] == b"OggS":
+            stream.seek(0)
+            return _ogg(path, stream.read())
+    if head[:4] == b"fLaC" and len(head) == 42 and any(head[26:42]):
+        return Container(md5=(head[26:42], ((head[20] & 1) << 4 | head[21] >> 4) + 1))
+    return Container(known=False)
+
+
+def _chunks(path: Path, stream: BinaryIO, size: int, order: Literal["little", "big"], aiff: bool) -> Container:
+    at, long = 12, None
+    for _ in range(MOST_CHUNKS):
+        stream.seek(at)
+        head = stream.read(24)
+        name, length = head[:4], int.from_bytes(head[4:8], order)
+        if len(head) < 8:
+            break
+        if name == b"ds64":
+            long = int.from_bytes(head[16:24], order)
+        if name in SAMPLES:
+            length = long if long is not None and length == 0xFFFFFFFF else length
+            return _samples(path, stream, size, order, aiff, at + 8, length)
+        at += 8 + length + length % 2
+    raise DataError(f"{path} holds no samples: found no chunk of them, expected a whole WAV or AIFF file")
+
+
+def _samples(
+    path: Path, stream: BinaryIO, size: int, order: Literal["little", "big"], aiff: bool, at: int, length: int
+) -> Container:
+    there = size - at
+    if length <= there and (length or there <= 0 or _are_chunks(stream, at, size, order)):
+        after = at + length + length % 2
+        if not _are_chunks(stream, after, size, order):
+            raise DataError(
+                f"{path}: found {size - after} bytes after its {length} bytes of samples, expected the end of the file "
+                "or a chunk: its header is wrong; write it again with another program"
+            )
+        if not aiff:
+            return Container(length=length)
+        stream.seek(at)
+        return Container(length=length - 8 - int.from_bytes(stream.read(4), "big"))
+    if length and length < UNKNOWN:
+        raise DataError(f"{path} is truncated: found {there} bytes of samples, its header promises {length}")
+    if aiff:
+        raise DataError(f"{path}: found no length in its header, expected one: write it again with another program")
+    stream.seek(0)
+    content = bytearray(stream.read())
+    content[:4] = b"RIFF" if content[:4] == b"RF64" else content[:4]
+    content[4:8] = min(size - 8, 0xFFFFFFFE).to_bytes(4, order)
+    content[at - 4 : at] = min(there, 0xFFFFFFFE).to_bytes(4, order)
+    return Container(bytes(content), there, notes=("no length in its header: read to the end of the file",))
+
+
+def _are_chunks(stream: BinaryIO, at: int, size: int, order: Literal["little", "big"]) -> bool:
+    """Whether the file goes on with whole chunks, none of them samples, or not at all; a few bytes more are padding."""
+    for _ in range(MOST_CHUNKS):
+        if size - at < 8:
+            return True
+        stream.seek(at)
+        head = stream.read(8)
+        length = int.from_bytes(head[4:8], order)
+        if head[:4] in (*SAMPLES, *CHUNKS) or not all(32 <= byte < 127 for byte in head[:4]) or at + 8 + length > size:
+            return False
+        at += 8 + length + length % 2
+    return False
+
+
+def _au(path: Path, head: bytes, size: int) -> Container:
+    start, length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
+    if length == 0xFFFFFFFF:
+        return Container(notes=("no length in its header: read to the end of the file",))
+    if length != size - start:
+        raise DataError(f"{path}: found {size - start} bytes of samples, its header promises {length}")
+    return Container(length=length)
+
+
+def _ogg(path: Path, content: bytes) -> Container:
+    """Each page has a checksum and a number; the last one says that it is the last."""
+    at, numbers, last = 0, {}, 0
+    while at < len(content):
+        table = content[at + 27 : at + 27 + (content[at + 26] if at + 26 < len(content) else 0)]
+        end = at + 27 + len(table) + sum(table)
+        if content[at : at + 4] != b"OggS" or end > len(content) or len(content) < at + 28:
+            raise DataError(f"{path} is truncated or damaged: found no whole page at byte {at}")
+        stream, number = content[at + 14 : at + 18], int.from_bytes(content[at + 18 : at + 22], "little")
+        page = content[at : at + 22] + bytes(4) + content[at + 26 : end]
+        if _ogg_checksum(page) != content[at + 22 : at + 26] or number != numbers.get(stream, number):
+            raise DataError(f"{path} is damaged: found another checksum or number in its page at byte {at}")
+        numbers[stream], last, at = number + 1, content[at + 5], end
+    if len(numbers) > 1:
+        raise DataError(f"{path}: found {len(numbers)} streams in one Ogg file, expected one: split it")
+    return Container(notes=() if last & 4 else ("its last page is not marked as the last: it may have been cut",))
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """CRC-32 of Ogg: zlib's polynomial with the bits of each byte the other way round, and nothing inverted."""
+    found = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return found.to_bytes(4, "big").translate(REVERSED)
+
+
+class Checksum:
+    """MD5 of a FLAC file's samples, from blocks ``(N, channels)`` of float32 in [-1, 1]; of 24 bits at most."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits, self.found = bits, hashlib.md5(usedforsecurity=False)
+
+    def add(self, block: np.ndarray) -> None:
+        whole = np.rint(block.astype(np.float64) * 2 ** (self.bits - 1)).astype("<i4")
+        width = -(-self.bits // 8)
+        self.found.update(np.ascontiguousarray(whole).view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
