@@ -1,16 +1,22 @@
-"""Every layer under what torch offers around a module: activation checkpointing, autocast, pickling."""
+"""Every layer under what torch offers around a module: activation checkpointing, autocast, half precision, pickling,
+second derivatives, per-sample gradients, export. What ``info`` says of a layer is held against what it does."""
 
 from __future__ import annotations
 
 import copy
 import pickle  # noqa: TID251 - what torch's own worker processes do with a module
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from manyheads.core import state as trees
+from manyheads.core.errors import DerivativeError
 from manyheads.core.registry import LAYERS
 from manyheads.core.testing import Case
 
@@ -86,3 +92,165 @@ def test_layer_survives_pickling_and_deep_copies(case):
     expected = layer(x, context=context).y
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(again(x, context=context).y, expected)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("scale", [30, 1000])
+@every_layer
+def test_float16_is_finite_where_the_result_fits(case, scale, train):
+    """Weights as initialised, tokens of ``scale``, against float64 with the same weights, tokens and draws."""
+    torch.manual_seed(0)
+    narrow = case.layer_class(case.dim, **case.config).half().train(train)
+    wide = copy.deepcopy(narrow).double()
+    x, context = (scale * case.x()).half(), case.context()
+    torch.manual_seed(1)
+    expected = wide(x.double(), context=None if context is None else context.half().double()).y
+    torch.manual_seed(1)
+    found = narrow(x, context=None if context is None else context.half()).y
+    if expected.abs().max() > 6e4:
+        return
+    assert found.isfinite().all()
+    if not case.layer_class.info.discontinuous:
+        error = ((found.double() - expected).square().mean() / expected.square().mean()).sqrt()
+        assert error < 5e-2
+
+
+# Second derivatives: a product with the Hessian over the input and all parameters, against differences of gradients.
+
+
+def gradients(case, moved=0.0, *, create_graph=False):
+    """Of a scalar of the output, by the input and all parameters, which are moved along a fixed direction."""
+    layer, x = case.layer(), case.x()
+    wanted = [x.requires_grad_(), *layer.parameters()]
+    directions = [torch.randn(part.shape, generator=case.generator(11), dtype=part.dtype) for part in wanted]
+    with torch.no_grad():
+        for part, direction in zip(wanted, directions, strict=True):
+            part.add_(direction, alpha=moved)
+    loss = layer(x, context=case.context()).y.square().sum()
+    found = torch.autograd.grad(loss, wanted, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return wanted, directions, found
+
+
+def hessian_product(case):
+    wanted, directions, first = gradients(case, create_graph=True)
+    inner = sum((g * d).sum() for g, d in zip(first, directions, strict=True))
+    return torch.autograd.grad(inner, wanted, allow_unused=True, materialize_grads=True)
+
+
+def assert_hessian_product(case):
+    step = 1e-5
+    above, below = (gradients(case, moved)[2] for moved in (step, -step))
+    expected = [(a - b) / (2 * step) for a, b in zip(above, below, strict=True)]
+    scale = max(part.abs().max() for part in expected)
+    for a, b in zip(hessian_product(case), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * scale.item())
+
+
+@every_layer
+def test_second_derivatives_are_right_or_refused(case):
+    known = case.layer_class.info.second_derivatives
+    with nullcontext() if known == "yes" else sdpa_kernel(SDPBackend.MATH):
+        if known != "no":
+            assert_hessian_product(case)
+            return
+        with pytest.raises(DerivativeError, match="found a second derivative, expected a first one"):
+            hessian_product(case)
+
+
+@pytest.mark.parametrize("name", [n for n, e in LAYERS.items() if e.layer.info.second_derivatives == "math"])
+def test_second_derivatives_of_the_fused_kernel_name_the_other(name):
+    entry = LAYERS[name]
+    case = Case(entry.layer, next(iter(entry.examples.values())), **entry.case)
+    with pytest.raises(DerivativeError, match=r"attention: .*: run the forward pass under .*MATH") as caught:
+        hessian_product(case)
+    assert "\n" not in str(caught.value)
+
+
+def test_refused_derivative_is_refused_where_only_the_saved_tensors_depend_on_the_input():
+    """A linear loss: the incoming gradient is a constant, so that torch's own decorator would give 0."""
+    layer = Case(LAYERS["lif"].layer).layer()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).y.sum(), x, create_graph=True)
+    with pytest.raises(DerivativeError, match="lif: found a second derivative"):
+        torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.parametrize("name", ["softmax", "transformer-xl", "lama", "ponet"])
+def test_nested_functional_transforms_give_second_derivatives(name):
+    entry = LAYERS[name]
+    case = Case(entry.layer, next(iter(entry.examples.values())), **entry.case)
+    layer, x = case.layer(), case.x()
+    v = torch.randn(x.shape, generator=case.generator(11), dtype=x.dtype)
+
+    def loss(x):
+        return layer(x).y.square().sum()
+
+    step = 1e-5
+    expected = (grad(loss)(x + step * v) - grad(loss)(x - step * v)) / (2 * step)
+    reverse = grad(lambda x: (grad(loss)(x) * v).sum())(x)
+    forward = jvp(grad(loss), (x,), (v,))[1]
+    for found in (reverse, forward):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+
+
+@every_layer
+def test_per_sample_gradients_are_those_of_each_row(case):
+    layer, x, context = case.layer(), case.x(), case.context()
+    parameters = {name: part.detach() for name, part in layer.named_parameters()}
+    rows = (x,) if context is None else (x, context)
+
+    def loss(x, parameters, *context):
+        given = {"context": context[0].unsqueeze(0)} if context else {}
+        return functional_call(layer, parameters, (x.unsqueeze(0),), given).y.square().sum()
+
+    every = vmap(grad(loss, argnums=(0, 1)), in_dims=(0, None, *(0 for _ in rows[1:])))
+    if not layer.info.vmaps:
+        with pytest.raises(DerivativeError, match=r"torch\.func"):
+            every(x, parameters, *rows[1:])
+        return
+    by_x, by_parameter = every(x, parameters, *rows[1:])
+    for row in range(case.batch):
+        wanted = [x[row : row + 1].clone().requires_grad_(), *layer.parameters()]
+        y = layer(wanted[0], context=None if context is None else context[row : row + 1]).y
+        expected = torch.autograd.grad(y.square().sum(), wanted, allow_unused=True, materialize_grads=True)
+        for a, b in zip([by_x[row : row + 1], *(part[row] for part in by_parameter.values())], expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+class _OutputOnly(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, context=None):
+        return self.layer(x, context=context).y
+
+
+def exported_agrees(case):
+    """With another batch size than the one it was exported with, one row among them."""
+    layer, x, context = case.layer(torch.float32), case.x().float(), case.context()
+    given = (x,) if context is None else (x, context.float())
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(_OutputOnly(layer), given, dynamic_shapes=({0: batch},) * len(given)).module()
+    for size in (1, 5):
+        x, context = case.x(batch=size).float(), case.context(batch=size)
+        context = None if context is None else context.float()
+        found = program(x) if context is None else program(x, context)
+        torch.testing.assert_close(found, layer(x, context=context).y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["transformer-xl", "prob-sparse", "extractor-she", "lif"])
+def test_layer_exports_with_a_batch_of_any_size(name):
+    entry = LAYERS[name]
+    assert entry.layer.info.exports
+    exported_agrees(Case(entry.layer, next(iter(entry.examples.values())), **entry.case))
+
+
+@pytest.mark.slow
+@every_layer
+def test_layer_exports_if_it_says_so(case):
+    if case.layer_class.info.exports:
+        exported_agrees(case)
+        return
+    with pytest.raises(Exception, match=""):  # torch has many kinds
+        exported_agrees(case)

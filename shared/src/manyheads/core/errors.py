@@ -42,6 +42,10 @@ class MaskError(ManyheadsError, ValueError):
     """A mask that the layer cannot honour. A layer never ignores a mask."""
 
 
+class DerivativeError(ManyheadsError, RuntimeError):
+    """A second derivative of what has a first one only."""
+
+
 class StateError(ManyheadsError, ValueError):
     """A state of another layer, another batch size, or one without room left."""
 

@@ -7,11 +7,16 @@ Shapes: B batch, H heads, T queries, S keys, E key width, F value width. A row t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.own_backward import differentiated_twice, must_be_plain, refuse_derivative
 
 # Private to torch: named here only, and every use has another way to go.
 _CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -27,6 +32,10 @@ def attention(
     ``allowed`` is a boolean mask that broadcasts to ``(B, H, T, S)``, True where a query may look. ``causal`` needs
     ``T == S`` and no ``allowed``. Runs on torch's fused kernel; values of another width than the keys are padded to it
     so that the fused kernel stays in use.
+
+    The fused kernels have a first derivative only; a second one raises :class:`DerivativeError`, unless the forward
+    pass runs under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, as nested ``torch.func`` transforms do by
+    themselves.
     """
     width = v.shape[-1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -34,8 +43,19 @@ def attention(
         v = functional.pad(v, (0, q.shape[-1] - width))
     elif width > q.shape[-1]:
         q, k = (functional.pad(part, (0, width - part.shape[-1])) for part in (q, k))
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, scale=scale)
+    with sdpa_kernel(SDPBackend.MATH) if differentiated_twice() else nullcontext():
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, scale=scale)
+    if not must_be_plain() and out.grad_fn is not None and out.grad_fn.name().startswith("ScaledDotProduct"):
+        out.grad_fn.register_hook(_refuse_second)
     return out[..., :width]
+
+
+def _refuse_second(gradients: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> Any:
+    """In place of torch's error, which does not say what to do."""
+    if not torch.is_grad_enabled():
+        return None
+    fix = "run the forward pass under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    return refuse_derivative(gradients, [g for g in gradients if g is not None], "attention", fix)
 
 
 def attention_with_lse(

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from manyheads.core.functional.own_backward import must_be_plain, plain_gradients
 
 _CACHED = 1 << 15  # numbers a state in a block of the backward pass: the dozen arrays beside it stay in the cache
 
@@ -25,8 +26,26 @@ def gru_scan(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, fresh: 
     """``gates (T, R, B, 3 U)`` in the order r, z, n, ``start (R, B, U)``, ``weight (R, U, 3 U)``, ``bias (R, U)`` of n
     -> all states ``(T, R, B, U)``. Where ``fresh (T, R, B)`` holds the state is 0 before that token."""
     keep = None if fresh is None else (~fresh).to(gates.dtype).unsqueeze(-1)
+    start, weight, bias = (part.to(gates.dtype) for part in (start, weight, bias))
+    if must_be_plain():
+        return _plain(gates, start, weight, bias, keep)
     with torch.autocast(gates.device.type, enabled=False):
-        return _Scan.apply(gates, *(part.to(gates.dtype) for part in (start, weight, bias)), keep)
+        return _Scan.apply(gates, start, weight, bias, keep)
+
+
+def _plain(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+    """What :class:`_Scan` computes, in operations that torch differentiates."""
+    h, states = start, []
+    with torch.autocast(gates.device.type, enabled=False):
+        for t, gate in enumerate(gates.unbind()):
+            h = h if keep is None else h * keep[t]
+            a_r, a_z, a_n = gate.chunk(3, -1)
+            u_r, u_z, u_n = (h @ weight).chunk(3, -1)
+            z = torch.sigmoid(a_z + u_z)
+            n = torch.tanh(a_n + torch.sigmoid(a_r + u_r) * (u_n + bias.unsqueeze(1)))
+            h = torch.lerp(n, h, z)
+            states.append(h)
+    return torch.stack(states)
 
 
 class _Scan(torch.autograd.Function):
@@ -49,10 +68,11 @@ class _Scan(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor):
         gates, start, weight, bias, states, *rest = ctx.saved_tensors
         (above,), keep = gradients, (rest[0] if rest else None)
+        if torch.is_grad_enabled():
+            return plain_gradients(_plain, (gates, start, weight, bias, keep), above)
         units = start.shape[-1]
         one = torch.eye(units, dtype=weight.dtype, device=weight.device).expand(len(weight), -1, -1)
         back = torch.cat([weight.mT, one], 1)

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError, DerivativeError, UnknownNameError
+from manyheads.core.functional.own_backward import is_transformed, once_differentiable
 from manyheads.core.functional.recurrent_mask import RecurrentMask
 
 
@@ -109,7 +109,14 @@ def lif(
     ):
         spikes, membranes = _one_step(x[:, 0].to(initial.dtype), initial, neuron)
         return spikes.to(x.dtype).unsqueeze(1), membranes.unsqueeze(1) if trace else membranes
-    spikes, membranes = _LIF.apply(x, initial, starts, neuron, trace)
+    if is_transformed():
+        raise DerivativeError("lif: found a torch.func transform, expected torch.autograd: run the rows one by one")
+    if torch.compiler.is_exporting():
+        with torch.no_grad():  # an exported graph would differentiate what it sees, not the surrogate
+            return _LIF.apply(x, initial, starts, neuron, trace)
+    # Empty, so that the graph leads to the inputs without keeping them.
+    sources = (x[:, :0].clone(), initial[:0].clone()) if torch.is_grad_enabled() else ()
+    spikes, membranes = _LIF.apply(x, initial, starts, neuron, trace, *sources)
     return spikes, membranes
 
 
@@ -140,7 +147,7 @@ class _LIF(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, initial: Tensor, starts: Tensor | None, neuron: Neuron, trace: bool
+        ctx: Any, x: Tensor, initial: Tensor, starts: Tensor | None, neuron: Neuron, trace: bool, *sources: Tensor
     ) -> tuple[Tensor, Tensor]:
         below, hard = -neuron.threshold, neuron.reset == "hard"
         decay = 1 - 1 / neuron.tau
@@ -158,16 +165,16 @@ class _LIF(torch.autograd.Function):
         if trace:
             every = torch.threshold(h, below, 0.0) if hard else torch.add(h, h <= below, alpha=neuron.threshold)
             v = every.transpose(0, 1)
-        ctx.save_for_backward(h, keep)
+        ctx.save_for_backward(h, keep, *sources)
         ctx.set_materialize_grads(False)
         ctx.neuron, ctx.decay, ctx.dtype = neuron, decay, x.dtype
         return spikes, -v
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("lif")
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         from_spikes, from_membranes = gradients
-        h, keep = ctx.saved_tensors
+        h, keep, *sources = ctx.saved_tensors
         neuron: Neuron = ctx.neuron
         shape, alpha = SURROGATES[neuron.surrogate]
         alpha = alpha if neuron.alpha is None else neuron.alpha
@@ -206,4 +213,4 @@ class _LIF(torch.autograd.Function):
                 steps[t].addcmul_(gates[t], steps[t + 1], value=ctx.decay)
         dx = (dh.transpose(0, 1) * (alpha / neuron.tau if neuron.decay_input else alpha)).to(ctx.dtype)
         first = dh[0] if keep is None else dh[0] * keep[0]
-        return dx, first * (alpha * ctx.decay), None, None, None
+        return dx, first * (alpha * ctx.decay), None, None, None, *(None for _ in sources)

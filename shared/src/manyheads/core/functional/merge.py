@@ -28,14 +28,16 @@ class Partial(NamedTuple):
 def partial_attention(
     q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, scale: float | None = None
 ) -> Partial:
-    """The partial softmax of ``q (B, H, T, E)`` over ``k (B, H, S, E)``, ``v (B, H, S, F)``."""
+    """The partial softmax of ``q (B, H, T, E)`` over ``k (B, H, S, E)``, ``v (B, H, S, F)``, in float32 at least."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = (q @ k.transpose(-1, -2)) * scale
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    m = scores.detach().amax(-1)
-    weights = torch.exp(scores - torch.where(m.isinf(), 0.0, m).unsqueeze(-1))
-    return Partial(m, weights.sum(-1), weights @ v)
+    q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q @ k.transpose(-1, -2)) * scale
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        m = scores.detach().amax(-1)
+        weights = torch.exp(scores - torch.where(m.isinf(), 0.0, m).unsqueeze(-1))
+        return Partial(m, weights.sum(-1), weights @ v)
 
 
 def empty_partial(like: Partial) -> Partial:
@@ -61,21 +63,32 @@ class _Merge(torch.autograd.Function):
     (half each at a tie), ``g_m - c_1 - c_2``; of ``l_i`` it is ``a_i g_l``, of ``o_i`` ``a_i g_o``. An empty set has
     ``a_i = 0`` and gets none."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, m1: Tensor, l1: Tensor, o1: Tensor, m2: Tensor, l2: Tensor, o2: Tensor):
-        m = torch.maximum(m1, m2)
-        base = torch.where(m.isinf(), 0.0, m)
-        a1, a2 = torch.exp(m1 - base), torch.exp(m2 - base)
-        ctx.save_for_backward(m1, l1, o1, m2, l2, o2, a1, a2)
+    def forward(m1: Tensor, l1: Tensor, o1: Tensor, m2: Tensor, l2: Tensor, o2: Tensor):
+        m, a1, a2 = _factors(m1, m2)
         return m, a1 * l1 + a2 * l2, a1.unsqueeze(-1) * o1 + a2.unsqueeze(-1) * o2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
         g_m, g_l, g_o = gradients
-        m1, l1, o1, m2, l2, o2, a1, a2 = ctx.saved_tensors
+        m1, l1, o1, m2, l2, o2 = ctx.saved_tensors
+        _, a1, a2 = _factors(m1, m2)  # again, as what is saved but neither input nor output has no derivative
         c1 = a1 * (g_l * l1 + (g_o * o1).sum(-1))
         c2 = a2 * (g_l * l2 + (g_o * o2).sum(-1))
         share = torch.where(m1 == m2, 0.5, (m1 > m2).to(g_m.dtype))
         top = torch.where(torch.maximum(m1, m2).isinf(), 0.0, g_m - c1 - c2)
         w1, w2 = a1.unsqueeze(-1), a2.unsqueeze(-1)
         return c1 + share * top, a1 * g_l, w1 * g_o, c2 + (1 - share) * top, a2 * g_l, w2 * g_o
+
+
+def _factors(m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """m and the factors a_i."""
+    m = torch.maximum(m1, m2)
+    base = torch.where(m.isinf(), 0.0, m)
+    return m, torch.exp(m1 - base), torch.exp(m2 - base)

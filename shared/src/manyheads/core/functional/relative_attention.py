@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from manyheads.core.functional.own_backward import must_be_plain, plain_gradients
+
 _CACHED = 1 << 18  # scores that are done at a time on a CPU: a megabyte
 _KEPT = 1 << 24  # weights that are kept for the backward pass
 
@@ -50,7 +52,7 @@ def relative_attention(
 
     Query t sees the keys ``max(t, first[b, t])`` to ``M + t``; ``first (B, T)`` int64 is at most ``M + t``, so that its
     own key is always seen. Keys and values must be finite, those that nobody sees too. Half precision is computed in
-    float32. Differentiable once.
+    float32.
     """
     batch, heads, tokens, width = q.shape
     memory = r.shape[0] - 1
@@ -67,7 +69,10 @@ def relative_attention(
     room = _KEPT if torch.is_grad_enabled() else 0
     if first is not None:
         first = functional.pad(first - torch.arange(tokens, device=q.device), (0, right))
-    out = _Blocks.apply(content, place, k, v, r, first, block, left, room)
+    if must_be_plain():
+        out = _plain(content, place, k, v, r, first, block, left)
+    else:
+        out = _Blocks.apply(content, place, k, v, r, first, block, left, room)
     return out.unflatten(0, (batch, heads))[:, :, :tokens]
 
 
@@ -80,6 +85,22 @@ def _block(tokens: int, memory: int) -> int:
     """A quarter of the memory wastes a fifth of a block's scores; then blocks of equal size."""
     blocks = -(-tokens // max(32, memory // 4))
     return -(-tokens // blocks)
+
+
+def _plain(
+    content: Tensor, place: Tensor, k: Tensor, v: Tensor, r: Tensor, hidden: Tensor | None, block: int, left: int
+) -> Tensor:
+    """What :class:`_Blocks` computes, all blocks at once and in operations that torch differentiates."""
+    heads, distances = r.shape[:2]
+    every, keys = slice(0, content.shape[1]), block + left + distances - 1
+    with torch.autocast(content.device.type, enabled=False):
+        band = place.unflatten(0, (-1, heads)) @ r.mT  # (B, H, T, W)
+        if hidden is not None:
+            unseen = torch.arange(distances, device=r.device) < hidden.unsqueeze(-1)
+            band = band.masked_fill(unseen.unsqueeze(1), float("-inf"))
+        scores = _shift(_blocked(band.flatten(0, 1), block), left)
+        scores = scores + _blocked(content, block) @ _windows(k, every, block, keys).mT
+        return (scores.softmax(-1) @ _windows(v, every, block, keys)).view(*content.shape[:2], -1)
 
 
 class _Blocks(torch.autograd.Function):
@@ -117,6 +138,8 @@ class _Blocks(torch.autograd.Function):
         (g_out,) = gradients
         content, place, k, v, r, hidden, *kept = ctx.saved_tensors
         block, left = ctx.block, ctx.left
+        if torch.is_grad_enabled():
+            return *plain_gradients(_plain, (content, place, k, v, r, hidden, block, left), g_out), None
         heads, distances = r.shape[:2]
         g_content, g_place = torch.empty_like(content), torch.empty_like(place)
         g_k, g_v, g_r = torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(r)
@@ -167,22 +190,14 @@ def _weights(
         band = place[rows, tokens].bmm(r[_heads(rows, heads, r.device)].mT)
         if hidden is not None:
             unseen = hidden[torch.arange(row, rows.stop, device=r.device) // heads, tokens]
-            if _any(unseen > 0):
+            if unseen.device.type != "cpu" or bool((unseen > 0).any()):  # looking costs less on a CPU only
                 window = torch.arange(distances, device=r.device)
                 band = band.masked_fill(window < unseen.unsqueeze(-1), float("-inf"))
         band = _blocked(band, block)
-        if torch.compiler.is_compiling():  # which would write along the diagonals wrongly
-            scores = _shift(band, left)
-        else:
-            scores = buffer[: band.shape[0]]
-            _diagonals(scores, left, distances).copy_(band)
+        scores = buffer[: band.shape[0]]
+        _diagonals(scores, left, distances).copy_(band)
         scores.baddbmm_(_blocked(content[rows, tokens], block), _windows(k[rows], tokens, block, keys).mT)
         yield rows, tokens, scores.softmax(-1)
-
-
-def _any(condition: Tensor) -> bool:
-    """True where looking would cost more than the work that it saves: on an accelerator, in a compiled graph."""
-    return condition.device.type != "cpu" or torch.compiler.is_compiling() or bool(condition.any())
 
 
 def _heads(rows: slice, heads: int, device: torch.device) -> Tensor:

@@ -83,7 +83,11 @@ def sampled_attention(
 
     The own key is another one for each query. It runs through the fused kernel as one more source, whose score is put
     into an extra width of the queries and whose value marks how much weight it got: no ``(T, K)`` scores are stored.
+    float16, which that score need not fit, is computed in float32.
     """
+    if q.dtype == torch.float16:
+        wide = (part.float() for part in (q, k, v))
+        return sampled_attention(*wide, sources, kept, offset=offset, allowed=allowed, scale=scale).to(q.dtype)
     batch, heads, tokens, width = q.shape
     _, blocks, count = sources.shape
     scale = width**-0.5 if scale is None else scale

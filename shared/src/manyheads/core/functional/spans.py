@@ -24,19 +24,26 @@ def pool_span(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> tu
 
 
 def span_value(top: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:
-    """The value ``(…, E)`` of a span with the query ``top (…, E)``; 0 without real tokens."""
+    """The value ``(…, E)`` of a span with the query ``top (…, E)``; 0 without real tokens.
+
+    Half precision is computed in float32, as the scores of its maxima need not fit.
+    """
     if k.shape[-2] == 1 and real is None:
         return v.squeeze(-2)
+    dtype = v.dtype
+    top, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (top, k, v))
     # many matrices of few rows cost more in calls than in sums
     few = k.shape[-2] < 16
-    scores = (k * top.unsqueeze(-2)).sum(-1) if few else (k @ top.unsqueeze(-1)).squeeze(-1)
-    scores = scores * k.shape[-1] ** -0.5
-    if real is None:
-        weights = scores.softmax(-1)
-    else:
-        none = ~real.any(-1, keepdim=True)
-        weights = scores.masked_fill(~(real | none), float("-inf")).softmax(-1).masked_fill(~real, 0.0)
-    return (weights.unsqueeze(-1) * v).sum(-2) if few else (weights.unsqueeze(-2) @ v).squeeze(-2)
+    with torch.autocast(k.device.type, enabled=False):
+        scores = (k * top.unsqueeze(-2)).sum(-1) if few else (k @ top.unsqueeze(-1)).squeeze(-1)
+        scores = scores * k.shape[-1] ** -0.5
+        if real is None:
+            weights = scores.softmax(-1)
+        else:
+            none = ~real.any(-1, keepdim=True)
+            weights = scores.masked_fill(~(real | none), float("-inf")).softmax(-1).masked_fill(~real, 0.0)
+        mixed = (weights.unsqueeze(-1) * v).sum(-2) if few else (weights.unsqueeze(-2) @ v).squeeze(-2)
+    return mixed.to(dtype)
 
 
 def prefix_spans(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:

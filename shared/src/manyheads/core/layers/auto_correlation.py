@@ -101,13 +101,16 @@ class AutoCorrelation(Layer):
 
         def channels_first(part: Tensor) -> Tensor:
             # torch copies a transposed matrix in tiles, but a batch of them element by element: nine times slower
-            return part.flatten(0, 1).T.contiguous().view(groups, -1, batch, tokens)
+            # the correlation of half precisions need not fit them
+            wide = part.to(torch.promote_types(part.dtype, torch.float32))
+            return wide.flatten(0, 1).T.contiguous().view(groups, -1, batch, tokens)
 
+        dtype = v.dtype
         q, k, v = (channels_first(part) for part in (q, k, v))
         correlation = circular_correlation(q, k, lengths=lengths, mean=-3)
         weights = self._weights(correlation, lengths).unsqueeze(1)
         rolled = circular_correlation(v, weights, lengths=lengths)
-        return rolled.flatten(0, 1).permute(1, 2, 0)
+        return rolled.flatten(0, 1).permute(1, 2, 0).to(dtype)
 
     def _weights(self, correlation: Tensor, lengths: Tensor | None) -> Tensor:
         """``(G, B, T)`` -> the same shape: softmax at the selected delays, 0 elsewhere."""

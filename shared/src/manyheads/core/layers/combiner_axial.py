@@ -69,6 +69,7 @@ class CombinerAxial(Layer):
         masks=("padding",),
         positional=True,
         linear_in_value=True,
+        second_derivatives="math",
         deviations=("no dropout on the attention", "causal only", "no mixture of plans"),
     )
 
@@ -109,7 +110,7 @@ class CombinerAxial(Layer):
             parts = _rowmajor(q, k, v, self._split(named), held)
         along_row, along_column = parts
         mixed, _ = finish(merge(along_row, Partial(*(part.transpose(1, 2) for part in along_column))))
-        return LayerOutput(self.output(self._join(mixed, batch)))
+        return LayerOutput(self.output(self._join(mixed, batch).to(v.dtype)))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)  # (X, n, m, E)

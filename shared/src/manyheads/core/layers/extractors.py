@@ -174,7 +174,8 @@ class _Extractor(Layer):
         if self.thinning != "matrix":
             return source * functional.embedding(place, self.weight)
         batch, tokens, _ = source.shape
-        if reset is not None or batch * tokens < length:
+        few = not torch.compiler.is_compiling() and batch * tokens < length  # an exported batch may have any size
+        if reset is not None or few:
             return (source.unsqueeze(2) @ self.weight[place]).squeeze(2)
         # Tokens go to their positions, so that the weight is read once instead of gathered for every row.
         slot = torch.where(real, place, length).unsqueeze(-1)

@@ -284,7 +284,7 @@ class LowRankAttentionPooling(Layer):
         wide = torch.promote_types(pooled.dtype, torch.float32)
         pooled, p, q = pooled.to(wide), self.p.to(wide), self.q.to(wide)
         if self.learned is not None:
-            c = self.learned.to(wide).expand(len(pooled), 1, -1)
+            c = self.learned.to(wide).expand(pooled.shape[0], 1, -1)
         else:
             c = allowed.to(wide) @ pooled / allowed.sum(-1, keepdim=True).clamp(min=1)
         return lama_scores(pooled, c, p, q)
@@ -343,7 +343,7 @@ class LowRankAttentionPooling(Layer):
         allowed = allowed & same_segment(episode[:, window - 1 :], episode)
         mixed = (
             mix_shared(self._average(states, allowed), blocks(shared).unsqueeze(2))
-            .unflatten(0, (len(pooled), -1))
+            .unflatten(0, (pooled.shape[0], -1))
             .flatten(1, 2)
         )
         return unpack(mixed[:, : filled.shape[1]], order, filled)

@@ -64,6 +64,8 @@ class LIF(Layer):
         discontinuous=True,
         surrogate=True,
         compiles=False,  # its backward pass is a loop of its own
+        vmaps=False,
+        second_derivatives="no",
         deviations=("without a synaptic current", "conventions of spikingjelly, which LMUFormer's code uses"),
     )
 

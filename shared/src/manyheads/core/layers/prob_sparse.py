@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
+from manyheads.core.functional.own_backward import must_be_plain
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.prefix_sum import prefix_sum
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
@@ -76,20 +77,23 @@ def sampled_products(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
     """
     rows, columns = place.shape
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
-    if not torch.compiler.is_compiling() and on_cpu and torch.backends.mkl.is_available():
+    plain = must_be_plain()
+    if not plain and on_cpu and torch.backends.mkl.is_available():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             start = torch.arange(rows + 1) * columns
             empty = torch.zeros(rows * columns, dtype=q.dtype)
             pattern = torch.sparse_csr_tensor(start, place.flatten(), empty, (rows, len(k)), check_invariants=False)
             return torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0).values().view(rows, columns)
+    if plain:
+        return _gathered_products(q, k, place)
     step = max(1, (1 << 26) // (columns * q.shape[1]))  # elements of sampled keys at a time
-    parts = []
-    for first in range(0, rows, step):
-        cut = slice(first, first + step)
-        sampled = k.index_select(0, place[cut].flatten()).view(-1, columns, q.shape[1])
-        parts.append((sampled @ q[cut].unsqueeze(-1)).squeeze(-1))
-    return torch.cat(parts)
+    return torch.cat([_gathered_products(q[i : i + step], k, place[i : i + step]) for i in range(0, rows, step)])
+
+
+def _gathered_products(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
+    sampled = k.index_select(0, place.flatten()).view(*place.shape, q.shape[1])
+    return (sampled @ q.unsqueeze(-1)).squeeze(-1)
 
 
 class ProbSparse(Layer):
@@ -120,6 +124,7 @@ class ProbSparse(Layer):
         positional=True,
         linear_in_value=True,
         discontinuous=True,
+        second_derivatives="math",
         deviations=(
             "the mean of M is over the sampled keys; the authors' code divides by the length",
             "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",

@@ -86,6 +86,8 @@ class SpikingLegendreMemoryUnit(Layer):
         discontinuous=True,
         surrogate=True,
         compiles=False,  # the neurons' backward pass is a loop of its own
+        vmaps=False,
+        second_derivatives="no",
         deviations=(
             "the memory is linear and spikes after it, as in the paper's code and unlike its figure",
             "parallel and recurrent form are equal in evaluation; the code's are not",

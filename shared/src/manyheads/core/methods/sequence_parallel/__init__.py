@@ -41,9 +41,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.functional.own_backward import once_differentiable
 from manyheads.core.methods.sequence_parallel.exchange import Ranks, Traffic
 from manyheads.core.methods.sequence_parallel.layout import Layout
 from manyheads.core.methods.sequence_parallel.ring import BlockAttention
@@ -227,7 +227,7 @@ class _Shard(torch.autograd.Function):
         return _take(x, ranks, layout, dim)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("sequence_parallel")
     def backward(ctx: Any, *gradients: Tensor):
         return _join(gradients[0], *ctx.run), None, None, None
 
@@ -239,6 +239,6 @@ class _Gather(torch.autograd.Function):
         return _join(x, ranks, layout, dim)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("sequence_parallel")
     def backward(ctx: Any, *gradients: Tensor):
         return _take(gradients[0], *ctx.run), None, None, None

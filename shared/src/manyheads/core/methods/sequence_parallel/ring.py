@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from manyheads.core.functional.attention import fused_attention_backward, fused_attention_with_lse
 from manyheads.core.functional.merge import Partial, finish, merge
+from manyheads.core.functional.own_backward import once_differentiable
 from manyheads.core.methods.sequence_parallel.exchange import Ranks
 from manyheads.core.methods.sequence_parallel.layout import Layout
 
@@ -33,7 +33,7 @@ class BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("attention_over")
     def backward(ctx: Any, *gradients: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
         ranks, layout, causal, scale, ring = ctx.run

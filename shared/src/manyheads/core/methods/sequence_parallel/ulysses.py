@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from manyheads.core.functional.attention import attention
+from manyheads.core.functional.own_backward import once_differentiable
 from manyheads.core.methods.sequence_parallel.exchange import Ranks
 from manyheads.core.methods.sequence_parallel.layout import Layout
 
@@ -22,7 +22,7 @@ class TokensToHeads(torch.autograd.Function):
         return to_heads(x, ranks, backward=False)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("attention_over")
     def backward(ctx: Any, *gradients: Tensor):
         return to_tokens(gradients[0], ctx.ranks, backward=True), None
 
@@ -36,7 +36,7 @@ class HeadsToTokens(torch.autograd.Function):
         return to_tokens(x, ranks, backward=False)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("attention_over")
     def backward(ctx: Any, *gradients: Tensor):
         return to_heads(gradients[0], ctx.ranks, backward=True), None
 
