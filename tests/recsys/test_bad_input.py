@@ -125,9 +125,9 @@ PREDICT = {
     "numbers for text": (lambda f: f.assign(kind=f["item_id"]), "column 'kind': found integer"),
     "a fraction for an id": (
         lambda f: change(f, "item_id", 2.5),
-        "column 'item_id', row 3: found 2.5, expected integer",
+        "column 'item_id', row 3: found 2.5, expected a whole number",
     ),
-    "text for a time": (lambda f: change(f, "at", "soon"), "column 'at', row 3: found 'soon', expected a time"),
+    "text for a time": (lambda f: change(f, "at", "soon"), "column 'at', row 3: found text ('soon'), expected a time"),
     "its own output": (lambda f: f.assign(**{"p(clicked=1)": 0.5}), "column 'p(clicked=1)' is there already"),
 }
 

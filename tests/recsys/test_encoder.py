@@ -146,12 +146,12 @@ def test_whole_numbers_that_a_gap_turned_into_floats_are_the_same_ids():
     [
         ("device", 3, r"column 'device': found integer \(3\), expected text as at fitting: convert it"),
         ("item_id", "x", r"column 'item_id': found text \('x'\), expected integer as at fitting"),
-        ("item_id", 3.5, "column 'item_id', row 0 and 399 more: found 3.5, expected integer as at fitting"),
+        ("item_id", 3.5, "column 'item_id', row 0 and 399 more: found 3.5, expected a whole number"),
         ("age", "old", r"column 'age': found text \('old'\), expected number as at fitting"),
         ("age", np.inf, "column 'age', row 0 and 399 more: found inf, expected a finite number: clean it"),
         ("age", np.nan, "column 'age', row 0: found a missing number, expected none as at fitting"),
         ("tags", 4, "column 'tags': found integer"),
-        ("at", "soon", "column 'at', row 0 and 399 more: found 'soon', expected a time such as"),
+        ("at", "soon", "column 'at', row 0 and 399 more: found text \\('soon'\\), expected a time such as"),
     ],
 )
 def test_values_of_another_kind_than_at_fitting(shop, encoder, column, value, says):

@@ -9,7 +9,8 @@ Fitting may go over chunks (``Encoder.fit_chunks``); its memory is that of the v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,15 @@ import pandas as pd
 from manyheads.core.errors import CheckpointError, DataError, ManyheadsError
 from manyheads.lab.files import write_atomically
 from manyheads.lab.storage import check_beside, load_arrays, load_document, packed, packed_document, sha256
-from manyheads.recsys.columns import as_family, check_frame, family_of, finite, first_row
+from manyheads.recsys.columns import (
+    EXACT,
+    Family,
+    Read,
+    as_family,
+    as_frame,
+    check_frame,
+    objects,
+)
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
 from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN, Layout
 from manyheads.recsys.vocabulary import Buckets, Counter, Vocabulary
@@ -31,6 +40,13 @@ if TYPE_CHECKING:
 KIND = "recommender's encoder"
 FORMAT = 1
 FILES = ("encoder.json", "encoder.safetensors")
+LARGEST = {"standard": 1e4, "log": 1e4, "none": 1e15}  # of a scaled number; what is larger counts as this …
+REFUSED = 1e15  # … or is refused from here on, as no float32 holds its square
+_SQUARED = 1e140  # what is larger could not be squared and summed
+
+
+class TableWarning(UserWarning):
+    """Something in a table that is taken, but most likely is not what was meant."""
 
 
 class Arrays(NamedTuple):
@@ -73,7 +89,7 @@ class Moments:
     def deviation(self) -> float:
         """1 for a column that never changes."""
         found = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return found if found > 1e-12 * max(1.0, abs(self.mean)) else 1.0
+        return found if found > 1e-12 * abs(self.mean) else 1.0
 
 
 @dataclass
@@ -83,6 +99,7 @@ class Encoder:
     spec: FeatureSpec
     tables: dict[str, Vocabulary | Buckets] = field(default_factory=dict)
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)  # mean and deviation
+    seen: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # values of each part of a time, in order
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, spec: FeatureSpec) -> Encoder:
@@ -95,18 +112,25 @@ class Encoder:
         made = cls(spec)
         counters = {f.name: Counter() for f in spec.fields if f.kind in ("categorical", "multi")}
         moments = {f.name: Moments() for f in spec.fields if f.kind == "numeric"}
+        seen = {f.name: {part: set() for part in f.parts} for f in spec.fields if f.kind == "time"}
         filled: set[str] = set()
-        for frame in frames:
+        for table in frames:
+            frame = as_frame(table)
             check_frame(frame, spec.columns, "table")
+            cells = {one.name: read_column(frame[one.name], one) for one in spec.fields}  # all before any is counted
             for one in spec.fields:
-                values, missing = _plain(frame[one.name], one)
+                values, missing = cells[one.name]
                 filled |= set() if missing.all() else {one.name}
                 if one.kind == "numeric":
                     moments[one.name].update(_scaled(values[~missing], one))
+                elif one.kind == "time":
+                    for part, met in seen[one.name].items():
+                        met |= set(part_of(values[~missing], part).tolist())
                 elif one.kind == "categorical":
                     counters[one.name].update(values[~missing])
-                elif one.kind == "multi":
-                    counters[one.name].update(np.concatenate([*map(_array, values[~missing]), _array([])]))
+                else:
+                    counters[one.name].update(_array([part for cell in values[~missing] for part in cell]))
+        made.seen = {name: {part: sorted(met) for part, met in parts.items()} for name, parts in seen.items()}
         for one in spec.fields:
             if one.name not in filled:
                 raise DataError(
@@ -119,8 +143,8 @@ class Encoder:
                     Vocabulary.of(counter, one.min_count) if one.buckets is None else Buckets.of(counter, one.buckets)
                 )
             elif one.name in moments:
-                seen = moments[one.name]
-                made.scales[one.name] = (0.0, 1.0) if one.scale == "none" else (seen.mean, seen.deviation)
+                found = moments[one.name]
+                made.scales[one.name] = (0.0, 1.0) if one.scale == "none" else (found.mean, found.deviation)
         return made
 
     def layout(self, tasks: tuple[str, ...] = ("label",)) -> Layout:
@@ -149,23 +173,34 @@ class Encoder:
         """The encoder of some fields only, in the order of the spec."""
         kept = set(names)
         fields = tuple(one for one in self.spec.fields if one.name in kept)
-        return Encoder(FeatureSpec(fields), self.tables, self.scales)
+        return Encoder(FeatureSpec(fields), self.tables, self.scales, self.seen)
 
     def arrays(self, frame: pd.DataFrame) -> Arrays:
-        """Encodes rows; columns that are no features are left alone.
+        """Encodes rows, each as if it were alone; columns that are no features are left alone.
 
         Raises :class:`DataError` for an absent column, another kind of value than at fitting, an infinity, and a
         missing number where the field takes none.
         """
+        frame = as_frame(frame)
         check_frame(frame, self.spec.columns, "table")
+        cells = {one.name: read_column(frame[one.name], one) for one in self.spec.fields}
+        return self.encode(cells, len(frame), lambda row, one: f"column {one.name!r}, row {frame.index[row]}")
+
+    def encode(
+        self, cells: dict[str, tuple[np.ndarray, np.ndarray]], count: int, place: Callable[[int, Field], str]
+    ) -> Arrays:
+        """The ids and numbers of ``count`` rows from the values and gaps of each field; ``place`` names a cell."""
         ids, numbers, unseen, lacking = [], [], {}, {}
         for one in self.spec.fields:
-            values, missing = _plain(frame[one.name], one)
+            values, missing = cells[one.name]
             lacking[one.name] = int(missing.sum())
             if one.kind == "numeric":
-                numbers.append(self.scaled(values, missing, one, frame.index))
+                numbers.append(self._scale(values, missing, one, place))
             elif one.kind == "time":
-                ids += _parts(values, missing, one)
+                found, new = self._parts(values, missing, one)
+                if new:
+                    unseen[one.name] = new
+                ids += found
             elif one.kind == "categorical":
                 found = np.where(missing, MISSING, self.tables[one.name].lookup(values))
                 unseen[one.name] = int((found == UNSEEN).sum())
@@ -174,7 +209,6 @@ class Encoder:
                 found = self._several(values, missing, one)
                 unseen[one.name] = int((found == UNSEEN).sum())
                 ids.append(found)
-        count = len(frame)
         id_table = np.concatenate(ids, 1).astype(np.int32) if ids else np.zeros((count, 0), np.int32)
         number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
         return Arrays(id_table, number_table, unseen, lacking)
@@ -205,6 +239,7 @@ class Encoder:
             name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
         }
         arrays: dict[str, np.ndarray] = {}
+        learned |= {name: {"seen": parts} for name, parts in self.seen.items()}
         for index, one in enumerate(self.spec.fields):
             table = self.tables.get(one.name)
             if isinstance(table, Buckets):
@@ -241,24 +276,52 @@ class Encoder:
 
     def _restore(self, learned: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         for index, one in enumerate(self.spec.fields):
-            stored: Any = None if one.kind == "time" else learned[one.name]
+            stored: Any = learned[one.name]
             own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.split(".", 1)[0] == str(index)}
             if one.kind == "numeric":
                 self.scales[one.name] = (float(stored["mean"]), float(stored["deviation"]))
-            elif one.kind != "time" and one.buckets is not None:
+            elif one.kind == "time":
+                given = {str(part): sorted(stored["seen"][part]) for part in one.parts}
+                if not all(type(v) is int and 0 <= v < PART_SIZES[part] for part, met in given.items() for v in met):
+                    raise ValueError
+                self.seen[one.name] = given
+            elif one.buckets is not None:
                 self.tables[one.name] = Buckets(**stored)
-            elif one.kind != "time":
+            else:
                 self.tables[one.name] = Vocabulary.from_arrays(own, stored["rare"])
 
-    def scaled(self, values: np.ndarray, missing: np.ndarray, one: Field, index: pd.Index | None = None) -> np.ndarray:
-        """Numbers as a model takes them, NaN where they are missing; ``index`` names the rows."""
+    def _scale(
+        self, values: np.ndarray, missing: np.ndarray, one: Field, place: Callable[[int, Field], str]
+    ) -> np.ndarray:
+        """Numbers as a model takes them, NaN where they are missing."""
         if missing.any() and not one.allow_missing:
             raise DataError(
-                f"column {one.name!r}, row {first_row(index, missing)}: found a missing number, expected none as at "
+                f"{place(int(np.argmax(missing)), one)}: found a missing number, expected none as at "
                 "fitting: fill it, or fit again with allow_missing in the feature spec"
             )
         mean, deviation = self.scales[one.name]
-        return np.where(missing, np.nan, (_scaled(np.where(missing, 0, values), one) - mean) / deviation)
+        most = LARGEST[one.scale]
+        with np.errstate(over="ignore"):
+            found = (_scaled(np.where(missing, 0, values), one) - mean) / deviation
+        far = (np.abs(found) > REFUSED) & ~missing
+        if far.any():
+            row = int(np.argmax(far))
+            raise DataError(
+                f"{place(row, one)}: found {values[row]}, expected a number near those that were fitted, of mean "
+                f"{mean:.6g} and deviation {deviation:.6g}: clean it, or leave the cell empty"
+            )
+        return np.where(missing, np.nan, np.clip(found, -most, most))
+
+    def _parts(self, stamps: np.ndarray, missing: np.ndarray, one: Field) -> tuple[list[np.ndarray], int]:
+        """The ids of each part, and the rows of which some part was never seen."""
+        new = np.zeros(len(stamps), bool)
+        found = []
+        for part in one.parts:
+            size, met = PART_SIZES[part], self.seen[one.name][part]
+            values = part_of(np.where(missing, 0, stamps), part)
+            new |= ~np.isin(values, met)
+            found.append(np.where(missing, MISSING, _nearest(met, size)[values] + FIRST)[:, None])
+        return found, int((new & ~missing).sum())
 
     def _several(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
         found = np.full((len(values), one.max_values), PADDING, np.int64)
@@ -266,39 +329,52 @@ class Encoder:
         counts = np.array([len(part) for part in kept])
         filled = np.arange(one.max_values) < counts[:, None]
         if filled.any():
-            found[filled] = self.tables[one.name].lookup(np.concatenate([_array(part) for part in kept if len(part)]))
+            found[filled] = self.tables[one.name].lookup(_array([part for several in kept for part in several]))
         found[counts == 0, 0] = MISSING
         return found
 
 
-def _plain(column: pd.Series, one: Field) -> tuple[np.ndarray, np.ndarray]:
-    if one.kind == "time":
-        return as_family(column, "time")
-    if one.kind == "multi":
-        return _lists(column, one)
-    values, missing = as_family(column, one.family, one.missing)
-    if one.kind == "numeric":
-        finite(column, values, missing)
+def read_column(column: pd.Series, one: Field) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column in the plain form of a field, and where they are missing. Raises :class:`DataError` at the
+    first cell that is none of them."""
+    found = as_family(column, reads_as(one), one.missing, one.unit)
+    if one.kind == "categorical" and one.family == "integer" and pd.api.types.is_float_dtype(column.dtype):
+        merged = int((np.abs(np.where(found.missing, 0, found.values)) >= EXACT).sum())
+        if merged:
+            warnings.warn(
+                f"column {one.name!r}: found {merged} whole numbers from 2**53 on in a column of floats, which holds "
+                "only every other one: several ids may have become one; read the column as Int64 or as text",
+                TableWarning,
+                stacklevel=2,
+            )
+    return plain(found, one)
+
+
+def reads_as(one: Field) -> Family:
+    """The family that the cells of a field are read as: a number may be any number, whatever it was at fitting."""
+    return "time" if one.kind == "time" else "number" if one.kind == "numeric" else one.family
+
+
+def plain(found: Read, one: Field) -> tuple[np.ndarray, np.ndarray]:
+    """What was read as the tables hold it: numbers that are categories as text, texts of several values as lists."""
+    values, missing = found.values, found.missing
     if one.kind == "categorical" and one.family == "number":
-        values = values.astype(str).astype(object)
+        codes, distinct = pd.factorize(values + 0.0)  # -0 is 0
+        values = _array([repr(value) for value in distinct.tolist()])[codes]
+    elif one.kind == "multi":
+        if one.family == "text":
+            values = objects([[p for part in text.split(one.separator) if (p := part.strip())] for text in values])
+        missing = missing | np.fromiter((len(cell) == 0 for cell in values), bool, len(values))
     return values, missing
 
 
-def _lists(column: pd.Series, one: Field) -> tuple[np.ndarray, np.ndarray]:
-    """An array of lists of texts."""
-    if one.family == "text":
-        values, missing = as_family(column, "text", one.missing)
-        split = [[p.strip() for p in text.split(one.separator) if p.strip()] for text in values]
-    else:
-        missing = column.isna().to_numpy()
-        if not missing.all() and (found := family_of(column)) != "list":
-            raise DataError(
-                f"column {one.name!r}: found {found}, expected lists as at fitting: convert it, or fit again"
-            )
-        split = [[] if gone else [str(v) for v in cell] for cell, gone in zip(column, missing, strict=True)]
-    lists = np.empty(len(split), object)
-    lists[:] = split
-    return lists, missing | np.array([len(part) == 0 for part in split])
+def _nearest(met: Sequence[int], size: int) -> np.ndarray:
+    """For each value of a cycle the nearest of those that were ``met``, the earlier of two."""
+    if len(met) == 0:
+        return np.arange(size)
+    gap = (np.arange(size)[:, None] - np.asarray(met)) % size  # steps back to each
+    distance = 2 * np.minimum(gap, size - gap) + (gap > size - gap)
+    return np.asarray(met)[distance.argmin(1)]
 
 
 def _array(values: list[str]) -> np.ndarray:
@@ -307,9 +383,6 @@ def _array(values: list[str]) -> np.ndarray:
 
 def _scaled(values: np.ndarray, one: Field) -> np.ndarray:
     values = values.astype(np.float64)
-    return np.sign(values) * np.log1p(np.abs(values)) if one.scale == "log" else values
-
-
-def _parts(stamps: np.ndarray, missing: np.ndarray, one: Field) -> list[np.ndarray]:
-    times = pd.DatetimeIndex(np.where(missing, 0, stamps))
-    return [np.where(missing, MISSING, part_of(times, part) + FIRST)[:, None] for part in one.parts]
+    if one.scale == "log":
+        return np.sign(values) * np.log1p(np.abs(values))
+    return np.clip(values, -_SQUARED, _SQUARED)

@@ -5,7 +5,7 @@
     spec = FeatureSpec.load("spec.json")
 
 Kinds: ``categorical`` (a table row for each value), ``multi`` (several values in a cell, their mean), ``numeric`` (one
-scaled number), ``time`` (its parts, each categorical).
+scaled number), ``time`` (its parts, each categorical; one that was never seen takes the row of the nearest that was).
 """
 
 from __future__ import annotations
@@ -22,15 +22,30 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import MARKS, Family, as_family, check_frame, family_of
+from manyheads.recsys.columns import (
+    MARKS,
+    SECONDS,
+    Family,
+    Unit,
+    as_family,
+    as_frame,
+    check_frame,
+    epoch_unit,
+    family_of,
+    read,
+)
 
 FORMAT = 1
 Kind = Literal["categorical", "multi", "numeric", "time"]
 Part = Literal["hour", "weekday", "day", "month"]
 PART_SIZES: dict[str, int] = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 _USUAL: tuple[Part, ...] = ("hour", "weekday", "month")
+_MOST = 256  # values of a cell, where the widest cell decides
+_BUCKETS = 2**31 - 4  # rows of a table whose ids are int32
 _ID = re.compile(r"(^|[_\W])(id|ids|code|zip|user|item|uid|iid|postcode)$", re.IGNORECASE)
-_TIME = re.compile(r"time|date|stamp|^ts$", re.IGNORECASE)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_TIMES = {"time", "date", "datetime", "timestamp", "stamp", "ts", "epoch", "unixtime"}
+_NO_TIMES = {"id", "ids", "code", "count", "counts", "index", "key", "hash", "num", "number", "zone"}
 
 
 @dataclass(frozen=True)
@@ -55,26 +70,49 @@ class Field:
     """numeric: whether a missing number is taken (with a row of its own) or refused."""
     parts: tuple[Part, ...] = ()
     """time: which parts."""
+    unit: Unit = "s"
+    """time: what numbers count since 1970; s, ms, us or ns."""
     missing: tuple[str, ...] = ()
     """text: values that mean 'not known', such as ?; the empty text always does."""
     why: str = ""
     """Why it was inferred so."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ArgumentError(f"field: name: found {self.name!r}, expected text")
         place = f"field {self.name!r}"
         for name, value, allowed in (
             ("kind", self.kind, get_args(Kind)),
             ("family", self.family, get_args(Family)),
             ("scale", self.scale, ("standard", "log", "none")),
+            ("unit", self.unit, get_args(Unit)),
+            ("allow_missing", self.allow_missing, (True, False)),
         ):
-            if value not in allowed:
-                raise ArgumentError(f"{place}: {name}: found {value!r}, expected one of {', '.join(allowed)}")
-        for name, number in (("min_count", self.min_count), ("buckets", self.buckets), ("max_values", self.max_values)):
-            if number is not None and (not isinstance(number, int) or number < 1):
+            if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+                said = ", ".join(map(str, allowed))
+                raise ArgumentError(f"{place}: {name}: found {value!r}, expected one of {said}")
+        for name, number, most in (
+            ("min_count", self.min_count, 2**63),
+            ("buckets", self.buckets, _BUCKETS),
+            ("max_values", self.max_values, 4096),
+        ):
+            if name == "buckets" and number is None:
+                continue
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise ArgumentError(f"{place}: {name}: found {number!r}, expected a whole number from 1 on")
+            if number > most:
+                raise ArgumentError(f"{place}: {name}: found {number}, expected at most {most}")
+        if not isinstance(self.separator, str) or not self.separator:
+            raise ArgumentError(f"{place}: separator: found {self.separator!r}, expected text, such as |")
+        for name, several in (("parts", self.parts), ("missing", self.missing)):
+            if not isinstance(several, tuple) or not all(isinstance(one, str) for one in several):
+                raise ArgumentError(f"{place}: {name}: found {several!r}, expected a list of texts")
         unknown = [part for part in self.parts if part not in PART_SIZES]
-        if unknown or (self.kind == "time" and not self.parts):
-            raise ArgumentError(f"{place}: parts: found {list(self.parts)}, expected some of {', '.join(PART_SIZES)}")
+        if unknown or (self.kind == "time" and not self.parts) or len(set(self.parts)) < len(self.parts):
+            said = ", ".join(PART_SIZES)
+            raise ArgumentError(f"{place}: parts: found {list(self.parts)}, expected some of {said}, each once")
+        if self.kind == "time" and self.family not in ("text", "integer", "number", "time"):
+            raise ArgumentError(f"{place}: kind: found time for a column of {self.family}, expected another")
         if self.kind == "numeric" and self.family not in ("integer", "number", "boolean"):
             raise ArgumentError(f"{place}: kind: found numeric for a column of {self.family}, expected categorical")
         if self.kind == "multi" and self.family not in ("text", "list"):
@@ -133,11 +171,14 @@ class FeatureSpec:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSpec:
-        """Raises :class:`DataError` for a file that is not JSON, :class:`ArgumentError` for what is in it."""
+        """Raises :class:`DataError` for a file that is absent or not JSON, :class:`ArgumentError` for what is in it."""
         try:
-            stored = json.loads(Path(path).read_text())
-        except (ValueError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: found no JSON ({error}), expected what 'manyheads recsys spec' writes") from error
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}), expected a feature spec") from error
+        except (ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())[:160]
+            raise DataError(f"{path}: found no JSON ({said}), expected what 'manyheads recsys spec' writes") from error
         return cls.from_dict(stored, str(path))
 
 
@@ -158,86 +199,125 @@ def infer_spec(
     ``hash_above``: columns with more distinct values are hashed into ``buckets`` rows. Raises :class:`DataError` for an
     empty table, an absent label or ignored column, and a column of which every value is missing or the kinds are mixed.
     """
+    frame = as_frame(frame)
     left_out = [label] if isinstance(label, str) else list(label)
-    left_out += ignore
+    left_out += [ignore] if isinstance(ignore, str) else ignore
     check_frame(frame, left_out, "table")
-    found = []
-    for name in frame.columns:
+    families: dict[str, Family] = {}
+    for name in frame.columns:  # every column is looked at before any is worked on
         if name in left_out:
             continue
         if not isinstance(name, str):
             raise DataError(f"table: column {name!r} has no text as its name: rename with df.columns.astype(str)")
         check_frame(frame, [name], "table")
-        found.append(_infer(frame[name], min_count, hash_above, buckets))
-    if not found:
+        families[name] = family_of(frame[name])
+    if not families:
         raise DataError("table: found no column besides the label, expected at least one feature")
-    return FeatureSpec(tuple(found))
+    return FeatureSpec(tuple(_infer(frame[name], families[name], min_count, hash_above, buckets) for name in families))
 
 
-def _infer(column: pd.Series, min_count: int, hash_above: int | None, buckets: int) -> Field:
+def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | None, buckets: int) -> Field:
     name = str(column.name)
-    if column.isna().all():
+    if family == "list":
+        lists = as_family(column, family)
+        most = max(map(len, lists.values[~lists.missing]))
+        return Field(
+            name, "multi", family, min_count=min_count, max_values=min(max(1, most), _MOST), why=_lists(most, "lists")
+        )
+    if family == "time":
+        return _time_field(column, family)
+    marks = _marks(column) if family == "text" else ()
+    found = read(column, family, marks)
+    values = found.values[~found.missing & ~found.bad]
+    if len(values) == 0:
         raise DataError(
             f"column {name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or fill it"
         )
-    family = family_of(column)
-    if family == "list":
-        return Field(name, "multi", family, min_count=min_count, max_values=_most(column.dropna()), why="lists")
-    if family == "time":
-        return _time_field(column, family)
-    values = column.dropna()
-    distinct = int(values.nunique())
+    distinct = len(pd.unique(values))
     hashed = buckets if hash_above is not None and distinct > hash_above else None
     if family == "text":
-        marks = tuple(mark for mark in MARKS if values.eq(mark).any())
-        real = values[~values.isin(["", *marks])].astype(str)
-        if len(real) == 0:
-            raise DataError(
-                f"column {name!r}: every value is missing, expected some: drop it, ignore it (--ignore) or fill it"
-            )
-        sample = real.iloc[:1000]
-        if sample.str.match(r"\d{4}-\d\d-\d\d").all() and pd.to_datetime(sample, errors="coerce").notna().all():
-            return _time_field(column, family)
-        separator = next((s for s in ("|", ";") if sample.str.contains(s, regex=False).mean() >= 0.05), None)
+        if _dates(values[:1000]):
+            return _time_field(column, family, marks)
+        separator = next((s for s in ("|", ";") if _share(values[:1000], s) >= 0.05), None)
         if separator is not None:
-            most = int(real.str.count(re.escape(separator)).max()) + 1
-            why = f"text with {separator!r} between values, at most {most} in a cell"
-            settings: dict[str, Any] = {"separator": separator, "max_values": most, "buckets": hashed}
-            return Field(name, "multi", family, min_count, missing=marks, why=why, **settings)
-        why = f"text, {distinct} values" + (", nearly one a row: consider leaving it out" if _unique(real) else "")
-        if sample.str.contains(",", regex=False).mean() >= 0.05:
+            most = max(value.count(separator) for value in values) + 1
+            why = _lists(most, f"text with {separator!r} between values")
+            return Field(
+                name,
+                "multi",
+                family,
+                min_count,
+                hashed,
+                separator=separator,
+                max_values=min(most, _MOST),
+                missing=marks,
+                why=why,
+            )
+        unique = len(values) >= 100 and distinct > 0.9 * len(values)
+        why = f"text, {distinct} values" + (", nearly one a row: consider leaving it out" if unique else "")
+        if _share(values[:1000], ",") >= 0.05:
             why += "; has commas: if they part values, make it multi with separator ','"
         return Field(name, "categorical", family, min_count, hashed, missing=marks, why=why)
-    if family in ("integer", "number") and _TIME.search(name) and values.between(3e8, 4.1e12).all():
-        return _time_field(column, family)
+    if family != "boolean" and _named_time(name) and (unit := epoch_unit(column)) is not None:
+        return _time_field(column, family, unit=unit)
     whole = family == "integer" or (family == "number" and bool(np.equal(np.mod(values, 1), 0).all()))
     if family == "boolean" or (whole and (distinct <= 12 or _ID.search(name))):
         why = "name of an id" if _ID.search(name) else f"{family}, {distinct} values"
         return Field(name, "categorical", "integer" if whole else family, min_count, hashed, why=why)
-    numbers = values.astype("float64")
-    skew = float(numbers[np.isfinite(numbers)].skew())
+    skew = _skewness(values)
     scale = "log" if abs(skew) > 2 else "standard"
     why = f"{family}, {distinct} values, skewness {skew:.2g}"
-    return Field(name, "numeric", family, scale=scale, allow_missing=len(values) < len(column), why=why)
+    return Field(name, "numeric", family, scale=scale, allow_missing=bool(found.missing.any()), why=why)
 
 
-def _time_field(column: pd.Series, family: Family) -> Field:
-    stamps, missing = as_family(column, "time")
-    times = pd.DatetimeIndex(stamps[~missing])
+def _time_field(column: pd.Series, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s") -> Field:
+    found = as_family(column, "time", marks, unit)
+    stamps = found.values[~found.missing]
     # "day" is only worth a table of its own where it is asked for
-    parts = tuple(p for p in _USUAL if len(np.unique(part_of(times, p))) > 1) or ("weekday",)
-    return Field(str(column.name), "time", family, parts=parts, why=f"{family} read as times")
+    parts = tuple(p for p in _USUAL if len(np.unique(part_of(stamps, p))) > 1) or ("weekday",)
+    of = f"{SECONDS[unit]} since 1970" if family in ("integer", "number") else family
+    return Field(str(column.name), "time", family, parts=parts, unit=unit, missing=marks, why=f"{of} read as times")
 
 
-def part_of(times: pd.DatetimeIndex, part: Part) -> np.ndarray:
-    """From 0 on; Monday is weekday 0."""
-    names = {"hour": "hour", "weekday": "day_of_week", "day": "day", "month": "month"}
-    return getattr(times, names[part]).to_numpy() - (1 if part in ("day", "month") else 0)
+def part_of(stamps: np.ndarray, part: str) -> np.ndarray:
+    """The part of nanoseconds since 1970, in UTC, from 0 on; Monday is weekday 0."""
+    if part == "hour":
+        return stamps // (3600 * 10**9) % 24
+    days = stamps // (86400 * 10**9)
+    if part == "weekday":
+        return (days + 3) % 7  # 1970 began on a Thursday
+    months = days.astype("datetime64[D]").astype("datetime64[M]")
+    if part == "month":
+        return months.astype(np.int64) % 12
+    return days - months.astype("datetime64[D]").astype(np.int64)
 
 
-def _unique(values: pd.Series) -> bool:
-    return len(values) >= 100 and values.nunique() > 0.9 * len(values)
+def _named_time(name: str) -> bool:
+    words = {word.lower() for word in _WORD.findall(name)}
+    last = _WORD.findall(name)[-1:]
+    return not words & _NO_TIMES and (bool(words & _TIMES) or last == ["at"])
 
 
-def _most(lists: pd.Series) -> int:
-    return max(1, int(lists.map(len).max()))
+def _marks(column: pd.Series) -> tuple[str, ...]:
+    values = read(column, "text").values
+    return tuple(mark for mark in MARKS if (values == mark).any())
+
+
+def _dates(values: np.ndarray) -> bool:
+    if not all(re.match(r"\d{4}-\d\d-\d\d", value) for value in values):
+        return False
+    return not read(pd.Series(values, dtype=object), "time").bad.any()
+
+
+def _share(values: np.ndarray, part: str) -> float:
+    return sum(part in value for value in values) / len(values)
+
+
+def _lists(most: int, what: str) -> str:
+    return f"{what}, at most {most} in a cell" + (f", of which the first {_MOST} are read" if most > _MOST else "")
+
+
+def _skewness(values: np.ndarray) -> float:
+    """0 for a column that never changes; on numbers of at most 1, so that none is too large to be squared."""
+    plain = values.astype(np.float64)
+    return float(np.nan_to_num(pd.Series(plain / max(1e-300, float(np.abs(plain).max()))).skew()))

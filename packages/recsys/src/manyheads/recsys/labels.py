@@ -12,7 +12,7 @@ import pandas as pd
 
 from manyheads.core.errors import CheckpointError, DataError
 from manyheads.lab.storage import load_document, packed_document
-from manyheads.recsys.columns import check_frame, first_row
+from manyheads.recsys.columns import Family, as_frame, check_frame, family_of, first_row, read, shown
 
 KIND = "recommender's labels"
 FILE = "labels.json"
@@ -31,6 +31,7 @@ class Labels:
 
         Raises :class:`DataError` for an absent label, one that is not binary, and one with a single class.
         """
+        frame = as_frame(frame)
         check_frame(frame, list(tasks), "table")
         return cls(tuple(tasks), tuple(_classes(frame[task]) for task in tasks))
 
@@ -53,37 +54,49 @@ class Labels:
 
         Raises :class:`DataError` for a value that was not met at fitting.
         """
+        frame = as_frame(frame)
         check_frame(frame, list(self.tasks), "table")
         columns = []
         for task, (negative, positive) in zip(self.tasks, self.classes, strict=True):
             column = frame[task]
-            known = column.isin([negative, positive]) | column.isna()
-            if not known.all():
-                row = first_row(frame.index, ~known.to_numpy())
-                found = column[~known].iloc[[0]].tolist()[0]
+            values, missing, bad = read(column, _FAMILIES[type(positive)])
+            unknown = ~missing & (bad | ~((values == negative) | (values == positive)))
+            if unknown.any():
+                row, found = first_row(frame.index, unknown), column.iloc[int(np.argmax(unknown))]
                 raise DataError(
-                    f"label {task!r}, row {row}: found {found!r}, expected {negative!r} or {positive!r} as at fitting: "
-                    "clean it, or fit again"
+                    f"label {task!r}, row {row}: found {shown(found)}, expected {negative!r} or {positive!r} as at "
+                    "fitting: clean it, or fit again"
                 )
-            if column.isna().any() and len(self.tasks) == 1:
-                row = first_row(frame.index, column.isna().to_numpy())
+            if missing.any() and len(self.tasks) == 1:
+                row = first_row(frame.index, missing)
                 raise DataError(f"label {task!r}, row {row}: found no value, expected one: drop rows without a label")
-            columns.append(np.where(column.isna(), np.nan, column.eq(positive).fillna(False).to_numpy(np.float32)))
+            columns.append(np.where(missing, np.nan, (values == positive).astype(np.float32)))
         return np.stack(columns, 1).astype(np.float32)
 
 
+_FAMILIES: dict[type, Family] = {str: "text", bool: "boolean", int: "integer", float: "number"}
+
+
 def _classes(column: pd.Series) -> tuple[Any, Any]:
-    values = column.dropna().unique()
-    found = sorted(values.tolist(), key=lambda v: (isinstance(v, str), v))
+    if column.isna().all():
+        raise DataError(f"label {column.name!r}: every value is missing, expected two values: name another label")
+    family = family_of(column)
+    if family not in _FAMILIES.values():
+        raise DataError(f"label {column.name!r}: found a {family} in each row, expected two values: name another label")
+    values, missing, bad = read(column, family)
+    if bad.any():
+        row, cell = first_row(column.index, bad), column.iloc[int(np.argmax(bad))]
+        raise DataError(f"label {column.name!r}, row {row}: found {shown(cell)}, expected two values: clean it")
+    found = sorted(set(values[~missing].tolist()))
+    if family == "boolean":
+        found = [bool(value) for value in found]
     if len(found) == 2:
         return found[0], found[1]
-    shown = ", ".join(map(repr, found[:5])) + (" …" if len(found) > 5 else "")
-    if not found:
-        raise DataError(f"label {column.name!r}: every value is missing, expected two values: name another label")
+    said = ", ".join(shown(value) for value in found[:5]) + (" …" if len(found) > 5 else "")
     if len(found) < 2:
-        raise DataError(f"label {column.name!r}: found one class only ({shown}), expected two: add the other")
+        raise DataError(f"label {column.name!r}: found one class only ({said}), expected two: add the other")
     what = "continuous values" if any(isinstance(v, float) and v != round(v) for v in found) else "values"
     raise DataError(
-        f"label {column.name!r}: found {len(found)} {what} ({shown}), expected two. Only binary classification is "
+        f"label {column.name!r}: found {len(found)} {what} ({said}), expected two. Only binary classification is "
         "supported: choose what counts as 1"
     )

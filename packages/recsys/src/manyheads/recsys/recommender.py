@@ -23,7 +23,7 @@ from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
 from manyheads.lab.train import train_model
 from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.columns import as_frame, check_frame, check_scores
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
@@ -207,16 +207,15 @@ class Recommender(ClassifierMixin, BaseEstimator):
                     "requires y to be passed, but the target y is None: give y, or name the label's column"
                 )
             tasks = (self.label,) if isinstance(self.label, str) else tuple(self.label)
-            check_frame(X, list(tasks), "table")
-            frame = _text_names(X)
+            frame = _text_names(as_frame(X))
+            check_frame(frame, list(tasks), "table")
             self._remember(frame.drop(columns=list(tasks)))
             return frame, tasks
-        if isinstance(X, pd.DataFrame):
-            if len(X) != len(y):
-                raise DataError(f"y: found {len(y)} labels for {len(X)} rows, expected as many")
-            if len(X) == 0:
-                check_frame(X, [], "table")
-            frame, target = _text_names(X), y
+        if _is_table(X):
+            frame, target = _text_names(as_frame(X)), y
+            if len(frame) != len(y):
+                raise DataError(f"y: found {len(y)} labels for {len(frame)} rows, expected as many")
+            check_frame(frame, [], "table")
             self._remember(frame)
         else:
             values, target = validate_data(self, X, y, dtype=None, ensure_all_finite="allow-nan")
@@ -232,6 +231,11 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
             warnings.warn("y is a column vector and was taken as a vector", DataConversionWarning, stacklevel=3)
             target = target[:, 0]
+        if target.ndim != 1:
+            raise DataError(
+                f"y: found an array of shape {target.shape}, expected one label a row: put several labels in the table "
+                "and name them (label=[...])"
+            )
         return frame.assign(**{task: target}), (task,)
 
     def _remember(self, features: pd.DataFrame) -> None:
@@ -240,14 +244,17 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
     def _features(self, X: Any) -> pd.DataFrame:
         check_is_fitted(self)
-        if isinstance(X, pd.DataFrame):
-            return _text_names(X)
+        if _is_table(X):
+            return _text_names(as_frame(X))
         return _as_frame(validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False))
 
     def _logits(self, X: Any) -> np.ndarray:
-        encoded = self.encoder_.transform(self._features(X)) if hasattr(self, "encoder_") else self._features(X)
+        frame = self._features(X)
+        encoded = self.encoder_.transform(frame)
         labels = torch.zeros(len(encoded.ids), len(self.labels_.tasks))
-        return predict_logits(self.network_, Rows(encoded.ids, encoded.numbers, labels))
+        logits = predict_logits(self.network_, Rows(encoded.ids, encoded.numbers, labels))
+        check_scores(logits, lambda row: f"row {frame.index[row]}")
+        return logits
 
     def _spec(self, features: pd.DataFrame) -> FeatureSpec:
         if isinstance(self.spec, FeatureSpec):
@@ -280,6 +287,11 @@ class Recommender(ClassifierMixin, BaseEstimator):
         tags.input_tags.categorical = True
         tags.input_tags.string = True
         return tags
+
+
+def _is_table(X: Any) -> bool:
+    """Whether it has columns with names: a pandas DataFrame, or a table of another library that speaks Arrow."""
+    return isinstance(X, pd.DataFrame) or (hasattr(X, "__arrow_c_stream__") and not isinstance(X, pd.Series))
 
 
 def _text_names(frame: pd.DataFrame) -> pd.DataFrame:

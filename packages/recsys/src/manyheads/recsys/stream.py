@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.experiment import Splits
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.columns import check_frame, from_arrow
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
@@ -75,7 +75,7 @@ class ParquetFile:
         for group in range(self.groups) if groups is None else groups:
             for piece in self._open.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
                 if piece.num_rows:
-                    yield piece.to_pandas()
+                    yield from_arrow(piece)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import as_family, check_frame, first_row
+from manyheads.recsys.columns import as_family, check_frame, epoch_unit, family_of, first_row, from_arrow, plain_types
 
 SUFFIXES = (".csv", ".csv.gz", ".csv.xz", ".tsv", ".parquet")
 Split = Literal["random", "time"]
@@ -30,13 +30,16 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: found {path.suffix or 'no suffix'}, expected one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            import pyarrow.parquet
+
+            return from_arrow(pyarrow.parquet.read_table(path))
         separator = "\t" if path.suffix == ".tsv" else ","
         names = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0].tolist()
         twice = [name for name in names if names.count(name) > 1 and isinstance(name, str)]
         if twice:  # pandas would rename the second
             raise DataError(f"{path}: column {twice[0]!r} is there twice, expected once: rename or drop one of them")
-        return pd.read_csv(path, sep=separator, low_memory=False)
+        # nullable types keep whole numbers with gaps as they are written
+        return plain_types(pd.read_csv(path, sep=separator, low_memory=False, dtype_backend="numpy_nullable"))
     except ImportError as error:
         raise MissingPackageError(
             f"{path}: reading parquet needs pyarrow: pip install 'manyheads-recsys[parquet]'"
@@ -79,7 +82,9 @@ def split_rows(
         raise ArgumentError("split: found time without a time column, expected its name (--time)")
     else:
         check_frame(frame, [time], "table")
-        stamps, missing = as_family(frame[time], "time")
+        numeric = family_of(frame[time]) in ("integer", "number")
+        unit = (epoch_unit(frame[time]) if numeric else None) or "s"
+        stamps, missing, _ = as_family(frame[time], "time", unit=unit)
         if missing.any():
             raise DataError(
                 f"column {time!r}, row {first_row(frame.index, missing)}: found no time, expected one in every row"

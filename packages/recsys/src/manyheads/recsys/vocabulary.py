@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,13 @@ import pandas as pd
 
 from manyheads.recsys.layout import FIRST, UNSEEN
 
+FEW = 64  # values that a dictionary finds sooner than an index
+
 
 def hashed(values: Iterable[Any], buckets: int) -> np.ndarray:
     """``BLAKE2b(str(value)) mod buckets``: the same on every machine, in every process and version."""
-    digests = (hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in values)
+    texts = (str(value).encode("utf-8", "surrogatepass") for value in values)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     return np.fromiter((int.from_bytes(d, "little") % buckets for d in digests), np.int64)
 
 
@@ -23,60 +26,77 @@ def hashed(values: Iterable[Any], buckets: int) -> np.ndarray:
 class Counter:
     """Counts distinct values over any number of chunks."""
 
-    counts: pd.Series = field(default_factory=lambda: pd.Series(dtype=np.int64))
+    counts: dict[Any, int] = field(default_factory=dict)
 
     def update(self, values: np.ndarray) -> None:
-        new = pd.Series(values).value_counts(sort=False)
-        self.counts = new if len(self.counts) == 0 else self.counts.add(new, fill_value=0).astype(np.int64)
+        codes, distinct = pd.factorize(values)
+        for value, count in zip(distinct.tolist(), np.bincount(codes).tolist(), strict=True):
+            self.counts[value] = self.counts.get(value, 0) + count
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Values in the order of their rows: by falling count, then by value."""
 
-    values: np.ndarray  # int64 or objects that are str
+    values: np.ndarray  # int64, or objects that are str, or objects that are int where one needs more than 64 bits
     rare: int = 0  # distinct values below the minimum count
 
     @classmethod
     def of(cls, counter: Counter, min_count: int) -> Vocabulary:
-        counts = counter.counts.sort_index()
-        kept = counts[counts >= min_count].sort_values(ascending=False, kind="stable")
-        kind = np.int64 if pd.api.types.is_integer_dtype(kept.index) and len(kept) else object
-        return cls(kept.index.to_numpy(kind), len(counts) - len(kept))
+        counts = counter.counts
+        kept = sorted((value for value in counts if counts[value] >= min_count), key=lambda v: (-counts[v], v))
+        return cls(_array(kept), len(counts) - len(kept))
 
     @property
     def rows(self) -> int:
         return FIRST + len(self.values)
 
     def lookup(self, values: np.ndarray) -> np.ndarray:
-        place = self._index.get_indexer(pd.Index(values, dtype=self.values.dtype))
-        return np.where(place < 0, UNSEEN, place + FIRST)
+        if len(values) > FEW and values.dtype == self.values.dtype:
+            place = self._index.get_indexer(pd.Index(values, dtype=self.values.dtype))
+            return np.where(place < 0, UNSEEN, place + FIRST)
+        places = self._places
+        return np.fromiter((places.get(value, UNSEEN) for value in values.tolist()), np.int64, len(values))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Integers as they are, texts as UTF-8 bytes with their ends."""
+        """Whole numbers as they are, or as decimal digits if one needs more than 64 bits; texts as UTF-8 bytes with
+        their ends."""
         if self.values.dtype == np.int64:
             return {"integers": self.values}
-        coded = [value.encode("utf-8", "surrogatepass") for value in self.values]
+        coded = [str(value).encode("utf-8", "surrogatepass") for value in self.values]
         ends = np.cumsum([len(c) for c in coded], dtype=np.int64)
-        return {"bytes": np.frombuffer(b"".join(coded), np.uint8), "ends": ends}
+        large = len(self.values) > 0 and isinstance(self.values[0], int)
+        return {"digits" if large else "bytes": np.frombuffer(b"".join(coded), np.uint8), "ends": ends}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], rare: int) -> Vocabulary:
         if "integers" in arrays:
             return cls(arrays["integers"], rare)
-        raw, start, values = arrays["bytes"].tobytes(), 0, []
+        raw, start, values = arrays["digits" if "digits" in arrays else "bytes"].tobytes(), 0, []
         for end in arrays["ends"].tolist():
             values.append(raw[start:end].decode("utf-8", "surrogatepass"))
             start = end
-        return cls(np.array(values, object), rare)
+        return cls(np.array([int(v) for v in values] if "digits" in arrays else values, object), rare)
 
     @property
     def _index(self) -> pd.Index:
-        found = self.__dict__.get("index")
-        if found is None:
-            found = pd.Index(self.values)
-            object.__setattr__(self, "index", found)
-        return found
+        return self._kept("index", lambda: pd.Index(self.values))
+
+    @property
+    def _places(self) -> dict[Any, int]:
+        return self._kept("places", lambda: {value: FIRST + n for n, value in enumerate(self.values.tolist())})
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Made when it is first asked for: a table of many rows needs the index, a row of a server the dictionary."""
+        if name not in self.__dict__:
+            object.__setattr__(self, name, make())
+        return self.__dict__[name]
+
+
+def _array(values: list[Any]) -> np.ndarray:
+    if values and isinstance(values[0], int) and all(-(2**63) <= value < 2**63 for value in values):
+        return np.array(values, np.int64)
+    return np.array(values, object)
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,7 @@ class Buckets:
 
     @classmethod
     def of(cls, counter: Counter, buckets: int) -> Buckets:
-        used = np.bincount(hashed(counter.counts.index, buckets), minlength=1)
+        used = np.bincount(hashed(counter.counts, buckets), minlength=1)
         return cls(buckets, len(counter.counts), int(used[used > 1].sum()))
 
     @property

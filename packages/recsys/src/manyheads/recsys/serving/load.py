@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import json
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.columns import as_frame, check_frame
 
 TIMEOUT = 60.0  # seconds for an answer
 
@@ -87,6 +90,7 @@ def make_bodies(
     """JSON bodies of drawn rows: a request and its candidates where the model has shared fields, whole rows else."""
     names = [field["name"] for field in model["fields"]]
     shared = [field["name"] for field in model["fields"] if field["shared"]]
+    rows = as_frame(rows, "rows")
     check_frame(rows, names, "rows")
     made = []
     for _ in range(count):
@@ -105,8 +109,32 @@ def make_bodies(
 
 
 def as_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as the server takes them; missing values are null."""
-    return json.loads(frame.to_json(orient="records", date_format="iso", double_precision=15) or "[]")
+    """Rows as the server takes them, each value as exactly as it is; missing ones are null."""
+    columns = {str(name): [_cell(cell) for cell in frame.iloc[:, n].astype(object)] for n, name in enumerate(frame)}
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _cell(cell: Any) -> Any:
+    """A value of a table as JSON has it."""
+    if isinstance(cell, np.ndarray | list | tuple):
+        return [_cell(part) for part in cell]
+    if isinstance(cell, set | frozenset):
+        return sorted((_cell(part) for part in cell), key=str)
+    if pd.isna(cell):
+        return None
+    if isinstance(cell, pd.Period):
+        cell = cell.start_time
+    if isinstance(cell, np.datetime64):
+        cell = pd.Timestamp(cell)
+    if isinstance(cell, datetime.date):
+        return cell.isoformat()
+    if isinstance(cell, np.timedelta64 | datetime.timedelta):
+        return pd.Timedelta(cell).total_seconds()
+    if isinstance(cell, np.generic):
+        return cell.item()
+    if isinstance(cell, Decimal | Fraction):
+        return float(cell)
+    return cell if isinstance(cell, str | bool | int | float | dict) else str(cell)
 
 
 def _ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes) -> tuple[int, bytes]:

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.lab.onnx_files import need_package, session
 from manyheads.lab.storage import check_beside, load_document, save_document, sha256
 from manyheads.recsys.calibration import Calibration
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.columns import as_frame, check_frame, check_scores
 from manyheads.recsys.encoder import FILES as encoder_files
 from manyheads.recsys.encoder import Arrays, Encoder
 from manyheads.recsys.labels import FILE as labels_file
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Layout
-from manyheads.recsys.serving.rows import Row, RowEncoder
+from manyheads.recsys.serving.rows import Row, encode_rows
 
 KIND = "recommender's export"
 FORMAT = 1
@@ -86,7 +86,7 @@ class Ranker:
 
         self.network = opened(NETWORK)
         self.sessions = {} if self.request is None else {name: opened(name) for name in (REQUEST, CANDIDATES)}
-        self._encoders: dict[frozenset[str], tuple[Encoder, RowEncoder, list[int], list[int]]] = {}
+        self._encoders: dict[frozenset[str], tuple[Encoder, list[int], list[int]]] = {}
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> Ranker:
@@ -112,13 +112,10 @@ class Ranker:
         """The candidates of one request, which holds the columns that they share.
 
         Where these are the columns that were named at export, and the candidates enough for it to pay, their part of
-        the network is computed once; else they are repeated. Raises :class:`DataError` for a column that is on both
-        sides or on none, and :class:`UnknownNameError` for one that the model does not have.
+        the network is computed once; else they are repeated. What is no column of the model is left alone. Raises
+        :class:`DataError` for a column that is on both sides or on none.
         """
-        ours = frozenset(map(str, request))
-        for name in request:
-            if name not in self.columns:
-                raise UnknownNameError("field in request", str(name), self.columns)
+        ours = frozenset(name for name in self.columns if name in request)
         theirs = frozenset(self.columns) - ours
         if not theirs:
             raise DataError("request: found every column, expected at least one that differs by candidate")
@@ -136,7 +133,7 @@ class Ranker:
             parts.append((given, ours))
             unseen, missing = {**given.unseen, **unseen}, {**given.missing, **missing}
         for part, names in parts:
-            _, _, places, numeric = self._encoder(names)
+            _, places, numeric = self._encoder(names)
             ids[:, places], numbers[:, numeric] = part.ids, part.numbers
         shared = self.request is not None and ours == frozenset(self.shared) and count >= SHARE_FROM
         logits = self.shared_logits(ids, numbers) if shared else self.logits(ids, numbers)
@@ -183,21 +180,16 @@ class Ranker:
         return np.array(ours, np.int64), np.array(self.request["numeric"], np.int64)
 
     def _scored(self, logits: np.ndarray, unseen: dict[str, int], missing: dict[str, int]) -> Scored:
+        check_scores(logits, lambda row: f"row {row}")
         columns = zip(self.calibration, logits.T, strict=True)
         probabilities = np.stack([calibration(column) for calibration, column in columns], 1)
-        lost = np.isnan(probabilities).any(1)
-        if lost.any():
-            raise DataError(
-                f"row {int(np.argmax(lost))}: its score is no number, expected values near those that were fitted: a "
-                "number in this row is too large for the network"
-            )
         return Scored(logits, probabilities, unseen, missing)
 
     def _encode(self, names: frozenset[str], rows: Rows, place: str) -> Arrays:
-        encoder, reader, _, _ = self._encoder(names)
-        return encoder.arrays(rows) if isinstance(rows, pd.DataFrame) else reader.arrays(rows, place)
+        encoder, _, _ = self._encoder(names)
+        return encode_rows(encoder, rows, place) if isinstance(rows, Sequence) else encoder.arrays(rows)
 
-    def _encoder(self, names: frozenset[str]) -> tuple[Encoder, RowEncoder, list[int], list[int]]:
+    def _encoder(self, names: frozenset[str]) -> tuple[Encoder, list[int], list[int]]:
         found = self._encoders.get(names)
         if found is None:
             encoder = self.encoder.part(names)
@@ -205,7 +197,7 @@ class Ranker:
             spans = [self.layout.columns_of(name) for name in part.names]
             places = [c for span in spans for c in range(span.start, span.stop)]
             numeric = [self.layout.numeric.index(name) for name in part.numeric]
-            found = (encoder, RowEncoder(encoder), places, numeric)
+            found = (encoder, places, numeric)
             if len(self._encoders) < 32:  # a client that names other columns each time must not fill the memory
                 self._encoders[names] = found
         return found
@@ -233,10 +225,12 @@ def write_about(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _named(rows: Rows) -> frozenset[str]:
-    if isinstance(rows, pd.DataFrame):
-        check_frame(rows, [], "candidates")
-        return frozenset(map(str, rows.columns))
-    return frozenset(rows[0]) if len(rows) and isinstance(rows[0], Mapping) else frozenset()
+    """Every name that some candidate has."""
+    if isinstance(rows, Sequence):
+        return frozenset().union(*(row.keys() for row in rows if isinstance(row, Mapping)))
+    frame = as_frame(rows, "candidates")
+    check_frame(frame, [], "candidates")
+    return frozenset(map(str, frame.columns))
 
 
 def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
