@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from manyheads.core.errors import ArgumentError, DataError
+from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
 from manyheads.lab.command import run_commands
 from manyheads.recsys.cli import commands
 from tests.recsys.served import shop_model, shop_visits
@@ -30,6 +31,7 @@ import httpx
 import uvicorn
 
 from manyheads.recsys.serving.app import make_app, serve
+from manyheads.recsys.serving.connections import patient
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.load import as_json, load_test
 from manyheads.recsys.serving.ranker import Ranker
@@ -55,21 +57,27 @@ def ranker(fitted, tmp_path_factory):
     return Ranker.load(folder)
 
 
-@pytest.fixture(scope="module")
-def url(ranker):
-    """A real server in a thread of this process."""
+@contextlib.contextmanager
+def running(app, **settings):
+    """A real server in a thread of this process; gives its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    listener.listen()  # a test that is quicker than the server's start waits
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(ranker, max_rows=500, max_bytes=LIMIT), log_level="error", lifespan="off")
-    )
+    listener.listen(512)  # a test that is quicker than the server's start waits
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", **settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def url(ranker):
+    with running(make_app(ranker, max_rows=500, max_bytes=LIMIT), http=patient(30.0), ws="none") as address:
+        yield address
 
 
 @pytest.fixture
@@ -197,12 +205,12 @@ def test_a_body_without_a_length_is_counted_as_it_comes(url):
         for chunk in chunks():
             sent += 4096
             yield chunk
-            if sent > 40 * LIMIT:
+            if sent > 400 * LIMIT:
                 return
 
     answer = raw(url, "Transfer-Encoding: chunked", counted())
     assert answer == "" or answer.startswith("HTTP/1.1 413")
-    assert sent < 40 * LIMIT  # the connection was closed long before
+    assert sent < 400 * LIMIT  # the connection was closed long before
     assert works(url)
 
 
@@ -215,13 +223,212 @@ def test_the_limit_is_of_the_bytes_that_came(ranker):
             for chunk in chunks:
                 yield chunk
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.post("/score", content=content(), headers={"content-length": "10"})
 
     answer = asyncio.run(post(b" " * 600, b" " * 600))
     assert answer.status_code == 413
     assert "above 1000 bytes" in answer.json()["error"]
     assert asyncio.run(post(b"{}", b" " * 998)).status_code == 422
+
+
+@pytest.mark.parametrize("times", [1.5, 8])
+def test_a_body_over_the_limit_gets_its_413_and_no_reset(url, times):
+    """Also from a client that sends all of it before it reads."""
+    with httpx.Client() as client:
+        for _ in range(3):
+            answer = client.post(f"{url}/score", content=b" " * int(times * LIMIT), headers=JSON)
+            assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+            assert answer.json()["error"] == f"body: above {LIMIT} bytes, expected less: send the rows in parts"
+    assert works(url)
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"rows": [{"age": 1, "age": 2}]}', "body: found no JSON (the key 'age' is there twice)"),
+        (b'{"rows": [], "rows": []}', "body: found no JSON (the key 'rows' is there twice)"),
+        (b'\xef\xbb\xbf{"rows": []}', "body: found no JSON (Unexpected UTF-8 BOM"),
+        ('{"rows": []}'.encode("utf-16"), "body: found no JSON"),
+        (b'{"rows": [{"device": "\xff"}]}', "body: found no JSON"),
+        (b"", "body: found no JSON"),
+        (b'{"rows": [' + b'{"a":' * 400 + b"1" + b"}" * 400 + b"]}", "row 0: field 'device' is missing"),
+        (b'{"\\ud800": 1}', "body: found keys"),
+        (b'{"rows": [{"' + b"k" * 60_000 + b'": 1}]}', "row 0: field 'device' is missing"),
+    ],
+)
+def test_bodies_that_are_no_request_are_answered_in_one_short_line(url, body, says):
+    answer = httpx.post(f"{url}/score", content=body, headers=JSON)
+    assert answer.status_code == 422
+    assert says in answer.json()["error"]
+    assert len(answer.json()["error"]) <= 500
+    assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("age", "9" * 400, "found a whole number of 1329 bits, expected a finite number"),
+        ("item_id", "9" * 400, "found a whole number of 1329 bits, expected a whole number"),
+        ("at", "9" * 400, "expected seconds since 1970"),
+        ("age", "[" * 300 + "]" * 300, "found a list"),
+        ("at", '"today"', "found text ('today'), expected a time such as"),
+        ("at", '"now"', "found text ('now'), expected a time such as"),
+        ("at", '"tomorrow"', "expected a time such as"),
+        ("at", "1e300", "expected seconds since 1970"),
+        ("age", "1e300", "expected a number near those that were fitted"),
+        ("device", '{"a": "\\ud800"}', "found dict"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_as_predict_does(url, rows, fitted, visits, field, value, says):
+    body = json.dumps({"rows": [{**rows[0], field: "@"}]}).replace('"@"', value)
+    answer = httpx.post(f"{url}/score", content=body, headers=JSON)
+    assert answer.status_code == 422
+    assert says in answer.json()["error"]
+    table = visits.drop(columns="bought").iloc[[0]].astype({field: object})
+    table[field] = pd.Series([json.loads(value)], index=table.index, dtype=object)
+    with pytest.raises(ManyheadsError):
+        fitted.predict_proba(table)
+
+
+def test_halves_of_surrogate_pairs_are_text_that_was_never_seen(url, rows):
+    body = json.dumps({"rows": [{**rows[0], "device": "\ud800", "tags": "new|\udfff"}]})
+    answer = httpx.post(f"{url}/score", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["unseen"]) == (200, {"device": 1, "tags": 1})
+
+
+def test_columns_that_the_model_does_not_know_are_left_alone_as_predict_does(url, rows):
+    plain = httpx.post(f"{url}/score", json={"rows": rows[:2]}).json()
+    more = [{**row, "note": [{"any": None}], "bought": 1} for row in rows[:2]]
+    assert httpx.post(f"{url}/score", json={"rows": more}).json() == plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=UTF-8", 200),
+        (None, 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/json; charset=latin-1", 415),
+        ("", 415),
+    ],
+)
+def test_the_content_type_is_checked(url, rows, kind, status):
+    """A page elsewhere may send only what a form sends, without asking first."""
+    headers = {} if kind is None else {"content-type": kind}
+    answer = httpx.post(f"{url}/score", content=json.dumps({"rows": rows[:1]}), headers=headers)
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"].startswith("content-type: found")
+
+
+def test_a_packed_body_is_refused(url, rows):
+    headers = {**JSON, "content-encoding": "gzip"}
+    answer = httpx.post(f"{url}/score", content=b"x", headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (415, "content-encoding: found gzip, expected none")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.1:80", 200),
+        ("LocalHost:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("localhost.evil.example:8000", 400),
+        ("[::2]:80", 400),
+        ("127.0.0.1:80:80", 400),
+        ("", 400),
+    ],
+)
+def test_a_request_for_another_host_is_refused(url, host, status):
+    """A page whose name was pointed at this machine reads nothing."""
+    answer = httpx.get(f"{url}/health", headers={"host": host})
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"].startswith("host: found")
+
+
+def test_other_hosts_can_be_allowed(ranker):
+    async def status(host, *hosts):
+        transport = httpx.ASGITransport(make_app(ranker, hosts=hosts))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+            return (await client.get("/health")).status_code
+
+    assert asyncio.run(status("ranker.internal", "ranker.internal")) == 200
+    assert asyncio.run(status("localhost", "ranker.internal")) == 400
+    assert asyncio.run(status("anything", "*")) == 200
+
+
+def connect(url):
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def test_connections_that_send_nothing_lock_nobody_out(ranker):
+    """No timeout closes them here: they are more than may be open."""
+    with running(make_app(ranker), http=patient(1000.0, most=40)) as url, contextlib.ExitStack() as idle:
+        held = [idle.enter_context(connect(url)) for _ in range(120)]
+        for connection in held[::2]:
+            with contextlib.suppress(OSError):  # closed already
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: local")
+        for _ in range(5):
+            assert works(url)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [b""],
+        [b"GET /health HTTP/1.1\r\n"],
+        [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET"],
+        [b"G", b"E", b"T"],
+    ],
+    ids=["nothing", "half a head", "half a second request", "a byte at a time"],
+)
+def test_a_connection_without_a_whole_request_is_closed(ranker, sent):
+    with running(make_app(ranker), http=patient(0.5)) as url, connect(url) as connection:
+        for part in sent:
+            connection.sendall(part)
+            connection.settimeout(0.1)
+            with contextlib.suppress(TimeoutError):
+                connection.recv(4096)
+        connection.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(4096) == b""
+
+
+def test_a_body_that_does_not_come_is_answered_with_408(ranker):
+    with running(make_app(ranker, seconds=0.2), http=patient(30.0)) as url, connect(url) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
+        answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"body: found a part of it after 0.2 s" in answer
+
+
+def test_requests_one_behind_the_other_are_all_answered(url):
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(url) as connection:
+        connection.sendall(one * 3)
+        found = b""
+        while found.count(b'{"status":"ok"}') < 3:
+            found += connection.recv(4096)
+
+
+def test_what_is_no_http_is_answered_with_400_as_json(url):
+    with connect(url) as connection:
+        connection.sendall(b"\x00\x01\r\n\r\n")
+        head, _, body = connection.recv(4096).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"].startswith("request: found no HTTP")
+    assert works(url)
 
 
 def test_a_client_that_leaves_does_no_harm(url):
@@ -251,7 +458,7 @@ def test_many_at_once_get_their_own_answers(url, rows):
 def test_other_paths_and_methods_are_not_there(url):
     assert httpx.get(f"{url}/score").status_code == 405
     assert httpx.get(f"{url}/score").headers["allow"] == "POST"
-    assert httpx.get(f"{url}/docs").status_code == 404
+    assert httpx.get(f"{url}/docs").status_code == httpx.post(f"{url}/score/").status_code == 404
     assert httpx.get(f"{url}/docs").json()["error"].startswith("GET /docs: not found: POST /score, GET /model")
 
 

@@ -101,8 +101,8 @@ def fit(
         seed: decides everything that is drawn.
     """
     from manyheads.lab.terminal import table
-    from manyheads.recsys.columns import check_frame
     from manyheads.recsys.features import infer_spec
+    from manyheads.recsys.frames import check_frame
     from manyheads.recsys.recommender import Recommender
     from manyheads.recsys.tables import read_table, split_rows
 

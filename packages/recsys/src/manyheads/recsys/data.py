@@ -16,9 +16,10 @@ from manyheads.core.errors import DataError
 from manyheads.lab.data import read
 from manyheads.lab.experiment import Splits
 from manyheads.recsys.catalogue import ADULT, MOVIELENS
-from manyheads.recsys.columns import check_frame, family_of
+from manyheads.recsys.columns import family_of
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, Field, infer_spec
+from manyheads.recsys.frames import check_frame
 from manyheads.recsys.frappe import COLUMNS, rebuild
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Rows

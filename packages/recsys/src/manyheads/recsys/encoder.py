@@ -21,16 +21,10 @@ import pandas as pd
 from manyheads.core.errors import CheckpointError, DataError, ManyheadsError
 from manyheads.lab.files import write_atomically
 from manyheads.lab.storage import check_beside, load_arrays, load_document, packed, packed_document, sha256
-from manyheads.recsys.columns import (
-    EXACT,
-    Family,
-    Read,
-    as_family,
-    as_frame,
-    check_frame,
-    objects,
-)
+from manyheads.recsys.cells import EXACT, Family, Read, objects
+from manyheads.recsys.columns import as_family
 from manyheads.recsys.features import PART_SIZES, FeatureSpec, Field, part_of
+from manyheads.recsys.frames import as_frame, check_frame
 from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN, Layout
 from manyheads.recsys.vocabulary import Buckets, Counter, Vocabulary
 

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.recsys.columns import check_frame
+from manyheads.recsys.frames import check_frame
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Rows
 from manyheads.recsys.maps import WITH_MAPS, AttentionMaps, attention_maps, has_maps

@@ -22,18 +22,9 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import (
-    MARKS,
-    SECONDS,
-    Family,
-    Unit,
-    as_family,
-    as_frame,
-    check_frame,
-    epoch_unit,
-    family_of,
-    read,
-)
+from manyheads.recsys.cells import MARKS, SECONDS, Family, Unit
+from manyheads.recsys.columns import as_family, epoch_unit, family_of, read
+from manyheads.recsys.frames import as_frame, check_frame
 
 FORMAT = 1
 Kind = Literal["categorical", "multi", "numeric", "time"]

@@ -12,7 +12,9 @@ import pandas as pd
 
 from manyheads.core.errors import CheckpointError, DataError
 from manyheads.lab.storage import load_document, packed_document
-from manyheads.recsys.columns import Family, as_frame, check_frame, family_of, first_row, read, shown
+from manyheads.recsys.cells import Family, shown
+from manyheads.recsys.columns import family_of, read
+from manyheads.recsys.frames import as_frame, check_frame, first_row
 
 KIND = "recommender's labels"
 FILE = "labels.json"

@@ -23,10 +23,10 @@ from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
 from manyheads.lab.train import train_model
 from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
-from manyheads.recsys.columns import as_frame, check_frame, check_scores
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
+from manyheads.recsys.frames import as_frame, check_frame, check_scores
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Rows
 from manyheads.recsys.models import config_of

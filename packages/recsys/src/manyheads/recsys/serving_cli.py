@@ -175,7 +175,16 @@ def bench(
     return Outcome(document, Group(table(header, rows), closing))
 
 
-def serve(folder: Path, /, *, port: int = 8000, max_rows: int = 10_000, max_bytes: int = 8 << 20) -> Outcome:
+def serve(
+    folder: Path,
+    /,
+    *,
+    port: int = 8000,
+    max_rows: int = 10_000,
+    max_bytes: int = 8 << 20,
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]"),
+    seconds: float = 10.0,
+) -> Outcome:
     """Answers POST /score, GET /health and GET /model on 127.0.0.1 until Ctrl-C.
 
     Args:
@@ -183,6 +192,8 @@ def serve(folder: Path, /, *, port: int = 8000, max_rows: int = 10_000, max_byte
         port: 0 for any that is free.
         max_rows: more rows in a request are refused (422).
         max_bytes: larger bodies are refused (413).
+        hosts: names that a request may be for, as in its Host header without port (400).
+        seconds: that a client may take to send the head of a request, and its body.
     """
     from manyheads.lab.command import say
     from manyheads.recsys.serving.app import serve as run
@@ -190,7 +201,13 @@ def serve(folder: Path, /, *, port: int = 8000, max_rows: int = 10_000, max_byte
 
     ranker = Ranker(folder)
     run(
-        ranker, port, lambda url: say(f"serving {folder} on {url}; Ctrl-C ends"), max_rows=max_rows, max_bytes=max_bytes
+        ranker,
+        port,
+        lambda url: say(f"serving {folder} on {url}; Ctrl-C ends"),
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        hosts=hosts,
+        seconds=seconds,
     )
     return Outcome({"folder": str(folder)}, "stopped")
 

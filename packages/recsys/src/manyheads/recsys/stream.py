@@ -19,10 +19,10 @@ from torch import Tensor
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.experiment import Splits
-from manyheads.recsys.columns import check_frame, from_arrow
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
+from manyheads.recsys.frames import check_frame, from_arrow
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Batch, Rows
 

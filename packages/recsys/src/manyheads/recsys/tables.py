@@ -11,7 +11,8 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
 from manyheads.lab.files import write_atomically
-from manyheads.recsys.columns import as_family, check_frame, epoch_unit, family_of, first_row, from_arrow, plain_types
+from manyheads.recsys.columns import as_family, epoch_unit, family_of
+from manyheads.recsys.frames import check_frame, first_row, from_arrow, plain_types
 
 SUFFIXES = (".csv", ".csv.gz", ".csv.xz", ".tsv", ".parquet")
 Split = Literal["random", "time"]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError
-from manyheads.recsys.columns import as_frame, check_frame
+from manyheads.recsys.frames import as_frame, check_frame
 
 TIMEOUT = 60.0  # seconds for an answer
 

@@ -20,9 +20,9 @@ from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.lab.onnx_files import need_package, session
 from manyheads.lab.storage import check_beside, load_document, save_document, sha256
 from manyheads.recsys.calibration import Calibration
-from manyheads.recsys.columns import as_frame, check_frame, check_scores
 from manyheads.recsys.encoder import FILES as encoder_files
 from manyheads.recsys.encoder import Arrays, Encoder
+from manyheads.recsys.frames import as_frame, check_frame, check_scores
 from manyheads.recsys.labels import FILE as labels_file
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Layout

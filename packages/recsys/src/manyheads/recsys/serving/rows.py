@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manyheads.core.errors import DataError
-from manyheads.recsys.columns import complaint, objects, read_cells
+from manyheads.recsys.cells import complaint, objects, read_cells
 from manyheads.recsys.encoder import Arrays, Encoder, plain, reads_as
 from manyheads.recsys.features import Field
 
