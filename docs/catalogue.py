@@ -20,6 +20,12 @@ from manyheads.lab.show import DIM, draw, view_layer
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"
+WIDTH = 80  # characters of an example that fit into its box
+SECOND_DERIVATIVES = {
+    "yes": "yes",
+    "math": "under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`; an error where torch's fused kernel runs",
+    "no": "an error",
+}
 
 
 def page(name: str, entry: Entry) -> str:
@@ -34,7 +40,10 @@ def page(name: str, entry: Entry) -> str:
         "masks": ", ".join(info.masks) or "none",
         "lengths": info.lengths,
         "cost": info.cost,
-        "compiles whole": "yes" if info.compiles else "no",
+        "`torch.compile`, one graph": "yes" if info.compiles else "no",
+        "`torch.export`, any batch size": "yes" if info.exports else "no",
+        "`torch.func.vmap` of `grad`": "yes" if info.vmaps else "no",
+        "second derivatives": SECOND_DERIVATIVES[info.second_derivatives],
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     deviations = "\n".join(f"- {line}" for line in info.deviations) or "None known."
@@ -42,7 +51,9 @@ def page(name: str, entry: Entry) -> str:
 
 <!-- written by docs/catalogue.py -->
 
-| | |
+{info.good_for}
+
+| property | {name} |
 |---|---|
 {rows}
 
@@ -92,7 +103,7 @@ def snippet(name: str, entry: Entry) -> str:
         ]
     if info.linear_in_value:
         lines += ["", "from manyheads.core.methods.mixing_matrix import mixing_matrix", ""]
-        lines.append("matrix = mixing_matrix(layer, x)  # (B, heads, outputs, inputs): what each output is made of")
+        lines += ["# (B, heads, outputs, inputs): what each output is made of", "matrix = mixing_matrix(layer, x)"]
     return "\n".join(lines)
 
 
@@ -100,7 +111,7 @@ def creation(variable: str, name: str, dim: int, config: Mapping[str, Any]) -> s
     """One line, or a line an argument where it would be too long."""
     given = [f'"{name}"', f"dim={dim}", *(f"{key}={value!r}".replace("'", '"') for key, value in config.items())]
     line = f"{variable} = create({', '.join(given)})"
-    if len(line) <= 120:
+    if len(line) <= WIDTH:
         return line
     return f"{variable} = create(\n" + "".join(f"    {argument},\n" for argument in given) + ")"
 

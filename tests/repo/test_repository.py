@@ -116,6 +116,16 @@ def test_the_catalogue_is_what_the_registry_says():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_of_every_layer_says_what_it_is_good_for_and_fits_its_boxes():
+    pages = [page for page in (ROOT / "docs/layers").glob("*.md") if "docs/catalogue.py" in page.read_text()]
+    for page in pages:
+        text = page.read_text()
+        assert re.search(r"-->\n\n[A-Z][^\n]+\.\n\n\| property \| [\w-]+ \|\n", text), page.name
+    for page in [*pages, ROOT / "docs/layers/index.md"]:
+        code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        assert [line for line in "".join(code).splitlines() if len(line) > 80] == [], page.name
+
+
 def test_the_snippet_of_every_layer_runs():
     pages = [page for page in (ROOT / "docs/layers").glob("*.md") if "docs/catalogue.py" in page.read_text()]
     assert pages

@@ -42,6 +42,7 @@ class LayerInfo:
     streams_with: tuple[Mapping[str, Any], ...] = ()  # arguments that give a state where the defaults keep none
     lookahead: int = 0  # frames
     cross: bool = False  # takes a context
+    good_for: str = ""  # one sentence: the task, and why this layer
     masks: tuple[str, ...] = ()  # fields of Mask that are honoured
     positional: bool = False  # False: without a mask, permuting the tokens permutes the output
     full_context: bool = True  # every output depends on every token that causality allows

@@ -60,6 +60,7 @@ class Activator(Layer):
         name="activator",
         title="Activator: GLU Activation Function as the Core Component of a Vision Transformer",
         arxiv="2405.15953",
+        good_for="Vision models without attention; along the tokens it mixes patches of a fixed number.",
         cost="time N D F, memory N F; no token mixing along the channels",
         flops=_flops,
         grid_ranks=(1, 2),

@@ -59,6 +59,7 @@ class AutoCorrelation(Layer):
         name="auto-correlation",
         title="Autoformer: Decomposition Transformers with Auto-Correlation for Long-Term Series Forecasting",
         arxiv="2106.13008",
+        good_for="Series with strong periods: aligns whole cycles instead of single steps.",
         cost="time N log N D, memory N D",
         flops=_flops,
         masks=("padding",),

@@ -52,6 +52,7 @@ class AxialAttention(Layer):
         name="axial",
         title="Axial Attention in Multidimensional Transformers",
         arxiv="1912.12180",
+        good_for="Images and other grids on which full attention over all cells costs too much.",
         cost="time N L D + N D^2 along an axis of length L, N^1.5 D on a square grid, memory N D",
         flops=_flops,
         grid_ranks=(2, 3),

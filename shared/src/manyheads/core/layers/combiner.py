@@ -87,6 +87,7 @@ class CombinerFixed(Layer):
         name="combiner-fixed",
         title=TITLE,
         arxiv=ARXIV,
+        good_for="Sequences of thousands of tokens in which every token must reach every other at a cost below N^2.",
         cost="time N (s + N / s) D, N^1.5 D at s = sqrt(N), memory N D; a streamed token (s + M / s) D",
         flops=_fixed_flops,
         causal=("no", "strict"),

@@ -16,7 +16,8 @@ Cost: time ``O(N (n + m) D + N D^2)``, memory ``O(N (n + m) H)``: ``N^1.5`` on a
 Differs from the paper: causal only, no dropout. ``rowmajor`` follows the authors' JAX code, where the key of a span is
 made from its value; no matrix then gives the output from the values alone. Their default, a ``mixture`` of the plans in
 one softmax, counts tokens more than once and is left out, as are the running sums that stand for running maxima in
-their TensorFlow code. Padding is ours: those tokens keep their place on the grid, and are seen by none.
+their TensorFlow code. The norm's epsilon is 1e-5, theirs 1e-6. Padding is ours: those tokens keep their place on the
+grid, and are seen by none.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class CombinerAxial(Layer):
         name="combiner-axial",
         title="Combiner: Full Attention Transformer with Sparse Computation Cost",
         arxiv="2107.05768",
+        good_for="Generating images in raster order: each cell reaches all earlier ones at the cost of row and column.",
         cost="time N (n + m) D, memory N (n + m) H on n x m = N",
         flops=_flops,
         grid_ranks=(2,),
@@ -70,7 +72,12 @@ class CombinerAxial(Layer):
         positional=True,
         linear_in_value=True,
         second_derivatives="math",
-        deviations=("no dropout on the attention", "causal only", "no mixture of plans"),
+        deviations=(
+            "no dropout on the attention",
+            "causal only",
+            "no mixture of plans",
+            "the norm of rowmajor has epsilon 1e-5, not 1e-6",
+        ),
     )
 
     def __init__(self, dim: int, *, heads: int = 8, plan: Plan = "vertical", bias: bool = False) -> None:

@@ -65,6 +65,7 @@ class CombinerLogsparse(Layer):
         name="combiner-logsparse",
         title=TITLE,
         arxiv=ARXIV,
+        good_for="Causal models of long sequences: every token reaches its whole past through log N summaries.",
         cost="time N log N D, memory N D; a streamed chunk M D with M slots",
         flops=_logsparse_flops,
         causal=("strict",),

@@ -239,12 +239,19 @@ def _flops(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
     return flops
 
 
-def _info(name: str, cost: str, thinning: Literal["matrix", "vector", "scalar", "none"], *deviations: str) -> LayerInfo:
+def _info(
+    name: str,
+    good_for: str,
+    cost: str,
+    thinning: Literal["matrix", "vector", "scalar", "none"],
+    *deviations: str,
+) -> LayerInfo:
     lag = thinning != "none"
     return LayerInfo(
         name=name,
         title="Attention Is Not All You Need Anymore",
         arxiv="2308.07661",
+        good_for=good_for,
         cost=cost,
         flops=_flops(thinning),
         causal=("strict",),
@@ -276,6 +283,7 @@ class SuperHighPerformanceExtractor(_Extractor):
     thinning = "matrix"
     info = _info(
         "extractor-she",
+        "Causal models of bounded length without attention: each position brings a matrix of its own.",
         "by position: time N D^2 and M D^2 to read the weight, state D; by lag: N log N D^2, state M D",
         "matrix",
         "by position as in a third-party code that was read; by lag a reconstruction of ours",
@@ -294,7 +302,11 @@ class HigherPerformanceExtractor(_Extractor):
 
     thinning = "vector"
     info = _info(
-        "extractor-he", "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D", "vector", _OURS
+        "extractor-he",
+        "The same as extractor-she with far fewer weights: each position brings a vector.",
+        "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
+        "vector",
+        _OURS,
     )
 
     def __init__(self, dim: int, *, max_len: int = 512, index: str = "absolute", width: int | None = None) -> None:
@@ -310,7 +322,11 @@ class WorthwhileExtractor(_Extractor):
 
     thinning = "scalar"
     info = _info(
-        "extractor-we", "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D", "scalar", _OURS
+        "extractor-we",
+        "The same with hardly any weights of the position: each brings a number.",
+        "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
+        "scalar",
+        _OURS,
     )
 
     def __init__(self, dim: int, *, max_len: int = 512, index: str = "absolute", width: int | None = None) -> None:
@@ -332,7 +348,13 @@ class MinimalistExtractor(_Extractor):
     """
 
     thinning = "none"
-    info = _info("extractor-me", "time N D^2, state D", "none", _OURS)
+    info = _info(
+        "extractor-me",
+        "A running mean of projected tokens: the cheapest causal mixer, a baseline for the others.",
+        "time N D^2, state D",
+        "none",
+        _OURS,
+    )
 
     def __init__(self, dim: int, *, width: int | None = None) -> None:
         super().__init__(dim, width=width, max_len=None, index="absolute", config={"width": width})

@@ -62,6 +62,7 @@ class FourierBlock(Layer):
         name="fourier-block",
         title="FEDformer: Frequency Enhanced Decomposed Transformer for Long-term Series Forecasting",
         arxiv="2201.12740",
+        good_for="Smooth or periodic series of known length, at linear cost.",
         cost="time N M D, memory N (M + D), M modes",
         flops=_flops,
         masks=("padding",),

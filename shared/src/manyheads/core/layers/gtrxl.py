@@ -11,7 +11,7 @@ Cost: as ``transformer-xl``, and ``O(T D F + T D^2)`` for MLP and gates; a state
 Differs from the paper: the paper's text was read without its formulas, so that the equations of the gates other than
 the GRU come from secondary sources. Episode boundaries, empty slots and the window are as in ``transformer-xl``. F is
 ``4 D`` unless given, as the paper's is not known here; its counts of parameters fit gates of width 512, not the 256 of
-its text (docs/deviations.md).
+its text (docs/deviations.md). Queries come from the tokens after the norm; in DI-engine's code from those before it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class GTrXL(Layer):
         name="gtrxl",
         title="Stabilizing Transformers for Reinforcement Learning",
         arxiv="1910.06764",
+        good_for="Agents with memory in reinforcement learning: gates keep the start of training stable.",
         cost="time N M D + N D^2 (gates and MLP too), memory N D; a streamed token M H D with M slots",
         flops=_flops,
         causal=("strict",),
@@ -71,6 +72,7 @@ class GTrXL(Layer):
             "a window of memory + 1 tokens for every token, so that step by step and segment agree",
             "empty slots and earlier episodes are masked",
             "hidden width of the MLP is 4 D unless given, the paper's is not known here",
+            "queries come from the tokens after the norm; in DI-engine's code from those before it",
         ),
     )
 

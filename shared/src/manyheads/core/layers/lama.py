@@ -137,6 +137,7 @@ class LowRankAttentionPooling(Layer):
         name="lama",
         title="Low Rank Factorization for Compact Multi-Head Self-Attention",
         arxiv="1912.00835",
+        good_for="Classifying a text by a summary of few heads, with few parameters; a running summary when causal.",
         cost="time N D^2 + N D m, memory N D m; causal with the mean N^2 D m, a streamed token M D m with M slots",
         flops=_flops,
         causal=("no", "strict"),

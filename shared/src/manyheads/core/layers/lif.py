@@ -54,6 +54,7 @@ class LIF(Layer):
         name="lif",
         title="Surrogate Gradient Learning in Spiking Neural Networks",
         arxiv="1901.09948",
+        good_for="Spiking networks: neurons that turn a signal into spikes, trained by gradient.",
         cost="time N D in N sequential steps, memory N D; a streamed token D",
         flops=lambda config, tokens: 4.0 * tokens * config["dim"],
         causal=("strict",),

@@ -70,6 +70,7 @@ class LegendreMemoryUnit(Layer):
         name="lmu",
         title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
         arxiv="2402.04882",
+        good_for="Long signals sampled evenly, on small devices: a state of constant size that remembers a window.",
         cost="time N q^2 + N D (q + D), memory N (q + D), with order q; a streamed token q^2 + D (q + D)",
         flops=_flops,
         causal=("strict",),

@@ -83,6 +83,7 @@ class PoNet(Layer):
         name="ponet",
         title="PoNet: Pooling Network for Efficient Token Mixing in Long Sequences",
         arxiv="2110.02442",
+        good_for="Classifying long documents at linear cost, where pooled context is enough.",
         cost="time N D^2, memory N D; causal and exact N^2 D more; a streamed token D^2, exact M D more",
         flops=_flops,
         causal=("no", "strict"),

@@ -17,8 +17,9 @@ and, through the sample, at all keys, so that a later token can change which of 
 
 Differs from the paper: M's mean is over the sampled keys, as defined; the authors' code divides their sum by T, which
 all but drops it. With ``causal`` the lazy queries get the running mean, which is what uniform attention gives; the
-authors' code gives the running sum (``running="sum"``). The authors draw afresh at every call, in evaluation too. The
-convolution that halves the sequence between layers ("distilling") is no part of the layer. Padding is ours.
+authors' code gives the running sum (``running="sum"``). The authors draw afresh at every call, in evaluation too. Their
+decoder transposes heads and time before it joins the heads; ours joins them token by token. The convolution that halves
+the sequence between layers ("distilling") is no part of the layer. Padding is ours.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class ProbSparse(Layer):
         name="prob-sparse",
         title="Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting",
         arxiv="2012.07436",
+        good_for="Encoding long series in which few positions need full attention.",
         cost="time N ln N D, memory N D",
         flops=_flops,
         causal=("no", "weak"),
@@ -129,6 +131,7 @@ class ProbSparse(Layer):
             "the mean of M is over the sampled keys; the authors' code divides by the length",
             "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",
             "the sample is fixed by a seed, in training too unless resample is set",
+            "heads are joined token by token (the authors' decoder transposes heads and time)",
             "no distilling between layers",
         ),
     )

@@ -88,6 +88,7 @@ class RandomFeatureAttention(Layer):
         name="random-feature",
         title="What can a Single Attention Layer Learn? A Study Through the Random Features Lens",
         arxiv="2307.11353",
+        good_for="Studying what attention learns: frozen random weights with a read-out that ridge regression solves.",
         cost="time M N (N D + D^2), memory M N^2; one query over N keys M (N D + D^2)",
         flops=_flops,
         causal=("no", "strict"),

@@ -33,9 +33,11 @@ Cost: time ``O(T C D + T w D + T b D + T D^2)`` for C w about T, ``O(T^1.5 D)`` 
 Differs from the paper: out of cluster means are exact; its code divides by the count plus 0.01, which shrinks outputs
 by 1 %. Logits are scaled by 1 / sqrt(E), which its code leaves out on this path. No relative positions, no attention
 dropout. The counts start at 1 with the initial centroids as their sums, so that the first update is a small step; in
-its code they start at 0. Its update is a side effect of each training forward, ours is a call. Without ``shared_qk``, a
-query that sees no key of a cluster does not count that cluster. Without ``causal``, local heads look both ways (the
-paper's models are causal). ``latest-w`` is not in the paper.
+its code they start at 0 and mix the heads. Its update is a side effect of each training forward, ours is a call;
+without ``shared_qk`` its code makes two updates a step. With ``shared_qk`` its code adds the commitment loss twice.
+Without ``shared_qk``, its causal mask goes by rank inside the cluster, so that queries see later keys; ours goes by
+position, and a query that sees no key of a cluster does not count that cluster. Without ``causal``, local heads look
+both ways (the paper's models are causal). ``latest-w`` is not in the paper.
 """
 
 from __future__ import annotations
@@ -120,6 +122,7 @@ class Routing(Layer):
         name="routing",
         title="Efficient Content-Based Sparse Attention with Routing Transformers",
         arxiv="2003.05997",
+        good_for="Long sequences in which tokens of like content are far apart, such as books or music.",
         cost="time N (C + w + b) D + N D^2, N^1.5 D at C = w = b = sqrt(N); memory N D; a streamed token C w D",
         flops=_flops,
         causal=("no", "weak", "strict"),
@@ -137,7 +140,9 @@ class Routing(Layer):
             "assignment latest-w, strictly causal, is ours",
             "means over clusters are exact (the paper's code divides by count + 0.01)",
             "logits are scaled by 1 / sqrt(E); no relative positions, no attention dropout",
-            "centroids are updated by a call, never by forward; counts start at 1",
+            "causal: masked by position (the authors' code masks by rank in the cluster where queries and keys differ)",
+            "centroids are updated by a call, never by forward, once a step; counts start at 1, each head has its own",
+            "the commitment loss is added once (the authors' code: twice with shared queries and keys)",
         ),
     )
 

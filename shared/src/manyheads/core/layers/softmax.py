@@ -64,6 +64,7 @@ class SoftmaxAttention(Layer):
         name="softmax",
         title="Attention Is All You Need",
         arxiv="1706.03762",
+        good_for="The baseline for any sequence: exact attention by content. Long ones take a window.",
         cost="time N^2 D, memory N D; with a window W time and memory N W D; a streamed token M D with M slots",
         flops=_flops,
         causal=("no", "strict"),

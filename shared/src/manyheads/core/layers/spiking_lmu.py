@@ -76,6 +76,7 @@ class SpikingLegendreMemoryUnit(Layer):
         name="spiking-lmu",
         title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
         arxiv="2402.04882",
+        good_for="Spiking networks for long signals, such as keyword spotting on neuromorphic hardware.",
         cost="time N q^2 + N D (q + D) and N sequential steps, memory N (q + D); a streamed token q^2 + D (q + D)",
         flops=_flops,
         causal=("strict",),

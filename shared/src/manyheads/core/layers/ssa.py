@@ -76,6 +76,7 @@ class SubsampledAttention(SoftmaxAttention):
         name="ssa",
         title="The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
         arxiv="2306.01705",
+        good_for="Training softmax attention at part of its cost, and ensembles from one model.",
         cost="training: time ratio N^2 D, memory N D; eval: as softmax",
         flops=_flops,
         causal=("no", "strict"),

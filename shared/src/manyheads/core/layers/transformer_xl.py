@@ -68,6 +68,7 @@ class TransformerXL(Layer):
         name="transformer-xl",
         title="Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context",
         arxiv="1901.02860",
+        good_for="Language and event streams where the distance between tokens matters, with a memory of fixed length.",
         cost="time N M D + N D^2, memory N D; a streamed token M H D with M slots",
         flops=_flops,
         causal=("strict",),
