@@ -19,6 +19,8 @@ from manyheads.kws.tape import Spoken, Tape, compose, extent, read_truth, write_
 
 from .spotters import LABELS, babble, small_spotter
 
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.spotter.RejectionWarning")
+
 
 def drawn_results(seed=0, clips=40):
     random = np.random.default_rng(seed)
@@ -193,6 +195,24 @@ def test_truth_is_read_back_and_nonsense_refused(tmp_path, clips):
             read_truth(tmp_path / "t.csv")
     with pytest.raises(ArgumentError, match="ends in"):
         write_tape(tape, tmp_path / "s.mp3")
+
+
+@pytest.mark.parametrize("label", ["نعم", "left, right", 'say "go"', "zwei\nZeilen"])
+def test_truth_of_any_label_is_read_back_in_any_locale(tmp_path, monkeypatch, label):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    tape = Tape(np.zeros(8000, np.float32), 8000, (Spoken(label, 0.25, 0.5),))
+    _, truth = write_tape(tape, tmp_path / "s.wav")
+    assert read_truth(truth) == tape.spoken
+    truth.write_bytes(b"\xef\xbb\xbf" + truth.read_bytes())  # as a spreadsheet saves it
+    assert read_truth(truth) == tape.spoken
+
+
+def test_rates_that_little_audio_does_not_resolve_are_not_quoted(clips):
+    """In 5 to 60 s one false alarm is more than 60 an hour."""
+    found = evaluate_spotter(small_spotter(), [clip for clip in clips if clip.label != "other"])
+    document = found.streams[0].document()
+    assert 1 / document["hours"] > 60
+    assert document["at_false_alarms_per_hour"] == {"1": None, "10": None, "60": None}
 
 
 def test_clips_of_unknown_labels_are_refused(clips):

@@ -14,7 +14,7 @@ from manyheads.core.errors import MissingPackageError
 from manyheads.kws import domain
 from manyheads.kws.clips import clips_of, labels_of
 from manyheads.kws.listen import chunks_of, microphone
-from manyheads.kws.spotter import KeywordSpotter
+from manyheads.kws.spotter import KeywordSpotter, RejectionWarning
 from manyheads.lab.command import run_commands
 from manyheads.lab.experiment_commands import experiment_commands, overrides_first
 
@@ -61,6 +61,8 @@ def test_json_of_training_is_the_report_and_the_path(capsys):
     assert manyheads_kws(*words, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["metrics"]["1"]["accuracy"] >= 50
+    low, high = document["accuracy_interval"]
+    assert low < document["mean"]["accuracy"] <= high
     assert document["spotters"][0].endswith("seed-1/spotter.safetensors")
 
 
@@ -72,12 +74,66 @@ def test_a_composed_stream_is_heard_drawn_and_told_as_json(capsys, place):
     said = capsys.readouterr()
     document = json.loads(said.out)
     spotter = KeywordSpotter.load("spotter.safetensors", threshold=0.5)
-    expected = spotter.stream(soundfile.read("s.wav", dtype="float32")[0])
+    with pytest.warns(RejectionWarning):
+        expected = spotter.detect_file("s.wav")
     assert expected
     assert [(d["label"], d["time"]) for d in document["detections"]] == [(d.label, d.time) for d in expected]
     assert all(0 <= d["latency"] < 0.02 for d in document["detections"])
-    assert len(said.err.strip().splitlines()) == len(expected)
+    *lines, warning = sorted(said.err.strip().splitlines(), key=lambda line: line.startswith("warning: "))
+    assert warning.startswith("warning: labels: found no label for other sounds beside high, low, expected one such")
+    assert len(lines) == len(expected)
     assert (place / "t.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_truth_tells_right_from_false_and_what_was_missed(capsys, place):
+    """Counted by hand: a detection is right if it lies in a word of its label or half a second behind."""
+    manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 12, "--seed", 3, "--out", "v.wav")
+    capsys.readouterr()
+    lines = (place / "v.csv").read_text().splitlines()
+    lines[1] = lines[1].rsplit(",", 1)[0] + ",other"  # no keyword: what is heard there is a false alarm
+    flipped = {"high": "low", "low": "high"}
+    start, end, label = lines[3].split(",")
+    lines[3] = f"{start},{end},{flipped[label]}"  # missed, and a false alarm where something is heard
+    (place / "v.csv").write_text("\n".join(lines) + "\n")
+    words = ["stream", "v.wav", "--spotter", "spotter.safetensors", "--threshold", 0.5, "--truth", "v.csv"]
+    assert manyheads_kws(*words, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    truth = [(float(a), float(b), c) for a, b, c in (line.split(",") for line in lines[1:])]
+    hit = set()
+    for detection in document["detections"]:
+        fits = [w for w in truth if w[2] == detection["label"] and w[0] <= detection["time"] <= w[1] + 0.5]
+        fits = [w for w in fits if w not in hit]
+        assert detection["verdict"] == ("right" if fits else "false alarm")
+        hit |= set(fits[:1])
+    missed = [w for w in truth if w[2] != "other" and w not in hit]
+    assert [(w["start"], w["end"], w["label"]) for w in document["missed"]] == missed
+    assert (document["right"], document["keywords"]) == (len(hit), 11)
+    assert missed
+    assert document["false_alarms"] >= 1
+    assert manyheads_kws(*words) == 0
+    said = capsys.readouterr().out
+    assert f"{len(hit)} right, {document['false_alarms']} false alarm" in said
+    assert f"{len(missed)} missed of 11 keywords" in said
+    assert said.count("right") == len(hit) + 1
+
+
+def test_words_beyond_what_was_heard_are_not_missed(capsys):
+    manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 6, "--out", "w.wav")
+    capsys.readouterr()
+    words = ["stream", "w.wav", "--spotter", "spotter.safetensors", "--truth", "w.csv", "--seconds", 0.4, "--json"]
+    assert manyheads_kws(*words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["keywords"], document["missed"], document["right"]) == (0, [], 0)
+
+
+def test_a_truth_of_another_recording_is_refused(capsys, place):
+    manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 2, "--out", "x.wav")
+    (place / "long.csv").write_text("start,end,label\n0.1,0.5,low\n99,100,low\n")
+    capsys.readouterr()
+    assert manyheads_kws("stream", "x.wav", "--spotter", "spotter.safetensors", "--truth", "long.csv") == 2
+    assert (
+        "long.csv: found 'low' at 99 s, expected all words before the end of the recording" in capsys.readouterr().err
+    )
 
 
 def test_other_words_in_a_composed_stream_are_none_of_the_set(capsys, place):
@@ -175,7 +231,7 @@ def test_list_tells_the_published_figures(capsys):
         (["stream", "empty.wav"], "empty.wav is empty"),
         (["stream", "text.wav"], "text.wav cannot be read as audio"),
         (["stream", "text.wav", "--spotter", "text.wav"], "text.wav: damaged, or not a keyword spotter"),
-        (["stream", "text.wav", "--spotter", "absent"], "absent: no such file: expected a file that"),
+        (["stream", "text.wav", "--spotter", "absent"], "absent: no such file, expected a keyword spotter"),
         (["stream", "text.wav", "--chunk", "0.001"], "chunk: found 0.001 s, expected at least 0.01 s"),
         (["stream", "text.wav", "--threshold", "nan"], "threshold: found nan"),
         (["stream", "text.wav", "--plot", "t.jpg"], "plot: found t.jpg, expected a name that ends in"),

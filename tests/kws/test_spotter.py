@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +18,12 @@ from manyheads.kws.data import ClipSet, splits_of
 from manyheads.kws.detection import Rule, Smoother, Trigger
 from manyheads.kws.features import LogMel, RunningMean
 from manyheads.kws.hearing import Surround
-from manyheads.kws.spotter import KeywordSpotter
+from manyheads.kws.spotter import KeywordSpotter, RejectionWarning
 from manyheads.lab.storage import load_tensors, save_tensors
 
 from .spotters import FEATURES, LABELS, babble, small_spotter
 
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.spotter.RejectionWarning")
 TAPE = babble(12.0, seed=1)
 NETWORKS = {
     "plain": {},
@@ -154,6 +156,81 @@ def test_nothing_after_a_time_changes_what_was_said_before_it():
     other = np.concatenate([TAPE[:48000], babble(6.0, seed=77)])
     assert first
     assert [(d.label, d.time) for d in spotter.stream(other) if d.time <= 6.0] == [(d.label, d.time) for d in first]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_stream_begins_and_ends_in_the_quiet_of_training(name):
+    """Its logits are those of the network on quiet, the frames, and quiet, all in one piece."""
+    surround = Surround(12, 6, 1e-4)
+    spotter = small_spotter(**NETWORKS[name], surround=surround, rule=Rule(0.5, 0.1, 0.05))
+    network, features = spotter.network, spotter.features
+    tape = TAPE[:24000]
+    frames = LogMel(FEATURES)(torch.from_numpy(tape)[None])[0]
+    line = spotter.log_mel.log_mel(torch.full((features.fft_samples // 2 + 1,), 1e-4))
+    quiet = [line.expand(1, count, -1) for count in (12, 50 + network.lookahead)]
+    with torch.no_grad():
+        whole = network(RunningMean(spotter.tau)(torch.cat([quiet[0], frames, quiet[1]], 1))[0]).logits[0].numpy()
+    skip, ahead = 12 // network.stride, network.lookahead // network.stride
+    found, [heard] = spotter.hear(tape)
+    np.testing.assert_allclose(heard.logits, whole[skip + ahead :][: len(heard.logits)], atol=2e-4)
+    smoother = Smoother(round(0.1 / spotter.step_seconds))
+    logits = torch.from_numpy(whole[skip + ahead :])[None]
+    scores = smoother(logits, smoother.init_state(1, len(LABELS)))[0][0].numpy()
+    [trigger] = spotter.triggers(1)
+    expected = [LABELS[event.label] for event in trigger(scores, 0)]
+    found += spotter.finish()
+    assert [detection.label for detection in found] == expected
+    assert all(detection.time <= len(tape) / 8000 for detection in found)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_ended_stream_has_no_more_to_give_and_the_next_begins_afresh(name):
+    rule = Rule(threshold=0.5, smoothing=0.1, refractory=0.05)
+    spotter = small_spotter(**NETWORKS[name], rule=rule, surround=Surround(12, 6), streams=2)
+    first, second = babble(4.0, seed=1), babble(4.0, seed=2)
+    expected = spotter.detect(first), spotter.detect(second)
+    assert all(expected)
+    for _ in range(2):
+        found = [d for piece in chunks(np.stack([first, second]), (0, 900)) for d in spotter.stream(piece)]
+        found += spotter.finish()
+        for row in (0, 1):
+            mine = [detection for detection in found if detection.stream == row]
+            close(mine, [(d.label, d.time, d.score) for d in expected[row]])
+
+
+def test_a_word_at_the_very_end_is_detected():
+    """Cut at each of the detections of a long recording, a stream that is ended still has all of them."""
+    spotter = small_spotter(rule=Rule(threshold=0.5, smoothing=0.2, refractory=0.3))
+    whole = spotter.detect(TAPE)
+    for index, detection in enumerate(whole):
+        cut = TAPE[: round(detection.time * 8000)]
+        assert [d.label for d in spotter.detect(cut)][: index + 1] == [d.label for d in whole[: index + 1]]
+
+
+def test_detecting_a_recording_leaves_the_streams_alone(tmp_path):
+    spotter = small_spotter(surround=Surround(12, 6))
+    soundfile.write(tmp_path / "s.wav", TAPE, 8000, subtype="FLOAT")
+    spotter.stream(TAPE[:5000])
+    assert spotter.detect_file(tmp_path / "s.wav") == spotter.detect(TAPE)
+    after = spotter.hear(TAPE[5000:])[1][0].scores
+    spotter.reset()
+    np.testing.assert_allclose(after, spotter.hear(TAPE)[1][0].scores[-len(after) :], atol=2e-4)
+
+
+def test_a_network_that_rejects_nothing_warns_once_when_it_is_put_to_a_stream():
+    spotter = small_spotter()
+    with pytest.warns(RejectionWarning, match="found no label for other sounds beside go, no, stop, yes"):
+        spotter.stream(TAPE[:800])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RejectionWarning)
+        spotter.stream(TAPE[:800])
+    for use in (lambda s: s.hear(TAPE[:800]), lambda s: s.detect(TAPE[:800])):
+        with pytest.warns(RejectionWarning):
+            use(small_spotter())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RejectionWarning)
+        small_spotter(rule=Rule(background=("no",))).stream(TAPE[:800])
+        small_spotter().predict(TAPE[:8000])  # of clips nothing else is asked
 
 
 def test_integers_are_full_scale_samples():

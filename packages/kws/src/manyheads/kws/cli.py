@@ -49,6 +49,7 @@ def train(
     from rich.console import Group
 
     from manyheads.kws import domain
+    from manyheads.kws.intervals import accuracy_text, wilson
     from manyheads.kws.trained import spotters_of
     from manyheads.lab.experiment import find_experiment, run
     from manyheads.lab.experiment_commands import overridden, report_text
@@ -64,7 +65,12 @@ def train(
     document: dict[str, Any] = {**asdict(report), "spotters": [str(path) for path in written]}
     said = f"spotter: {out or written[0]}" if written else "no spotter: the experiment is not about clips"
     more = f" (seed {report.seeds[0]}; the other seeds' lie beside it)" if len(written) > 1 else ""
-    return Outcome(document, Group(report_text(report, folder), said + more))
+    closing = [said + more]
+    if "accuracy" in report.mean:
+        right, clips = report.mean["accuracy"] / 100 * report.mean["clips"], report.mean["clips"]
+        document["accuracy_interval"] = [100 * bound for bound in wilson(right, clips)]
+        closing.insert(0, f"test part: {accuracy_text(right, clips)}")
+    return Outcome(document, Group(report_text(report, folder), *closing))
 
 
 def stream(
@@ -96,15 +102,18 @@ def stream(
         seconds: stop after so many seconds of audio.
         device: the microphone by name or number.
         plot: draw the scores over the waveform there; .png, .svg or .pdf.
-        truth: a CSV with start, end, label of what is said, for the plot.
+        truth: a CSV with start, end, label of what is said (compose writes one): each detection is then right or a
+            false alarm, and the words that were missed are listed.
     """
     import numpy as np
+    from rich.console import Group
 
     from manyheads.kws.audio import read_sound
-    from manyheads.kws.commands import open_spotter
+    from manyheads.kws.commands import open_spotter, rejection_said
     from manyheads.kws.listen import check_chunk, chunks_of
     from manyheads.kws.listen import microphone as hear_microphone
-    from manyheads.kws.tape import read_truth
+    from manyheads.kws.misses import judge
+    from manyheads.kws.tape import check_truth, read_truth
 
     check_suffix("plot", plot, PICTURES)
     check_chunk(chunk)
@@ -118,6 +127,8 @@ def stream(
     if file is not None:
         sound = read_sound(file, chosen.sample_rate)
         notes, samples = sound.notes, sound.samples
+        if truth is not None and spoken is not None:
+            check_truth(spoken, truth, sound.seconds)
         if seconds is not None:
             samples = samples[: round(seconds * chosen.sample_rate)]
         source = chunks_of(samples, chosen.sample_rate, chunk, paced=paced)
@@ -128,32 +139,44 @@ def stream(
     detections: list[Detection] = []
     kept: list[tuple[Any, Any]] = []
     heard = 0
-    try:
-        for piece in source:
-            found, tracks = chosen.hear(piece)
-            heard += len(piece)
-            for detection in found:
-                say(str(detection))
-            detections += found
-            if plot is not None:
-                kept.append((piece, tracks[0]))
-            if seconds is not None and heard >= seconds * chosen.sample_rate:
-                break
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-    document = {
+    with rejection_said():
+        try:
+            for piece in source:
+                found, tracks = chosen.hear(piece)
+                heard += len(piece)
+                for detection in found:
+                    say(str(detection))
+                detections += found
+                if plot is not None:
+                    kept.append((piece, tracks[0]))
+                if seconds is not None and heard >= seconds * chosen.sample_rate:
+                    break
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+        for detection in (last := chosen.finish()):
+            say(str(detection))
+        detections += last
+    duration = heard / chosen.sample_rate
+    document: dict[str, Any] = {
         "spotter": str(chosen.trained.get("file", "")),
-        "seconds": heard / chosen.sample_rate,
+        "seconds": duration,
         "notes": notes,
         "detections": [asdict(found) for found in detections],
     }
-    closing = [f"{len(detections)} detections in {heard / chosen.sample_rate:.1f} s"]
+    closing: list[Any] = [f"{len(detections)} detections in {duration:.1f} s"]
+    judged = None
+    if spoken is not None:
+        judged = judge(detections, [word for word in spoken if word.end <= duration], chosen.keywords)
+        for found, verdict in zip(document["detections"], judged.verdicts, strict=True):
+            found["verdict"] = verdict
+        document |= judged.document()
+        closing = [judged.table(), f"{judged.summary()}, in {duration:.1f} s"]
     if plot is not None:
         whole = np.concatenate([piece for piece, _ in kept]) if kept else np.zeros(1, np.float32)
-        _draw(plot, chosen, whole, [track for _, track in kept], detections, spoken, str(file or "microphone"))
+        _draw(plot, chosen, whole, [track for _, track in kept], detections, spoken, judged, str(file or "microphone"))
         document["plot"] = str(plot)
         closing.append(f"drawn: {plot}")
-    return Outcome(document, "\n".join(closing))
+    return Outcome(document, Group(*closing))
 
 
 def compose(
@@ -204,7 +227,14 @@ def compose(
 
 
 def _draw(
-    path: Path, spotter: KeywordSpotter, samples: Any, tracks: list, detections: list, spoken: Any, title: str
+    path: Path,
+    spotter: KeywordSpotter,
+    samples: Any,
+    tracks: list,
+    detections: list,
+    spoken: Any,
+    judged: Any,
+    title: str,
 ) -> None:
     import numpy as np
 
@@ -221,6 +251,8 @@ def _draw(
         detections,
         threshold=spotter.rule.threshold,
         truth=spoken,
+        verdicts=None if judged is None else judged.verdicts,
+        missed=() if judged is None else judged.missed,
         title=title,
     )
     write_figure(path, figure)

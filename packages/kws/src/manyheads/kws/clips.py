@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.kws.catalogue import datasets
 from manyheads.kws.containers import KINDS, SUFFIXES, UNREADABLE
+from manyheads.kws.split import FEWEST, Split, speaker_of, split_clips
 from manyheads.lab.data import find
-
-Split = Literal["train", "validation", "test", ""]
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,25 @@ def speech_commands(folder: Path) -> list[Clip]:
 
 def clips_of_folder(folder: Path) -> list[Clip]:
     """``label/*.wav``, or another suffix of ``containers.SUFFIXES``; what stands before ``_nohash_`` names the speaker,
-    as in Speech Commands, otherwise each clip is a speaker of its own. Split 80 / 10 / 10 by a hash of the speaker's
-    name, so that a clip that is added later moves no other.
+    as in Speech Commands, otherwise each clip is a speaker of its own. Split as
+    :func:`manyheads.kws.split.split_clips` says.
 
-    Raises :class:`DataError` for fewer than two labels, a label with fewer than three clips, and a part without clips.
+    Raises :class:`DataError` for fewer than two labels, and for a label with fewer than three clips.
     """
-    found = _sounds_of(folder)
-    clips = []
-    for path in found:
-        speaker = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else f"{path.parent.name}/{path.stem}"
-        clips.append(Clip(path, path.parent.name, speaker, _part_of(speaker)))
+    clips = [Clip(path, path.parent.name, speaker_of(path.parent.name, path.stem), "") for path in _sounds_of(folder)]
     counts = Counter(clip.label for clip in clips)
     if len(counts) < 2:
-        raise DataError(f"{folder}: found {len(counts)} labels, expected two or more folders of sound files")
+        raise DataError(
+            f"{folder}: found {len(counts)} labels, expected two or more folders of sound files: "
+            "add a folder of clips for each further word"
+        )
     label, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < 3:
-        raise DataError(f"{folder / label}: found {fewest} clips, expected at least 3: to train, to choose and to test")
-    for split in ("train", "validation", "test"):
-        if not any(clip.split == split for clip in clips):
-            raise DataError(
-                f"{folder}: none of {len(clips)} clips fell into the {split} part: more clips or speakers are needed"
-            )
-    return clips
+    if fewest < FEWEST:
+        raise DataError(
+            f"{folder / label}: found {fewest} clips, expected at least {FEWEST}: to train, to choose and to test: "
+            f"record {FEWEST - fewest} more"
+        )
+    return split_clips(clips)
 
 
 def _sounds_of(folder: Path) -> list[Path]:
@@ -107,11 +102,6 @@ def _sounds_of(folder: Path) -> list[Path]:
             more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
             print(f"{paths[0]}{more}: left out: {why}", file=sys.stderr)
     return found
-
-
-def _part_of(speaker: str) -> Split:
-    share = int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:4], "big") / 2**32
-    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
 def hold_out(clips: Iterable[Clip], speaker: str) -> list[Clip]:

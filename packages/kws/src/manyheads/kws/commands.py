@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.command import Outcome
@@ -31,13 +33,40 @@ def open_spotter(path: Path | None, **changes: Any) -> KeywordSpotter:
     return spotter
 
 
+@contextmanager
+def rejection_said() -> Generator[None]:
+    """Inside, the warning of a spotter that rejects nothing is one line on standard error."""
+    from manyheads.kws.spotter import RejectionWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RejectionWarning)
+        shown = warnings.showwarning
+
+        def say(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, RejectionWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = say
+        yield
+
+
 def clips_of_part(name: str, part: str, held_out: str = "") -> list[Clip]:
     """The clips of a part of a set. Raises :class:`ArgumentError` and :class:`DataError`."""
     from manyheads.kws.clips import clips_of, hold_out
+    from manyheads.kws.split import parted
 
     if part not in PARTS:
         raise ArgumentError(f"part: found {part!r}, expected one of {', '.join(PARTS)}")
-    clips = clips_of(name)
+    clips = parted(clips_of(name))
     clips = hold_out(clips, held_out) if held_out else clips
     chosen = clips if part == "all" else [clip for clip in clips if clip.split == part]
     if not chosen:
@@ -90,15 +119,17 @@ def evaluate(
         csv: write the figures there, a row for each stream; rows of other spotters and sets stay.
     """
     from manyheads.kws.evaluation import evaluate_spotter, merged_rows, summary_rows, text_of, tune_threshold
+    from manyheads.kws.intervals import rate_text
     from manyheads.kws.report import write_report
 
     chosen = open_spotter(spotter)
     name, _, held_out = trained_on(chosen, set, part)
     clips = clips_of_part(name, part, held_out)
     other = negatives_of(negatives, chosen.labels, part) if negatives else []
-    found = evaluate_spotter(
-        chosen, clips, other, snr=snr, noise=noise, tolerance=tolerance, seed=seed, name=f"{name}, {part}"
-    )
+    with rejection_said():
+        found = evaluate_spotter(
+            chosen, clips, other, snr=snr, noise=noise, tolerance=tolerance, seed=seed, name=f"{name}, {part}"
+        )
     document, closing = found.document(), []
     if tune is not None:
         threshold = tune_threshold(found, tune)
@@ -107,9 +138,9 @@ def evaluate(
         chosen.save(path)
         chosen.trained["file"] = path
         document["tuned_threshold"] = threshold
-        closing.append(
-            f"threshold set to {threshold:.4f} in {path}: at most {tune:g} false alarms an hour on this part"
-        )
+        points = [p for s in found.streams for p in s.curve.points if p.threshold == threshold]
+        alarms = rate_text(sum(p.false_alarms for p in points), sum(s.curve.hours for s in found.streams))
+        closing.append(f"threshold set to {threshold:.4f} in {path}: false alarms on this part: {alarms}")
     if csv is not None:
         write_csv(csv, merged_rows(csv, summary_rows(found)))
         closing.append(f"written: {csv}")
@@ -146,6 +177,7 @@ def export(
     from rich.console import Group
 
     from manyheads.kws.exported import export_spotter, measured
+    from manyheads.kws.intervals import accuracy_text
     from manyheads.lab.terminal import table
 
     chosen = open_spotter(spotter)
@@ -155,8 +187,8 @@ def export(
     shown: list[Any] = [table(("file", "bytes", "what"), cells)]
     if measure:
         document["accuracy"] = rows = measured(chosen, out, clips_of_part(*trained_on(chosen, set, part)))
-        found = [(r["what"], f"{r['accuracy']:.2%}", r["clips"], r["other_words"]) for r in rows]
-        shown.append(table(("heard with", "accuracy", "clips", "other words than the network"), found))
+        found = [(r["what"], accuracy_text(r["accuracy"] * r["clips"], r["clips"]), r["other_words"]) for r in rows]
+        shown.append(table(("heard with", "accuracy", "other words than the network"), found))
     return Outcome(document, Group(*shown))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from manyheads.kws.audio import Sound, read_sound
 from manyheads.kws.augment import NONE, Augmentation, augmented, place, spec_augment, warped_filterbanks
 from manyheads.kws.clips import Clip, clips_of, hold_out, labels_of, only
 from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.split import parted, separation
+from manyheads.lab.command import first_process
 from manyheads.lab.experiment import Splits
 
 SPECTRA_BYTES = 1 << 30
@@ -156,20 +158,37 @@ class ClipSet:
     them, and they leave the network when a spotter is made of it."""
     elsewhere: str = ""
     """Another set; all its clips with these words are scored as well, and used for nothing else."""
+    epoch_clips: int = 0
+    """Training clips in an epoch, at least: a smaller set is heard several times, each time changed anew."""
 
-    def open(self) -> Splits:
-        """Raises :class:`DataError` for a clip that cannot be used, naming it."""
-        clips = clips_of(self.set)
+    def clips(self) -> list[Clip]:
+        """Those of the set with its labels, split; which parts are of the same speakers is said on standard error.
+
+        Raises :class:`ArgumentError` for labels that the set does not have.
+        """
+        clips = parted(clips_of(self.set))
         if self.labels:
             absent = sorted(set(self.labels) - set(labels_of(clips)))
             if absent:
                 raise ArgumentError(f"labels: found {absent[0]!r}, expected some of {', '.join(labels_of(clips))}")
             clips = only(clips, self.labels)
         clips = hold_out(clips, self.held_out) if self.held_out else clips
-        words = labels_of(clips)
+        if first_process():
+            print(f"{self.set}: {separation(clips)}", file=sys.stderr)
+        return clips
+
+    def repeats(self, clips: Sequence[Clip]) -> int:
+        """How often each training clip is heard in an epoch."""
+        count = sum(clip.split == "train" for clip in clips)
+        return max(1, -(-self.epoch_clips // max(1, count)))
+
+    def open(self) -> Splits:
+        """Raises :class:`DataError` for a clip that cannot be used, naming it."""
+        clips = self.clips()
+        words, times = labels_of(clips), dict.fromkeys(labels_of(clips), self.repeats(clips))
         if self.beside:
             clips += [replace(clip, label=f"_{clip.label}", split="train") for clip in clips_of(self.beside)]
-        splits = splits_of(clips, self, words=words)
+        splits = splits_of(clips, self, words=words, times=times)
         if not self.elsewhere:
             return splits
         other = [replace(clip, split="test") for clip in only(clips_of(self.elsewhere), words)]
@@ -183,23 +202,41 @@ class ClipSet:
 
 
 def splits_of(
-    clips: Sequence[Clip], config: ClipSet, labels: tuple[str, ...] = (), words: tuple[str, ...] = ()
+    clips: Sequence[Clip],
+    config: ClipSet,
+    labels: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
+    *,
+    times: Mapping[str, int] | None = None,
+    made: Sequence[tuple[str, Sound]] = (),
 ) -> Splits:
-    """Reads clips and splits them as they say themselves; ``labels`` are those of the clips unless given, ``words``
-    those that a clip may be taken for, all of them unless given."""
+    """Reads clips and splits them as they say themselves.
+
+    Args:
+        clips: read from their files.
+        config: how they are heard.
+        labels: those of the clips and of what is made, unless given.
+        words: the labels that a clip may be taken for; all of them unless given.
+        times: how often the training clips of a label are heard in an epoch, once unless given.
+        made: labels and sounds that no file holds; each is heard once in an epoch, in training only.
+    """
     sounds = read_clips(clips, config.features)
     notes = notes_of(sounds)
     for note in notes:
         print(f"{config.set}: {note}", file=sys.stderr)
-    labels = labels or labels_of(clips)
-    targets = torch.tensor([labels.index(clip.label) for clip in clips])
+    found = [*((clip.label, clip.split) for clip in clips), *((label, "train") for label, _ in made)]
+    sounds += [sound for _, sound in made]
+    labels = labels or tuple(sorted({label for label, _ in found}))
+    targets = torch.tensor([labels.index(label) for label, _ in found])
+    often = torch.tensor([*((times or {}).get(clip.label, 1) for clip in clips), *(1 for _ in made)])
     spectra = Spectra(sounds, config.features)
     front = FrontEnd(
         config.features, config.tau, config.lead, config.trail, config.quiet, config.augmentation.warp, config.longest
     )
 
     def part(split: str, augmentation: Augmentation | None) -> ClipPart:
-        chosen = torch.tensor([i for i, clip in enumerate(clips) if clip.split == split], dtype=torch.long)
+        chosen = torch.tensor([i for i, (_, where) in enumerate(found) if where == split], dtype=torch.long)
+        chosen = chosen.repeat_interleave(often[chosen]) if split == "train" else chosen
         return ClipPart(spectra, chosen, targets, labels, front, augmentation, words or labels)
 
     facts = {

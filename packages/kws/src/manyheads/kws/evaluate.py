@@ -15,6 +15,7 @@ import numpy as np
 from manyheads.core.errors import DataError
 from manyheads.kws.audio import read_sound
 from manyheads.kws.clips import Clip
+from manyheads.kws.intervals import accuracy_text, wilson
 from manyheads.kws.spotter import KeywordSpotter
 
 BATCH = 64
@@ -40,9 +41,14 @@ class ClipResults:
         return float((self.predicted == self.truth).mean())
 
     @property
-    def standard_error(self) -> float:
-        """Of the accuracy, clips taken as independent."""
-        return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.truth)))
+    def interval(self) -> tuple[float, float]:
+        """Of the accuracy, 95 %, clips taken as independent."""
+        return wilson(float((self.predicted == self.truth).sum()), len(self.truth))
+
+    @property
+    def accuracy_text(self) -> str:
+        """The accuracy with its interval in words."""
+        return accuracy_text(float((self.predicted == self.truth).sum()), len(self.truth))
 
     @property
     def confusion(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from manyheads.kws.clips import Clip
 from manyheads.kws.detection import Detection
 from manyheads.kws.evaluate import ClipResults, evaluate_clips
 from manyheads.kws.hearing import Heard
+from manyheads.kws.intervals import poisson_rate, rate_text, share_text
 from manyheads.kws.misses import TOLERANCE, DetCurve, Latency, Match, det_curve, latency, match
 from manyheads.kws.spikes import SpikeCount, count_spikes
 from manyheads.kws.spotter import KeywordSpotter
@@ -45,7 +46,8 @@ class StreamResult:
         at = {}
         for rate in RATES:
             try:
-                at[f"{rate:g}"] = asdict(self.curve.at(rate))
+                resolved = rate * self.curve.hours >= 1  # one false alarm or more in all the audio
+                at[f"{rate:g}"] = asdict(self.curve.at(rate)) if resolved else None
             except ArgumentError:
                 at[f"{rate:g}"] = None
         return {
@@ -56,6 +58,7 @@ class StreamResult:
             "miss_rate": len(self.match.misses) / max(1, self.curve.keywords),
             "false_alarms": len(self.match.false_alarms),
             "false_alarms_per_hour": len(self.match.false_alarms) * 3600 / seconds,
+            "false_alarms_per_hour_interval": poisson_rate(len(self.match.false_alarms), seconds / 3600),
             "latency": asdict(self.latency),
             "at_false_alarms_per_hour": at,
             "det": [asdict(point) for point in self.curve.points],
@@ -82,7 +85,7 @@ class Evaluation:
             "labels": spotter.labels,
             "clips": len(clips.truth),
             "accuracy": clips.accuracy,
-            "standard_error": clips.standard_error,
+            "accuracy_interval": clips.interval,
             "confusion": clips.confusion,
             "early": self.early,
             "seconds_to_99_percent_of_it": clips.time_to(0.99),
@@ -143,8 +146,7 @@ def hear_tape(spotter: KeywordSpotter, tape: Tape, snr: float, tolerance: float 
     spotter.reset()
     detections, [heard] = spotter.hear(tape.samples, tape.sample_rate)
     spotter.reset()
-    keywords = [label for label in spotter.labels if label not in spotter.rule.background]
-    result = match(detections, tape.spoken, keywords, tolerance)
+    result = match(detections, tape.spoken, spotter.keywords, tolerance)
     waits = latency(result.hits, spotter.lookahead_seconds)
     curve = det_curve(spotter, [tape], tolerance=tolerance, heard=[heard])
     return StreamResult(snr, tape, heard, tuple(detections), result, waits, curve)
@@ -228,7 +230,7 @@ def text_of(found: Evaluation) -> Any:
 
     clips, spotter = found.clips, found.spotter
     rows: list[tuple[str, str]] = [
-        ("accuracy", f"{clips.accuracy:.1%} ± {clips.standard_error:.1%} (s.e.) of {len(clips.truth)} clips"),
+        ("accuracy", clips.accuracy_text),
         (
             "99 % of it after",
             f"{clips.time_to(0.99):.2f} s of real audio, look-ahead {spotter.lookahead_seconds:g} s in",
@@ -240,10 +242,9 @@ def text_of(found: Evaluation) -> Any:
         rows += [
             (
                 f"stream at {stream.snr:g} dB",
-                f"{d['misses']} of {d['keywords']} keywords missed, {d['false_alarms']} false alarms in "
-                f"{60 * d['hours']:.1f} minutes ({d['false_alarms_per_hour']:.0f} an hour) at threshold "
-                f"{spotter.rule.threshold:g}",
+                f"missed {share_text(d['misses'], d['keywords'])} keywords at threshold {spotter.rule.threshold:g}",
             ),
+            ("false alarms", rate_text(d["false_alarms"], d["hours"])),
             (
                 "latency",
                 f"median {wait.after_start[0]:.2f} s after a word begins, {wait.after_end[0]:.2f} s after it ends "

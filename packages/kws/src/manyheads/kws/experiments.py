@@ -40,9 +40,17 @@ ALONE = ClipSet(
     elsewhere="gsc_v001_sample",
 )
 DIGITS = replace(ALONE, beside="arabic_sc_10w")  # thirty more speakers, who say other words
-ARABIC = ClipSet("arabic", Features(), replace(LIGHT, tempo=1.2, warp=1.2, equaliser=0.5, noise=0.4, shift=4))
-ARABIC_STREAM = SpottingSet(  # words after noise of any length, other words beside them
-    "arabic", Features(), replace(ARABIC.augmentation, noise=0.8, position=60, floor=2.0), lead=12, trail=12
+ARABIC = ClipSet(
+    "arabic", Features(), replace(LIGHT, tempo=1.2, warp=1.2, equaliser=0.5, noise=0.4, shift=4), epoch_clips=512
+)
+ARABIC_STREAM = SpottingSet(  # words after noise of any length, other words and other sounds beside them
+    "arabic",
+    Features(),
+    replace(ARABIC.augmentation, noise=0.8, position=60, floor=2.0),
+    lead=12,
+    trail=12,
+    epoch_clips=512,
+    distractors=240,
 )
 SMALL = LMUFormerConfig()
 BROAD = LMUFormerConfig(channels=96)

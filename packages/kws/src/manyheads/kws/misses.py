@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,57 @@ def match(
             false_alarms.append(found)
     hits = tuple((wanted[index], found) for index, found in sorted(hit.items()))
     return Match(hits, tuple(w for i, w in enumerate(wanted) if i not in hit), tuple(false_alarms))
+
+
+RIGHT, FALSE_ALARM, MISSED = "right", "false alarm", "missed"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Detections with what each of them was, and the keywords that were missed."""
+
+    detections: tuple[Detection, ...]
+    verdicts: tuple[str, ...]  # of each detection: right or false alarm
+    missed: tuple[Spoken, ...]
+    keywords: int
+    """Spoken keywords."""
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "keywords": self.keywords,
+            "right": self.verdicts.count(RIGHT),
+            "false_alarms": self.verdicts.count(FALSE_ALARM),
+            "missed": [asdict(word) for word in self.missed],
+        }
+
+    def summary(self) -> str:
+        """``5 right, 2 false alarms, 1 missed of 6 keywords``."""
+        right, alarms = self.verdicts.count(RIGHT), self.verdicts.count(FALSE_ALARM)
+        return (
+            f"{right} right, {alarms} false alarm{'' if alarms == 1 else 's'}, {len(self.missed)} missed of "
+            f"{self.keywords} keyword{'' if self.keywords == 1 else 's'}"
+        )
+
+    def table(self) -> Any:
+        """Detections and missed words in the order of time, for a terminal."""
+        from manyheads.lab.terminal import table
+
+        rows = [
+            (found.time, f"{found.time:.2f}", found.label, f"{found.score:.2f}", verdict)
+            for found, verdict in zip(self.detections, self.verdicts, strict=True)
+        ]
+        rows += [(word.start, f"{word.start:.2f} to {word.end:.2f}", word.label, "", MISSED) for word in self.missed]
+        return table(("s", "word", "score", "verdict"), [row[1:] for row in sorted(rows)])
+
+
+def judge(
+    detections: Sequence[Detection], spoken: Sequence[Spoken], keywords: Sequence[str], tolerance: float = TOLERANCE
+) -> Judged:
+    """Which detections were right and which words were missed, as :func:`match` counts them."""
+    found = match(detections, spoken, keywords, tolerance)
+    wrong = {id(detection) for detection in found.false_alarms}
+    verdicts = tuple(FALSE_ALARM if id(detection) in wrong else RIGHT for detection in detections)
+    return Judged(tuple(detections), verdicts, found.misses, len(found.hits) + len(found.misses))
 
 
 @dataclass(frozen=True)
@@ -95,7 +147,7 @@ def det_curve(
     """Applies every threshold to the scores of every tape, smoothed and held quiet as the spotter's rule says;
     ``heard`` are the scores where they are known."""
     tried = thresholds() if levels is None else np.sort(np.asarray(levels, dtype=float))
-    keywords = [label for label in spotter.labels if label not in spotter.rule.background]
+    keywords = spotter.keywords
     tracks = [spotter.scores(tape.samples, tape.sample_rate) for tape in tapes] if heard is None else heard
     total = sum(word.label in keywords for tape in tapes for word in tape.spoken)
     hours = sum(tape.seconds for tape in tapes) / 3600

@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from manyheads.kws.detection import Detection
+from manyheads.kws.misses import MISSED, RIGHT
 from manyheads.kws.tape import Spoken
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from manyheads.kws.spikes import SpikeCount
 
 COLUMNS = 3000  # of a waveform's envelope
+CORRECT, WRONG = "tab:green", "tab:red"  # of a detection whose truth is known
 SHOWN = 0.25  # a label whose score never gets so high is drawn grey
 
 
@@ -31,9 +33,15 @@ def timeline(
     *,
     threshold: float,
     truth: Sequence[Spoken] | None = None,
+    verdicts: Sequence[str] | None = None,
+    missed: Sequence[Spoken] = (),
     title: str = "",
 ) -> Figure:
-    """The waveform ``(N,)``, what was said, if it is known, and what was detected; below the scores ``(T, C)``."""
+    """The waveform ``(N,)``, what was said, if it is known, and what was detected; below the scores ``(T, C)``.
+
+    With ``verdicts``, one a detection, lines are green where it was right and red where it was a false alarm, and the
+    words ``missed`` have a red frame.
+    """
     seconds = len(samples) / sample_rate
     figure = Figure(figsize=(min(40.0, max(10.0, 0.55 * seconds)), 4.6), layout="constrained")
     wave, score = figure.subplots(2, sharex=True, height_ratios=(1, 1.2))
@@ -55,12 +63,16 @@ def timeline(
             fontsize=8,
             color="black" if known else "0.6",
         )
-    for found in detections:
+        if word in missed:
+            wave.axvspan(word.start, word.end, fill=False, edgecolor=WRONG, linewidth=1.4, linestyle="--")
+            wave.text(word.start, -1.08 * top, MISSED, va="top", fontsize=7, color=WRONG, style="italic")
+    for index, found in enumerate(detections):
+        verdict = None if verdicts is None else verdicts[index]
         colour = colours.get(found.label, "black")
-        wave.axvline(found.time, color=colour, linewidth=1.2)
-        wave.text(
-            found.time, -1.08 * top, found.label, ha="center", va="top", fontsize=8, color=colour, fontweight="bold"
-        )
+        judged = colour if verdict is None else CORRECT if verdict == RIGHT else WRONG
+        wave.axvline(found.time, color=judged, linewidth=1.2 if verdict is None else 1.8)
+        said = found.label if verdict in (None, RIGHT) else f"{found.label}: {verdict}"
+        wave.text(found.time, -1.08 * top, said, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
         score.plot([found.time], [found.score], marker="v", color=colour, markersize=6, clip_on=False, zorder=3)
     wave.set(ylim=(-1.45 * top, 1.45 * top), yticks=[], ylabel="said / heard" if truth else "heard")
     for index, label in enumerate(labels):
@@ -99,7 +111,7 @@ def confusion(results: ClipResults) -> Figure:
         axes.text(
             column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else "black"
         )
-    axes.set_title(f"{results.accuracy:.1%} of {len(results.truth)} clips", loc="left")
+    axes.set_title(results.accuracy_text, loc="left")
     return figure
 
 

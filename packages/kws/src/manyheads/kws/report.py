@@ -6,6 +6,7 @@ from pathlib import Path
 
 from manyheads.kws import plots
 from manyheads.kws.evaluation import Evaluation
+from manyheads.kws.intervals import rate_text, share_text
 from manyheads.kws.spikes import ADD_PJ, MAC_PJ
 from manyheads.lab.html import HtmlReport
 
@@ -18,9 +19,8 @@ def write_report(found: Evaluation, path: Path) -> Path:
     where = ", ".join(f"{key} {value}" for key, value in spotter.trained.items() if value != "")
     page = HtmlReport(f"Keyword spotter on {found.name}", f"{len(spotter.labels)} labels. {where}.")
     page.text(
-        f"{clips.accuracy:.1%} of {len(clips.truth)} clips (standard error {clips.standard_error:.1%}, clips taken as "
-        f"independent). {spotter.network.parameter_count:,} parameters, look-ahead {spotter.lookahead_seconds:g} s, "
-        f"an output every {1000 * spotter.step_seconds:g} ms."
+        f"{clips.accuracy_text}; clips taken as independent. {spotter.network.parameter_count:,} parameters, "
+        f"look-ahead {spotter.lookahead_seconds:g} s, an output every {1000 * spotter.step_seconds:g} ms."
     )
     page.section("Confusion")
     page.figure(plots.confusion(clips), "Rows: what was said; columns: what was heard; per cent of the row.")
@@ -50,11 +50,8 @@ def _streams(page: HtmlReport, found: Evaluation) -> None:
     )
     header = (
         "stream",
-        "minutes",
-        "keywords",
-        "missed",
+        "keywords missed",
         "false alarms",
-        "an hour",
         "misses at 10 an hour",
         "latency, s",
     )
@@ -65,11 +62,8 @@ def _streams(page: HtmlReport, found: Evaluation) -> None:
         rows.append(
             (
                 f"{stream.snr:g} dB",
-                f"{60 * d['hours']:.1f}",
-                d["keywords"],
-                f"{100 * d['miss_rate']:.1f}%",
-                d["false_alarms"],
-                f"{d['false_alarms_per_hour']:.1f}",
+                share_text(d["misses"], d["keywords"]),
+                rate_text(d["false_alarms"], d["hours"]),
                 "" if at_ten is None else f"{100 * at_ten['miss_rate']:.1f}%",
                 f"{stream.latency.after_end[0]:.2f}",
             )

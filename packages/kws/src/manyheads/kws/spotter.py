@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,24 @@ from torch import Tensor
 from manyheads.core import state as states
 from manyheads.core.errors import ArgumentError
 from manyheads.kws.detection import Detection, Rule, Smoother, Trigger, keywords_of
-from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.features import Features, LogMel, RunningMean, SampleState
 from manyheads.kws.hearing import Group, Heard, Prediction, StreamState, Surround, joined, samples_of
 
 if TYPE_CHECKING:
     from manyheads.kws.models.network import Network
 
 PIECE = 10.0  # seconds of audio that are worked on at once
+AFTER = 0.5  # seconds of quiet, beyond the look-ahead, in which a word at the very end of a stream is still detected
+
+
+class RejectionWarning(UserWarning):
+    """A network that has no label for anything but its keywords was put to a stream."""
 
 
 class KeywordSpotter:
     """A network, the features it reads, and the rule that makes detections of its logits.
+
+    A stream begins after the quiet of training, which is not part of it: times count from its first sample.
 
     Args:
         network: maps frames to logits.
@@ -32,7 +40,7 @@ class KeywordSpotter:
         tau: time constant of the running mean that is taken from each bin, in frames.
         rule: smoothing, threshold, refractory time; by default labels that begin with an underscore are not reported.
         streams: how many run side by side in one batch.
-        surround: the quiet that single clips are heard in; streams are heard as they come.
+        surround: the quiet that single clips are heard in; a stream begins and ends in it.
         trained: what is known of the training; goes into the file.
 
     Raises:
@@ -56,6 +64,7 @@ class KeywordSpotter:
             raise ArgumentError(f"streams: found {streams}, expected 1 or more")
         self.network, self.features, self.tau = network.eval(), features, tau
         self.surround, self.trained, self.streams = surround or Surround(), dict(trained or {}), streams
+        self._warned = False
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.log_mel = LogMel(features).to(self.device)
@@ -89,8 +98,29 @@ class KeywordSpotter:
         return self.network.labels
 
     @property
+    def keywords(self) -> list[str]:
+        """The labels that are reported."""
+        return [label for label in self.labels if label not in self.rule.background]
+
+    @property
     def sample_rate(self) -> int:
         return self.features.sample_rate
+
+    @property
+    def rejects(self) -> bool:
+        """Whether some label is never reported, so that other sounds have one."""
+        return bool(self.rule.background)
+
+    @property
+    def rejection_note(self) -> str:
+        """What to expect of a stream; empty for a spotter that rejects other sounds."""
+        if self.rejects:
+            return ""
+        return (
+            f"labels: found no label for other sounds beside {', '.join(self.labels[:4])}"
+            f"{', …' if len(self.labels) > 4 else ''}, expected one such as _other_: every sound of a stream is taken "
+            "for one of them: train a spotter that rejects (manyheads kws train arabic-spotter data.set=FOLDER)"
+        )
 
     @property
     def step_seconds(self) -> float:
@@ -155,28 +185,58 @@ class KeywordSpotter:
 
         Raises:
             ArgumentError: another shape or rate, samples that are not finite, floats far beyond [-1, 1].
+
+        Warns :class:`RejectionWarning`, once, for a network that has no label but keywords.
         """
+        self._warn()
         return self._listen(self._samples(chunk, sample_rate), None)
 
     def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
         """As :meth:`stream`, with the scores of each stream."""
+        self._warn()
         parts: list[list[Heard]] = [[] for _ in range(self.streams)]
         detections = self._listen(self._samples(chunk, sample_rate), parts)
         return detections, [joined(row) for row in parts]
 
+    @torch.no_grad()
+    def finish(self) -> list[Detection]:
+        """End all streams and give the detections still owed, such as that of a word at the very end: half a second of
+        the quiet of training follows, and what is detected in it has the time of the end. Begins all streams afresh."""
+        quiet = round(AFTER * self.sample_rate / self.features.hop_samples) + self.network.lookahead
+        detections: list[Detection] = []
+        for group in self._groups:
+            detections += self._follow(group, self._quiet(len(group.rows), quiet), group.state.samples, None)
+        self.reset()
+        return sorted(detections, key=lambda found: (found.time, found.stream))
+
+    def detect(self, samples: Any, sample_rate: int | None = None) -> list[Detection]:
+        """All detections in a recording ``(N,)``, from its first sample to its end, as a stream of its own; the streams
+        of :meth:`stream` are not touched. Raises and warns as :meth:`stream`."""
+        self._warn()
+        alone = self._alone()
+        return alone._listen(alone._samples(samples, sample_rate), None) + alone.finish()
+
+    def detect_file(self, path: str | Path) -> list[Detection]:
+        """As :meth:`detect`; other rates are resampled and channels averaged.
+
+        Raises :class:`DataError` for what is not audio.
+        """
+        from manyheads.kws.audio import read_sound
+
+        return self.detect(read_sound(path, self.sample_rate).samples)
+
     def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
         """All scores of a recording ``(N,)`` as a stream of its own; the streams of :meth:`stream` are not touched."""
-        alone = KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule)
-        return alone.hear(samples, sample_rate)[1][0]
+        alone, parts = self._alone(), [[]]
+        alone._listen(alone._samples(samples, sample_rate), parts)
+        return joined(parts[0])
 
     @torch.no_grad()
     def clip_frames(self, samples: np.ndarray) -> Tensor:
         """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training before
         and after."""
         frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
-        lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
-        quiet = self.log_mel.log_mel(lines).expand(len(frames), 1, -1)
-        lead, trail = (quiet.expand(-1, count, -1) for count in (self.surround.lead, self.surround.trail))
+        lead, trail = (self._quiet(len(frames), count) for count in (self.surround.lead, self.surround.trail))
         return self.running_mean(torch.cat([lead, frames, trail], 1))[0].to(self.dtype)
 
     @torch.no_grad()
@@ -231,40 +291,69 @@ class KeywordSpotter:
         detections: list[Detection] = []
         for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
             for group in self._groups:
-                before = group.state.smooth.steps.tolist()
-                logits, scores, group.state = self._advance(piece[group.rows], group.state)
-                logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
-                for index, row in enumerate(group.rows):
-                    first, owed = max(0, before[index] - self._delay), max(0, self._delay - before[index])
-                    steps = scores_BTC[index, owed:]
-                    detections += self._detect(row, steps, first)
-                    if keep is not None:
-                        times = self.time_of(first) + np.arange(len(steps)) * self.step_seconds
-                        keep[row].append(Heard(times, steps, logits_BTC[index, owed:]))
+                frames, sample_state = self.log_mel(piece[group.rows], group.state.samples)
+                detections += self._follow(group, frames, sample_state, keep)
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
-    def _advance(self, samples: Tensor, state: StreamState) -> tuple[Tensor, Tensor, StreamState]:
-        frames, sample_state = self.log_mel(samples, state.samples)
-        frames, mean_state = self.running_mean(frames, state.mean)
-        logits, network_state = self.network(frames.to(self.dtype), state.network)[:2]
-        scores, smooth_state = self._smoother(logits, state.smooth)
-        return logits, scores, StreamState(sample_state, mean_state, network_state, smooth_state)
+    def _follow(
+        self, group: Group, frames: Tensor, samples: SampleState, keep: list[list[Heard]] | None
+    ) -> list[Detection]:
+        """The detections in the next frames ``(B, T, M)`` of a group, whose state goes on."""
+        before = group.state.smooth.steps.tolist()
+        frames, mean = self.running_mean(frames, group.state.mean)
+        logits, network = self.network(frames.to(self.dtype), group.state.network)[:2]
+        if self._delay:  # outputs that are meant for no frame of the stream
+            at = group.state.smooth.steps.unsqueeze(1) + torch.arange(logits.shape[1], device=self.device)
+            logits = logits.masked_fill((at < self._delay).unsqueeze(2), 0.0)
+        scores, smooth = self._smoother(logits, group.state.smooth)
+        group.state = StreamState(samples, mean, network, smooth)
+        logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
+        detections: list[Detection] = []
+        for index, row in enumerate(group.rows):
+            first, owed = max(0, before[index] - self._delay), max(0, self._delay - before[index])
+            steps = scores_BTC[index, owed:]
+            detections += self._detect(row, steps, first)
+            if keep is not None:
+                times = self.time_of(first) + np.arange(len(steps)) * self.step_seconds
+                keep[row].append(Heard(times, steps, logits_BTC[index, owed:]))
+        return detections
 
     def _detect(self, row: int, scores: np.ndarray, first: int) -> list[Detection]:
         came_in = self._came_in[row] / self.sample_rate
+        events = self._triggers[row](scores, first)
+        times = [min(self.time_of(event.step), came_in) for event in events]
         return [
-            Detection(self.labels[e.label], time := self.time_of(e.step), e.score, came_in - time, row)
-            for e in self._triggers[row](scores, first)
+            Detection(self.labels[event.label], time, event.score, came_in - time, row)
+            for event, time in zip(events, times, strict=True)
         ]
 
+    def _quiet(self, batch: int, count: int) -> Tensor:
+        """Frames ``(B, count, M)`` of the quiet of training."""
+        lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
+        return self.log_mel.log_mel(lines).expand(batch, count, -1)
+
+    @torch.no_grad()
     def _fresh(self, streams: int) -> StreamState:
+        """After the quiet before a clip, in whole steps of the network: the state that clips are heard from."""
         at: dict[str, Any] = {"device": self.device}
+        lead = self._quiet(streams, self.surround.lead // self.network.stride * self.network.stride)
+        frames, mean = self.running_mean(lead, self.running_mean.init_state(streams, self.features.bins, **at))
+        network = self.network.init_state(streams, **at, dtype=self.dtype)
         return StreamState(
             self.log_mel.init_state(streams, **at),
-            self.running_mean.init_state(streams, self.features.bins, **at),
-            self.network.init_state(streams, **at, dtype=self.dtype),
+            mean,
+            self.network(frames.to(self.dtype), network).state,
             self._smoother.init_state(streams, len(self.labels), **at, dtype=self.dtype),
         )
+
+    def _alone(self) -> KeywordSpotter:
+        """The same with one stream of its own."""
+        return KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule, surround=self.surround)
+
+    def _warn(self) -> None:
+        if not self._warned and self.rejection_note:
+            warnings.warn(self.rejection_note, RejectionWarning, stacklevel=3)
+        self._warned = True
 
     def _merge(self) -> None:
         """Streams that were begun apart but hold back the same number of samples and frames become one batch."""

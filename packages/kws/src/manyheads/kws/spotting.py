@@ -10,8 +10,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from manyheads.kws.clips import Clip, Split, clips_of, hold_out, labels_of, only
+from manyheads.kws.audio import Sound
+from manyheads.kws.clips import Clip, clips_of, labels_of
 from manyheads.kws.data import ClipSet, splits_of
+from manyheads.kws.distractors import distractors
+from manyheads.kws.split import Split
 from manyheads.lab.experiment import Splits
 
 OTHER = "_other_"
@@ -20,19 +23,22 @@ TRAIN, VALIDATION = 0.5, 0.2  # shares of the speakers of other words; the rest 
 
 @dataclass(frozen=True)
 class SpottingSet(ClipSet):
-    """A :class:`ClipSet` with a second set of words that are none of its labels."""
+    """A :class:`ClipSet` with a second set of words that are none of its labels, and with sounds that are no words."""
 
     others: str = "gsc_v001_sample"
     repeat: int = 3
     """How often each of the other words is heard in an epoch, as there are few of them beside the keywords."""
+    distractors: int = 0
+    """Synthetic sounds in training (:mod:`manyheads.kws.distractors`), each once an epoch."""
 
     def open(self) -> Splits:
-        clips = clips_of(self.set)
-        clips = only(clips, self.labels) if self.labels else clips
-        clips = hold_out(clips, self.held_out) if self.held_out else clips
-        others = other_words(self.others, labels_of(clips))
-        again = [clip for clip in others if clip.split == "train"] * (self.repeat - 1)
-        return splits_of([*clips, *others, *again], self)
+        """As :meth:`ClipSet.open`."""
+        clips = self.clips()
+        words = labels_of(clips)
+        times = {**dict.fromkeys(words, self.repeats(clips)), OTHER: self.repeat}
+        rate = self.features.sample_rate
+        made = [(OTHER, Sound(samples, rate)) for samples in distractors(self.distractors, rate)]
+        return splits_of([*clips, *other_words(self.others, words)], self, times=times, made=made)
 
 
 def other_words(name: str, known: Iterable[str]) -> list[Clip]:

@@ -135,17 +135,18 @@ def write_tape(tape: Tape, path: Path) -> tuple[Path, Path]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("start", "end", "label"))
     writer.writerows((f"{word.start:.3f}", f"{word.end:.3f}", word.label) for word in tape.spoken)
-    write_atomically(path.with_suffix(".csv"), text.getvalue().encode())
+    write_atomically(path.with_suffix(".csv"), text.getvalue().encode("utf-8"))
     return path, path.with_suffix(".csv")
 
 
 def read_truth(path: Path) -> tuple[Spoken, ...]:
-    """What :func:`write_tape` put beside a recording. Raises :class:`DataError` with file and line."""
+    """What :func:`write_tape` put beside a recording, in the order of time. Raises :class:`DataError` with file and
+    line."""
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataError(f"{path} cannot be read: expected a CSV with the columns start, end, label") from None
-    rows = csv.DictReader(io.StringIO(text))
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     if not {"start", "end", "label"} <= set(rows.fieldnames or ()):
         raise DataError(f"{path}: found the columns {rows.fieldnames}, expected start, end, label")
     spoken = []
@@ -157,4 +158,14 @@ def read_truth(path: Path) -> tuple[Spoken, ...]:
         if not 0 <= word.start <= word.end:
             raise DataError(f"{path}, line {rows.line_num}: found start {word.start} and end {word.end}")
         spoken.append(word)
-    return tuple(spoken)
+    return tuple(sorted(spoken, key=lambda word: word.start))
+
+
+def check_truth(spoken: Sequence[Spoken], path: Path, seconds: float) -> None:
+    """Raises :class:`DataError` for a word that begins after the end of a recording of so many seconds."""
+    late = [word for word in spoken if word.start > seconds]
+    if late:
+        raise DataError(
+            f"{path}: found {late[0].label!r} at {late[0].start:g} s, expected all words before the end of the "
+            f"recording at {seconds:.3f} s: it is the truth of another one"
+        )
