@@ -55,7 +55,7 @@ def rejection_said() -> Generator[None]:
             else:
                 shown(message, category, filename, lineno, file, line)
 
-        warnings.showwarning = say
+        warnings.showwarning = say  # ty: ignore[invalid-assignment]
         yield
 
 
