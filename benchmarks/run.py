@@ -35,6 +35,7 @@ WORDS = (
     *("arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"),
     *(f"arabic-{kind}lmuformer model.stem=1d budget.keep=last" for kind in ("", "spiking-")),  # the recipe before
 )
+INT8 = ("arabic-lmuformer", "arabic-spiking-lmuformer")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 JOBS: dict[str, list[str]] = {
@@ -68,6 +69,13 @@ JOBS: dict[str, list[str]] = {
         f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
     "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
+    "int8": [
+        *(
+            f"manyheads kws train {name} --seeds 1 --root {RUNS}/int8 --out {RUNS}/int8-{name}.safetensors"
+            for name in INT8
+        ),
+        f"python benchmarks/int8.py {' '.join(f'{RUNS}/int8-{name}.safetensors' for name in INT8)} --csv {{csv}}",
+    ],
     "kws_streams": [
         command
         for experiment in ("arabic-spotter", "arabic-lmuformer", "arabic-spiking-lmuformer")

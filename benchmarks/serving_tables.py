@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from table_rows import RESULTS, Row, markdown, read
 
 NOT_YET = "Not measured yet: `python benchmarks/run.py recsys_serving` makes the figures."
@@ -96,3 +98,25 @@ def _ms(value: float) -> str:
 
 def _thousands(count: str) -> str:
     return f"{int(count):,}"
+
+
+def int8_spotters() -> str:
+    """Three ways to write the weights of keyword networks in 8 bits."""
+    return _int8(lambda row: not row["model"].startswith("adult"), "words that change", "other_words")
+
+
+def int8_recommenders() -> str:
+    """The same for recommenders."""
+    return _int8(lambda row: row["model"].startswith("adult"), "AUC", "auc")
+
+
+def _int8(chosen: Callable[[Row], bool], header: str, name: str) -> str:
+    if not (RESULTS / "int8.csv").is_file():
+        return "Not measured yet: `python benchmarks/run.py int8` makes the figures."
+    rows = [row for row in read("int8") if chosen(row)]
+    shown = [
+        (row["model"], row["form"], row["error"], row[name], row["us_1"], row["us_many"], row["at_once"])
+        for row in rows
+    ]
+    head = ("model", "weights", "relative error", header, "us, one", "us, many", "at once")
+    return f"{markdown(head, shown)}\n\n{rows[0]['machine']}; `{rows[0]['command']}`."

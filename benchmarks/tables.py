@@ -23,7 +23,14 @@ from recsys_tables import (
     recsys_throughput,
     recsys_tuning,
 )
-from serving_tables import recsys_ranks, serving_latency, serving_ratios, serving_sharing
+from serving_tables import (
+    int8_recommenders,
+    int8_spotters,
+    recsys_ranks,
+    serving_latency,
+    serving_ratios,
+    serving_sharing,
+)
 from table_rows import ROOT, Row, figure, markdown, read
 
 PAGES = (
@@ -185,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
         *(recsys_maps, recsys_memory),
         *(serving_latency, serving_sharing, serving_ratios, recsys_ranks),
+        *(int8_spotters, int8_recommenders),
     )
 }
 

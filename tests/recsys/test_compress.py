@@ -14,11 +14,13 @@ from manyheads.lab.command import run_commands
 from manyheads.recsys.metrics import auc
 from manyheads.recsys.recommender import Recommender
 from manyheads.recsys.serving.compress import compress, draw, parse_budget, search_rank, sigma_after
+from tests.integers import integer_products
 from tests.recsys.served import shop_model, shop_visits
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from manyheads.lab.onnx_files import int8_products
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.quantise import has_int8, quantise
 from manyheads.recsys.serving.ranker import FILE, NETWORK, Ranker
@@ -155,10 +157,25 @@ def test_int8_is_admitted_where_it_keeps_the_auc(visits, fitted, tmp_path):
     )
     assert np.isfinite(shared.probabilities).all()
     assert gate.auc_int8["bought"] == pytest.approx(auc(visits["bought"].to_numpy(), b[:, 0]))
-    import onnx
 
-    kinds = [node.op_type for node in onnx.load(tmp_path / "network.int8.onnx").graph.node]
-    assert "MatMulInteger" in kinds
+
+@pytest.mark.parametrize("graph", ["network", "candidates"])
+def test_int8_is_exact_integer_arithmetic(fitted, graph, tmp_path):
+    """Each product is that of the file's weights and the rounded activations in whole numbers, bit by bit."""
+    import onnxruntime
+
+    export(fitted, tmp_path, shared=("device", "age"))
+    content = int8_products((tmp_path / f"{graph}.onnx").read_bytes())
+    feeds, draw = {}, np.random.default_rng(0)
+    for put in onnxruntime.InferenceSession(content).get_inputs():
+        shape = [7 if isinstance(size, str) else size for size in put.shape]
+        whole = "int64" in put.type
+        feeds[put.name] = np.ones(shape, np.int64) if whole else draw.standard_normal(shape).astype(np.float32)
+    products = list(integer_products(content, feeds))
+    assert len(products) > 3
+    for one in products:
+        assert one.weights.dtype == np.uint8, "which ONNX Runtime widens before it multiplies"
+        np.testing.assert_array_equal(one.found, one.exact)
 
 
 def test_int8_is_refused_where_the_auc_falls_and_nothing_is_changed(visits, fitted, tmp_path):

@@ -119,8 +119,13 @@ def unsealed(content: bytes) -> bytes:
 def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = lambda shape: False) -> bytes:
     """The same network with the weights of its products rounded once to 8 bits, activations as they come.
 
-    A scale a column; one for all of a stack of matrices, for which ONNX Runtime has no other. ``leave`` is given the
-    shape of a weight and says whether it stays float32, as everything else does.
+    A scale and a zero point a column; one of each for all of a stack of matrices, for which ONNX Runtime has no other.
+    ``leave`` is given the shape of a weight and says whether it stays float32, as everything else does.
+
+    The weights are unsigned. ONNX Runtime multiplies unsigned activations with signed weights by an instruction that
+    adds two products in 16 bits where the processor has AVX2 but not VNNI: 2 * 255 * 127 does not fit, and the sum is
+    cut. It widens unsigned weights before it multiplies, so that every sum is exact, on any processor
+    (``benchmarks/int8.py`` has the other ways, their errors and times).
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -144,7 +149,7 @@ def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = 
                 str(target),
                 op_types_to_quantize=["MatMul"],
                 per_channel=columns,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QUInt8,
                 nodes_to_exclude=excluded,
             )
             source = target

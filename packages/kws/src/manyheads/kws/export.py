@@ -84,11 +84,11 @@ def quantise(source: str | Path, target: str | Path) -> Path:
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise DataError(f"{source}: no such file: export_step writes one")
-    write_atomically(target, int8_products(source.read_bytes(), leave=_narrow))
+    write_atomically(target, int8_products(source.read_bytes(), leave=narrow))
     return target
 
 
-def _narrow(shape: tuple[int, ...]) -> bool:
+def narrow(shape: tuple[int, ...]) -> bool:
     """Whether a product has so few outputs that to quantise its input costs more than it does."""
     return len(shape) == 2 and shape[1] < NARROW
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from manyheads.kws.detection import Detection
 from manyheads.kws.misses import MISSED, RIGHT
@@ -116,23 +117,44 @@ def confusion(results: ClipResults) -> Figure:
 
 
 def det(curves: Mapping[str, DetCurve]) -> Figure:
-    """Misses against false alarms per hour, both logarithmic; a false alarm that never came is drawn at half of one."""
+    """The fewest misses with at most so many false alarms per hour, as steps, both axes logarithmic.
+
+    Dots are the thresholds on that line. A threshold between two that bring the same false alarms may miss more: it is
+    not drawn, as nobody would choose it. What never came is drawn at half of one event.
+    """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curve) in enumerate(curves.items()):
         floor_x, floor_y = 0.5 / curve.hours, 0.5 / max(curve.keywords, 1)
-        x = [max(p.false_alarms_per_hour, floor_x) for p in curve.points]
-        y = [max(p.miss_rate, floor_y) for p in curve.points]
-        axes.plot(x, y, marker="o", markersize=3, linewidth=1.2, color=f"C{index}", label=name)
+        x, y = (np.array(values) for values in best_points(curve))
+        x, y = np.maximum(x, floor_x), np.maximum(y, floor_y)
+        axes.plot(x, y, drawstyle="steps-post", linewidth=1.4, color=f"C{index}", label=name)
+        axes.plot(x, y, "o", markersize=3, color=f"C{index}")
         axes.axvline(1 / curve.hours, color=f"C{index}", linewidth=0.7, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="false alarms per hour", ylabel="share of keywords missed")
-    axes.set_ylim(top=1.1)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
-    axes.grid(alpha=0.3, which="both")
+    lowest = min(0.5 / max(curve.keywords, 1) for curve in curves.values())
+    axes.set_ylim(0.7 * lowest, 1.2)
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        few = np.log10(high / low) < 1.5
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all", title_fontsize="small")
     return figure
+
+
+def best_points(curve: DetCurve) -> tuple[list[float], list[float]]:
+    """False alarms per hour, rising, and shares of misses, falling: each point has fewer misses than any with as few
+    false alarms."""
+    alarms: list[float] = []
+    misses: list[float] = []
+    for point in sorted(curve.points, key=lambda p: (p.false_alarms_per_hour, p.miss_rate)):
+        if point.miss_rate < (misses[-1] if misses else np.inf):  # not so for NaN: no keyword was said
+            alarms.append(point.false_alarms_per_hour)
+            misses.append(point.miss_rate)
+    return alarms, misses
 
 
 def early_decision(results: ClipResults, *, title: str = "") -> Figure:

@@ -46,7 +46,8 @@ def _streams(page: HtmlReport, found: Evaluation) -> None:
     page.section("Misses against false alarms")
     page.figure(
         plots.det({f"{stream.snr:g} dB": stream.curve for stream in found.streams}),
-        "One point a threshold. What is not reached in so little audio is drawn at half of one event.",
+        "The fewest misses with at most so many false alarms; a point is a threshold. What is not reached in so little "
+        "audio is drawn at half of one event.",
     )
     header = (
         "stream",
