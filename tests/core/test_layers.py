@@ -28,15 +28,15 @@ def test_every_layer_has_an_oracle():
     assert set(ORACLES) == set(LAYERS)
 
 
-def configurations():
+def configurations(*, compiles):
     for name, entry in LAYERS.items():
         for label, config in entry.examples.items():
-            if entry.layer.info.compiles and config.get("context_dim") is None:
+            if entry.layer.info.compiles is compiles and config.get("context_dim") is None:
                 yield pytest.param(name, config, id=f"{name}-{label}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "config"), list(configurations()))
+@pytest.mark.parametrize(("name", "config"), list(configurations(compiles=True)))
 def test_layer_that_says_so_compiles_whole(name, config):
     """One graph, forward and backward; the generated code itself is torch's concern."""
     case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
@@ -47,3 +47,11 @@ def test_layer_that_says_so_compiles_whole(name, config):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "config"), list(configurations(compiles=False)))
+def test_layer_that_says_so_does_not_compile_whole(name, config):
+    case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(case.layer(torch.float32), fullgraph=True, backend="aot_eager")(case.x().float())

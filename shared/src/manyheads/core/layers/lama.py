@@ -150,7 +150,7 @@ class LowRankAttentionPooling(Layer):
         masks=("padding", "reset"),
         positional=True,
         linear_in_value=True,
-        compiles=False,  # the scan of the encoder is a loop over tokens
+        compiles=False,  # torch's compiler refuses its recurrent units
         deviations=(
             "the summary is handed to every token; causal forms, states and learnt temperatures are ours",
             "an epsilon in the norm over heads",

@@ -64,7 +64,6 @@ class LIF(Layer):
         full_context=False,  # a neuron sees its own width only, and forgets at a spike
         discontinuous=True,
         surrogate=True,
-        compiles=False,  # its backward pass is a loop of its own
         vmaps=False,
         second_derivatives="no",
         deviations=("without a synaptic current", "conventions of spikingjelly, which LMUFormer's code uses"),

@@ -86,7 +86,6 @@ class SpikingLegendreMemoryUnit(Layer):
         full_context=False,  # a neuron forgets at a spike
         discontinuous=True,
         surrogate=True,
-        compiles=False,  # the neurons' backward pass is a loop of its own
         vmaps=False,
         second_derivatives="no",
         deviations=(
