@@ -115,6 +115,24 @@ def test_float16_is_finite_where_the_result_fits(case, scale, train):
         assert error < 5e-2
 
 
+@pytest.mark.parametrize("scale", [1, 30, 1000])
+@every_layer
+def test_float16_autocast_is_finite_where_the_result_fits(case, scale):
+    torch.manual_seed(0)
+    layer = case.layer_class(case.dim, **case.config).train()
+    x, context = scale * case.x(), case.context()
+    torch.manual_seed(1)
+    if copy.deepcopy(layer).double()(x, context=context).y.abs().max() > 6e4:
+        return
+    x, context = x.float().requires_grad_(), None if context is None else context.float()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = layer(x, context=context).y
+    assert y.isfinite().all()
+    (gradient,) = torch.autograd.grad(y.float().sum(), x, allow_unused=True, materialize_grads=True)
+    assert gradient.isfinite().all()
+
+
 # Second derivatives: a product with the Hessian over the input and all parameters, against differences of gradients.
 
 

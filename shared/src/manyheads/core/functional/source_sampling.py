@@ -87,7 +87,8 @@ def sampled_attention(
     """
     if q.dtype == torch.float16:
         wide = (part.float() for part in (q, k, v))
-        return sampled_attention(*wide, sources, kept, offset=offset, allowed=allowed, scale=scale).to(q.dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            return sampled_attention(*wide, sources, kept, offset=offset, allowed=allowed, scale=scale).to(q.dtype)
     batch, heads, tokens, width = q.shape
     _, blocks, count = sources.shape
     scale = width**-0.5 if scale is None else scale

@@ -284,11 +284,12 @@ class LowRankAttentionPooling(Layer):
         """
         wide = torch.promote_types(pooled.dtype, torch.float32)
         pooled, p, q = pooled.to(wide), self.p.to(wide), self.q.to(wide)
-        if self.learned is not None:
-            c = self.learned.to(wide).expand(pooled.shape[0], 1, -1)
-        else:
-            c = allowed.to(wide) @ pooled / allowed.sum(-1, keepdim=True).clamp(min=1)
-        return lama_scores(pooled, c, p, q)
+        with torch.autocast(pooled.device.type, enabled=False):  # the epsilon is below what half precision knows
+            if self.learned is not None:
+                c = self.learned.to(wide).expand(pooled.shape[0], 1, -1)
+            else:
+                c = allowed.to(wide) @ pooled / allowed.sum(-1, keepdim=True).clamp(min=1)
+            return lama_scores(pooled, c, p, q)
 
     def _running(
         self, h: Tensor, hidden: Tensor, state: RunningState, real: Tensor, reset: Tensor | None

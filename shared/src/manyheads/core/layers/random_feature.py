@@ -182,18 +182,22 @@ class RandomFeatureAttention(Layer):
         else:
             keys, allowed, state = self._sources(x, state, mask)
         z, keys = (functional.pad(part, (0, 1), value=1.0) for part in (x, keys))
-        # cubes of the tokens need not fit float16
-        wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        half = (torch.get_autocast_dtype(device) if autocast else x.dtype) == torch.float16
+        wide = torch.float32 if half else x.dtype  # cubes of the tokens need not fit float16
         z, keys = z.to(wide), keys.to(wide)
-        scores = random_feature_scores(z, keys, self.weight.to(wide))
+        with torch.autocast(device, enabled=autocast and not half):
+            scores = random_feature_scores(z, keys, self.weight.to(wide))
         count = torch.full_like(z[:1, :1, :1], max(keys.shape[1], 1))
         if allowed is not None:
             scores = scores.masked_fill(~allowed.unsqueeze(1), 0.0)
             count = allowed.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)
         # The mean is taken after the sum: on the scores it would be kept for the backward pass once more.
-        mixed = mix_shared(scores, self.value(keys)) / count
-        if x.dtype == torch.float16:  # the read-out is linear: features that do not fit are scaled for it
-            factor = (mixed.abs().amax(-1, keepdim=True) / (torch.finfo(x.dtype).max / 2)).clamp(min=1)
+        with torch.autocast(device, enabled=autocast and not half):
+            mixed = mix_shared(scores, self.value(keys)) / count
+        if half:  # the read-out is linear: features that do not fit are scaled for it
+            factor = (mixed.abs().amax(-1, keepdim=True) / (torch.finfo(torch.float16).max / 2)).clamp(min=1)
             return LayerOutput((self.output((mixed / factor).to(x.dtype)) * factor).to(x.dtype), state)
         return LayerOutput(self.output(mixed), state)
 
