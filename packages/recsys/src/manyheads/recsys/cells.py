@@ -55,6 +55,8 @@ def read_cells(
     """As :func:`read`, of an array: of one type, or of objects."""
     if missing is None:
         missing = np.asarray(pd.isna(cells), bool)
+    if cells.dtype.kind == "m":
+        cells = pd.Series(cells).dt.total_seconds().to_numpy()
     kind = cells.dtype.kind
     if kind == "O":
         kinds = set(map(type, cells[~missing])) if missing.any() else set(map(type, cells))
@@ -110,6 +112,11 @@ def objects(cells: Sequence[Any]) -> np.ndarray:
 
 
 def _one_by_one(cells: np.ndarray, family: Family, marks: tuple[str, ...], unit: Unit, missing: np.ndarray) -> Read:
+    spans = [n for n, cell in enumerate(cells) if isinstance(cell, datetime.timedelta | np.timedelta64)]
+    if spans:  # numbers of seconds
+        cells = cells.copy()
+        for number in spans:
+            cells[number] = pd.Timedelta(cells[number]).total_seconds()
     if family == "time":
         return _times(cells, marks, unit, missing)
     convert = _CELL[family]
@@ -146,10 +153,6 @@ def _integer(cell: Any) -> int:
 
 
 def _number(cell: Any) -> float:
-    if isinstance(cell, np.timedelta64):
-        cell = pd.Timedelta(cell)
-    if isinstance(cell, datetime.timedelta):
-        return cell.total_seconds()
     if not isinstance(cell, _NUMBERS) or not math.isfinite(found := float(cell)):
         raise TypeError
     return found
@@ -289,10 +292,6 @@ def _number_of_any(values: np.ndarray, unit: Unit) -> Converted:
     return values, ~np.isfinite(values)
 
 
-def _number_of_spans(values: np.ndarray, unit: Unit) -> Converted:
-    return _number_of_any(pd.Series(pd.TimedeltaIndex(values)).dt.total_seconds().to_numpy(), unit)
-
-
 def _boolean_of_any(values: np.ndarray, unit: Unit) -> Converted:
     bad = ~np.isin(values, [0, 1])
     return np.where(bad, 0, values).astype(np.int64), bad
@@ -331,7 +330,6 @@ _TYPED: dict[tuple[str, str], Callable[[np.ndarray, Unit], Converted]] = {
     **{("integer", kind): _whole_of_integers for kind in "biu"},
     ("integer", "f"): _whole_of_floats,
     **{("number", kind): _number_of_any for kind in "biuf"},
-    ("number", "m"): _number_of_spans,
     **{("boolean", kind): _boolean_of_any for kind in "biuf"},
     **{("time", kind): _time_of_numbers for kind in "iuf"},
     ("time", "M"): _time_of_stamps,

@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,7 +18,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError
+from manyheads.core.errors import ArgumentError, DataError
+from manyheads.recsys.cells import shown
 from manyheads.recsys.frames import as_frame, check_frame
 
 TIMEOUT = 60.0  # seconds for an answer
@@ -134,7 +136,11 @@ def _cell(cell: Any) -> Any:
         return cell.item()
     if isinstance(cell, Decimal | Fraction):
         return float(cell)
-    return cell if isinstance(cell, str | bool | int | float | dict) else str(cell)
+    if isinstance(cell, pd.Interval | uuid.UUID):
+        return str(cell)
+    if not isinstance(cell, str | bool | int | float | dict):
+        raise DataError(f"rows: found {type(cell).__name__} ({shown(cell)}), expected what JSON has a value for")
+    return cell
 
 
 def _ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes) -> tuple[int, bytes]:
