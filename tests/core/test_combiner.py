@@ -211,7 +211,7 @@ def test_battery_finds_dyadic_blocks_that_are_not_shifted(monkeypatch):
         (lambda: CombinerLogsparse(6, heads=4), r"combiner-logsparse: heads: found 4"),
         (lambda: CombinerLogsparse(6, heads=2, max_len=0), r"combiner-logsparse: max_len: found 0, expected 1 or more"),
         (lambda: CombinerAxial(6, heads=5), r"combiner-axial: heads: found 5"),
-        (lambda: CombinerAxial(6, heads=2, plan="diagonal"), r"plan: found 'diagonal', expected one of vertical, hor"),
+        (lambda: CombinerAxial(6, heads=2, plan="diagonal"), r"plan: found 'diagonal', expected 'vertical', 'hor"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

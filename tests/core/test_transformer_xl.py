@@ -271,7 +271,7 @@ def test_autocast_is_close(name):
     ("arguments", "part"),
     [
         ({"heads": 4}, "transformer-xl: heads: found 4, expected a divisor of dim = 6"),
-        ({"heads": 0}, "transformer-xl: heads: found 0, expected 1 or more"),
+        ({"heads": 0}, "transformer-xl: heads: found 0, expected a divisor of dim = 6"),
         ({"heads": 2, "memory": 0}, "transformer-xl: memory: found 0, expected 1 or more"),
         ({"heads": 2, "head_width": -1}, "transformer-xl: head_width: found -1, expected 1 or more"),
     ],

@@ -28,11 +28,11 @@ class ArgumentError(ManyheadsError, ValueError):
 class UnknownNameError(ManyheadsError, LookupError):
     """A name that no registry holds; the message gives the nearest one that exists."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        known, text = sorted(known), name if isinstance(name, str) else ""
+        near = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
         by_case = {k.lower(): k for k in known}
-        nearest = by_case.get(name.lower()) or (near[0] if near else None)
+        nearest = by_case.get(text.lower()) or (near[0] if near else None)
         mend = f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(known) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}: {mend}")
         self.kind, self.name, self.nearest = kind, name, nearest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import check_names, checked, describe
 from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.mask import NO_MASK, Mask
-from manyheads.core.state import State, leaves, tree_map
+from manyheads.core.state import State, tree_map
 
 Causality = Literal["no", "weak", "strict"]
 StateKind = Literal["none", "recurrent", "window", "growing"]
@@ -63,6 +65,52 @@ class LayerInfo:
         return any(kind != "none" for kind in self.state)
 
 
+def _named(forward: Callable[..., LayerOutput]) -> Callable[..., LayerOutput]:
+    """``forward``, with an :class:`ArgumentError` in place of the TypeError for arguments that it does not have."""
+
+    @functools.wraps(forward)
+    def run(self: Layer, *args: Any, **kwargs: Any) -> LayerOutput:
+        try:
+            return forward(self, *args, **kwargs)
+        except TypeError as error:
+            failure = error
+        check_names(forward, (self, *args), kwargs)
+        raise failure
+
+    return run
+
+
+def _within_memory(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor, with an :class:`ArgumentError` in place of torch's error for weights that do not fit."""
+
+    @functools.wraps(init)
+    def run(self: Layer, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not any(sign in str(error) for sign in ("allocate", "Storage size", "out of memory", "overflow")):
+                raise
+            given = ", ".join([*map(str, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
+            raise ArgumentError(f"{self.info.name}: found ({given}), expected weights that fit into memory") from error
+
+    return run
+
+
+def head_count(name: str, dim: int, heads: int | None, *, most: int = 8, least_width: int = 1) -> int:
+    """``heads`` of the layer ``name``; for None the largest power of two up to ``most`` that divides ``dim``.
+
+    Raises :class:`ArgumentError` where they do not divide it into heads of ``least_width`` or more.
+    """
+    if heads is None:
+        heads = most
+        while heads > 1 and (dim % heads or dim // heads < least_width):
+            heads //= 2
+    if dim > 0 and (heads < 1 or dim % heads or dim // heads < least_width):
+        wide = "" if least_width == 1 else f" that leaves heads of width {least_width} or more"
+        raise ArgumentError(f"{name}: heads: found {heads}, expected a divisor of dim = {dim}{wide}")
+    return heads
+
+
 class Layer(nn.Module):
     """Base of all layers. A subclass has ``info``, keeps its arguments in ``config`` and implements :meth:`mix`.
 
@@ -73,6 +121,16 @@ class Layer(nn.Module):
     """
 
     info: ClassVar[LayerInfo]
+    context_dim: int | None = None  # width of the context, None for none
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Constructors and ``init_state`` compare their arguments with their annotations."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = checked(_within_memory(cls.__init__))  # ty: ignore[invalid-assignment]
+        if "init_state" in cls.__dict__:
+            cls._initial = cls.init_state
+            cls.init_state = checked(cls.init_state)  # ty: ignore[invalid-assignment]
 
     def __init__(self, dim: int, **config: Any) -> None:
         super().__init__()
@@ -121,10 +179,13 @@ class Layer(nn.Module):
         """The state before the first token: neutral elements, batch first."""
         return ()
 
+    _initial = init_state  # without the check, for forward
+
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         """The layer itself; everything it is given has been checked, and ``state`` is never None."""
         raise NotImplementedError(f"{type(self).__name__} does not implement mix")
 
+    @_named
     def forward(
         self, x: Tensor, state: State | None = None, *, context: Tensor | None = None, mask: Mask | None = None
     ) -> LayerOutput:
@@ -149,6 +210,9 @@ class Layer(nn.Module):
         """
         if self.state_kind == "none":
             raise self._no_state("step")
+        if not isinstance(x_t, Tensor) or x_t.dim() - 1 not in self.info.grid_ranks:
+            shape = "(B, D)" if self.info.grid_ranks == (1,) else "(B, *grid[1:], D)"
+            raise ArgumentError(f"{self.info.name}: x_t: found {describe(x_t)}, expected a tensor {shape}, one step")
         y, state, _ = self(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
 
@@ -175,27 +239,57 @@ class Layer(nn.Module):
         return x, context, mask
 
     def _check_input(self, x: Tensor, context: Tensor | None) -> None:
-        name, rank = self.info.name, x.dim() - 2
-        if rank not in self.info.grid_ranks:
+        name = self.info.name
+        if not isinstance(x, Tensor) or x.dim() - 2 not in self.info.grid_ranks:
             axes = " or ".join(str(r) for r in self.info.grid_ranks)
-            raise ArgumentError(
-                f"{name}: x: found shape {tuple(x.shape)}, expected (B, *grid, D) with {axes} grid axes"
-            )
+            found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else describe(x)
+            raise ArgumentError(f"{name}: x: found {found}, expected (B, *grid, D), a tensor with {axes} grid axes")
         if x.shape[-1] != self.dim:
             raise ArgumentError(f"{name}: x: found width {x.shape[-1]}, expected {self.dim}")
+        self._check_kind(x)
         if self.grid is not None and tuple(x.shape[1:-1]) != self.grid:
             sizes = ", ".join(map(str, self.grid))
             raise ArgumentError(f"{name}: x: found shape {tuple(x.shape)}, expected (B, {sizes}, {self.dim})")
         if context is None:
+            if self.context_dim is not None:
+                raise ArgumentError(
+                    f"{name}: context: found none, expected a tensor ({x.shape[0]}, S, {self.context_dim}), as it is "
+                    f"built with context_dim={self.context_dim}"
+                )
             return
-        if not self.info.cross:
-            raise ArgumentError(f"{name}: context: found one, but this layer takes none")
-        if context.dim() != 3 or context.shape[0] != x.shape[0]:
+        if self.context_dim is None:
+            fix = "build it with context_dim" if self.info.cross else "this layer takes none"
+            raise ArgumentError(f"{name}: context: found one, expected None: {fix}")
+        if not isinstance(context, Tensor) or context.dim() != 3 or context.shape[0] != x.shape[0]:
             raise ArgumentError(
-                f"{name}: context: found shape {tuple(context.shape)}, expected ({x.shape[0]}, S, width)"
+                f"{name}: context: found {describe(context)}, expected a tensor ({x.shape[0]}, S, {self.context_dim})"
+            )
+        if context.shape[-1] != self.context_dim:
+            raise ArgumentError(f"{name}: context: found width {context.shape[-1]}, expected {self.context_dim}")
+        if context.dtype != x.dtype or context.device != x.device:
+            raise ArgumentError(
+                f"{name}: context: found {context.dtype} on {context.device}, expected {x.dtype} on {x.device} as x"
+            )
+
+    def _check_kind(self, x: Tensor) -> None:
+        """The dtype and the device, which must be those of the weights; autocast takes any dtype but float64."""
+        name = self.info.name
+        if not x.is_floating_point():
+            raise ArgumentError(f"{name}: x: found {x.dtype}, expected a floating point tensor")
+        weight = next(self.parameters(), None)
+        if weight is None or not weight.is_floating_point():
+            return
+        if x.device != weight.device:
+            raise ArgumentError(f"{name}: x: found a tensor on {x.device}, expected one on {weight.device} as weights")
+        if x.dtype != weight.dtype and (torch.float64 in (x.dtype, weight.dtype) or not _autocast(x)):
+            raise ArgumentError(
+                f"{name}: x: found {x.dtype}, expected {weight.dtype} as the weights: convert x or the layer"
             )
 
     def _check_mask(self, x: Tensor, context: Tensor | None, mask: Mask) -> None:
+        if not isinstance(mask, Mask):
+            fix = "Mask(padding=…) takes a tensor (B, T) that is True for real tokens"
+            raise MaskError(f"{self.info.name}: mask: found {describe(mask)}, expected a Mask: {fix}")
         for field_name in mask.names():
             if field_name not in self.masks:
                 honoured = ", ".join(self.masks) or "none"
@@ -204,7 +298,7 @@ class Layer(nn.Module):
                 )
         if mask.context_padding is not None and context is None:
             raise MaskError(f"{self.info.name}: mask.context_padding: found one without a context")
-        mask.check(x.shape[0], math.prod(x.shape[1:-1]), None if context is None else context.shape[1])
+        mask.check(x.shape[0], math.prod(x.shape[1:-1]), None if context is None else context.shape[1], x.device)
 
     def _checked_state(self, x: Tensor, state: State | None) -> State:
         if self.state_kind == "none":
@@ -212,20 +306,36 @@ class Layer(nn.Module):
                 raise self._no_state("state")
             return ()
         if state is None:
-            return self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
-        name, fresh = self.info.name, self.init_state(0, device=x.device, dtype=x.dtype)
-        if type(state) is not type(fresh) or (isinstance(state, tuple) and len(state) != len(fresh)):
-            what = type(state).__name__ if state != () else "an empty state"
-            raise StateError(f"{name}: state: found {what}, expected {type(fresh).__name__} (init_state makes one)")
-        for found, expected in zip(leaves(state), leaves(fresh), strict=False):
-            if found.shape[0] != x.shape[0]:
-                raise StateError(f"{name}: state: found batch size {found.shape[0]}, expected {x.shape[0]}")
-            if found.shape[1:] != expected.shape[1:]:
-                raise StateError(
-                    f"{name}: state: found a part of shape (B, {_axes(found)}), expected (B, {_axes(expected)}): "
-                    "it is of a layer of another configuration"
-                )
+            return self._initial(x.shape[0], device=x.device, dtype=x.dtype)
+        self._check_part(state, self._initial(0, device=x.device, dtype=x.dtype), x)
         return state
+
+    def _check_part(self, found: State, expected: State, x: Tensor) -> None:
+        """A state or a part of it against the one that :meth:`init_state` makes for no rows."""
+        name, kind = self.info.name, type(expected)
+        if not isinstance(expected, Tensor):
+            if type(found) is not kind or len(found) != len(expected):
+                what = "an empty state" if type(found) is tuple and not found else describe(found)
+                raise StateError(f"{name}: state: found {what}, expected {kind.__name__} (init_state makes one)")
+            for part, wanted in zip(found, expected, strict=True):
+                self._check_part(part, wanted, x)
+            return
+        if not isinstance(found, Tensor):
+            raise StateError(f"{name}: state: found {describe(found)} in it, expected a tensor")
+        if found.dim() and found.shape[0] != x.shape[0]:
+            raise StateError(f"{name}: state: found batch size {found.shape[0]}, expected {x.shape[0]}")
+        if found.shape[1:] != expected.shape[1:] or not found.dim():
+            raise StateError(
+                f"{name}: state: found a part of shape {tuple(found.shape)}, expected (B, {_axes(expected)}): "
+                "it is of a layer of another configuration"
+            )
+        if found.device == expected.device and found.dtype == expected.dtype:
+            return
+        if found.device != expected.device or not (found.is_floating_point() and _autocast(x)):
+            raise StateError(
+                f"{name}: state: found a part of {found.dtype} on {found.device}, expected {expected.dtype} on "
+                f"{expected.device}: init_state(…, dtype=x.dtype, device=x.device) makes one"
+            )
 
     def _no_state(self, argument: str) -> StateError:
         """The error for a stream through a layer that keeps no state, with the arguments that would give it one."""
@@ -243,6 +353,10 @@ class Layer(nn.Module):
 def blank(x: Tensor, real: Tensor) -> Tensor:
     """``x (B, *grid, D)`` with 0 where ``real (B, T)`` is False, and no gradient there."""
     return torch.where(real.view(*x.shape[:-1], 1), x, x.new_zeros(()))
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _axes(leaf: Tensor) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import MaskError
 
 
+@checked_constructor
 @dataclass(frozen=True)
 class Mask:
     """Restrictions on one call. Each may be None; a layer that cannot honour one that is set raises.
@@ -27,8 +29,8 @@ class Mask:
         """The restrictions that are set."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
-    def check(self, batch: int, tokens: int, context_tokens: int | None) -> None:
-        """Raises :class:`MaskError` for a wrong shape or dtype."""
+    def check(self, batch: int, tokens: int, context_tokens: int | None, device: torch.device) -> None:
+        """Raises :class:`MaskError` for a wrong shape, dtype or device."""
         expected = {
             "padding": ((batch, tokens), torch.bool),
             "reset": ((batch, tokens), torch.bool),
@@ -41,6 +43,8 @@ class Mask:
                 raise MaskError(
                     f"mask.{name}: found shape {tuple(value.shape)} of {value.dtype}, expected {shape} of {dtype}"
                 )
+            if value is not None and value.device != device:
+                raise MaskError(f"mask.{name}: found a tensor on {value.device}, expected one on {device} as x")
         if self.window is not None and self.window < 1:
             raise MaskError(f"mask.window: found {self.window}, expected 1 or more")
 

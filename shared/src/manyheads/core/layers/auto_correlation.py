@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -46,7 +46,8 @@ class AutoCorrelation(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``. Without ``per_head`` it changes nothing but what ``mixing_matrix`` shows.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does. Without ``per_head`` it changes
+            nothing but what ``mixing_matrix`` shows.
         factor: c of ``k = c ln T``, rounded down, at least 1 and at most T.
         per_head: each head selects its own delays.
         bias: biases in the four projections.
@@ -75,11 +76,10 @@ class AutoCorrelation(Layer):
     )
 
     def __init__(
-        self, dim: int, *, heads: int = 8, factor: float = 1.0, per_head: bool = False, bias: bool = True
+        self, dim: int, *, heads: int | None = None, factor: float = 1.0, per_head: bool = False, bias: bool = True
     ) -> None:
+        heads = head_count("auto-correlation", dim, heads)
         super().__init__(dim, heads=heads, factor=factor, per_head=per_head, bias=bias)
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"auto-correlation: heads: found {heads}, expected a divisor of dim = {dim}")
         if not 0 < factor < math.inf:
             raise ArgumentError(f"auto-correlation: factor: found {factor}, expected a number above 0")
         self.heads, self.factor, self.per_head = heads, factor, per_head

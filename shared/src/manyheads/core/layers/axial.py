@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -38,7 +38,7 @@ class AxialAttention(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         axis: the grid axis along which tokens see each other: of an image 0 for its columns, 1 for its rows; negative
             from the end.
         causal: each token sees itself and what comes before it along the axis.
@@ -65,10 +65,11 @@ class AxialAttention(Layer):
         deviations=("one layer along one axis, without the shifts and embeddings of the paper's model",),
     )
 
-    def __init__(self, dim: int, *, heads: int = 8, axis: int = -1, causal: bool = False, bias: bool = False) -> None:
+    def __init__(
+        self, dim: int, *, heads: int | None = None, axis: int = -1, causal: bool = False, bias: bool = False
+    ) -> None:
+        heads = head_count("axial", dim, heads)
         super().__init__(dim, heads=heads, axis=axis, causal=causal, bias=bias)
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"axial: heads: found {heads}, expected a divisor of dim = {dim}")
         if not -3 <= axis < 3:
             raise ArgumentError(f"axial: axis: found {axis}, expected one of a grid of two or three axes, -3 to 2")
         self.heads, self.axis, self.is_causal = heads, axis, causal

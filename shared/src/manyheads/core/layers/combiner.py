@@ -38,16 +38,14 @@ from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 TITLE, ARXIV = "Combiner: Full Attention Transformer with Sparse Computation Cost", "2107.05768"
 
 
-def check_arguments(name: str, dim: int, heads: int, **least_one: int | None) -> None:
-    if heads < 1 or dim % heads:
-        raise ArgumentError(f"{name}: heads: found {heads}, expected a divisor of dim = {dim}")
+def check_arguments(name: str, **least_one: int | None) -> None:
     for argument, value in least_one.items():
         if value is not None and value < 1:
             raise ArgumentError(f"{name}: {argument}: found {value}, expected 1 or more")
@@ -73,7 +71,7 @@ class CombinerFixed(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         segment: s; None takes ceil(sqrt(T)) at every call, which depends on the length: neither masks nor a state then.
         causal: each token sees its own segment up to itself, and earlier segments.
         max_len: causal with a segment: tokens that the growing state has room for; :class:`StateError` beyond.
@@ -105,14 +103,15 @@ class CombinerFixed(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         segment: int | None = None,
         causal: bool = False,
         max_len: int | None = None,
         bias: bool = False,
     ) -> None:
+        heads = head_count("combiner-fixed", dim, heads)
         super().__init__(dim, heads=heads, segment=segment, causal=causal, max_len=max_len, bias=bias)
-        check_arguments("combiner-fixed", dim, heads, segment=segment, max_len=max_len)
+        check_arguments("combiner-fixed", segment=segment, max_len=max_len)
         if max_len is not None and (segment is None or not causal):
             raise ArgumentError(
                 f"combiner-fixed: max_len: found {max_len} with causal={causal} and segment={segment}, "

@@ -28,11 +28,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.spans import prefix_spans
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -51,7 +50,7 @@ class CombinerAxial(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         plan: how the earlier rows are cut into spans.
         bias: biases in the projections.
 
@@ -80,12 +79,9 @@ class CombinerAxial(Layer):
         ),
     )
 
-    def __init__(self, dim: int, *, heads: int = 8, plan: Plan = "vertical", bias: bool = False) -> None:
+    def __init__(self, dim: int, *, heads: int | None = None, plan: Plan = "vertical", bias: bool = False) -> None:
+        heads = head_count("combiner-axial", dim, heads)
         super().__init__(dim, heads=heads, plan=plan, bias=bias)
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"combiner-axial: heads: found {heads}, expected a divisor of dim = {dim}")
-        if plan not in PAIRS:
-            raise ArgumentError(f"combiner-axial: plan: found {plan!r}, expected one of {', '.join(PAIRS)}")
         self.heads, self.plan = heads, plan
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
         if plan == "rowmajor":

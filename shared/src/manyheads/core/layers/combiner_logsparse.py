@@ -25,7 +25,7 @@ from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span, span_value
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.layers.combiner import ARXIV, TITLE, check_arguments
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -53,7 +53,7 @@ class CombinerLogsparse(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         max_len: tokens that the growing state has room for; :class:`StateError` beyond. None: no state.
         bias: biases in the four projections.
 
@@ -78,9 +78,10 @@ class CombinerLogsparse(Layer):
         deviations=("no dropout on the attention", "any length, not powers of two only", "causal only"),
     )
 
-    def __init__(self, dim: int, *, heads: int = 8, max_len: int | None = None, bias: bool = False) -> None:
+    def __init__(self, dim: int, *, heads: int | None = None, max_len: int | None = None, bias: bool = False) -> None:
+        heads = head_count("combiner-logsparse", dim, heads)
         super().__init__(dim, heads=heads, max_len=max_len, bias=bias)
-        check_arguments("combiner-logsparse", dim, heads, max_len=max_len)
+        check_arguments("combiner-logsparse", max_len=max_len)
         self.heads, self.max_len = heads, max_len
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
 

@@ -32,14 +32,14 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
 def _flops(config: dict[str, Any], tokens: int) -> float:
-    dim, modes = config["dim"], config.get("modes", 64)
-    return 4.0 * tokens * dim * dim + 8.0 * tokens * modes * dim + 8.0 * modes * dim * dim / config.get("heads", 8)
+    dim, modes = config["dim"], config["modes"]
+    return 4.0 * tokens * dim * dim + 8.0 * tokens * modes * dim + 8.0 * modes * dim * dim / config["heads"]
 
 
 class FourierBlock(Layer):
@@ -48,9 +48,9 @@ class FourierBlock(Layer):
     Args:
         dim: width D.
         length: tokens of the inputs for which the frequencies are chosen; others are taken too.
-        modes: M, at most ``length // 2 + 1``.
+        modes: M, at most ``length // 2 + 1``. None for 64, or as many as there are.
         select: frequencies at "random" or the "lowest".
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         seed: of the random choice.
         bias: biases in the two projections.
 
@@ -82,24 +82,22 @@ class FourierBlock(Layer):
         dim: int,
         *,
         length: int,
-        modes: int = 64,
+        modes: int | None = None,
         select: Literal["random", "lowest"] = "random",
-        heads: int = 8,
+        heads: int | None = None,
         seed: int = 0,
         bias: bool = True,
     ) -> None:
+        heads = head_count("fourier-block", dim, heads)
+        available = length // 2 + 1
+        modes = min(64, available) if modes is None else modes
         super().__init__(dim, length=length, modes=modes, select=select, heads=heads, seed=seed, bias=bias)
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"fourier-block: heads: found {heads}, expected a divisor of dim = {dim}")
         if length < 1:
             raise ArgumentError(f"fourier-block: length: found {length}, expected 1 or more")
-        available = length // 2 + 1
         if not 1 <= modes <= available:
             raise ArgumentError(
                 f"fourier-block: modes: found {modes}, expected 1 to length // 2 + 1 = {available} at length {length}"
             )
-        if select not in ("random", "lowest"):
-            raise ArgumentError(f"fourier-block: select: found {select!r}, expected 'random' or 'lowest'")
         self.heads = heads
         chosen = torch.arange(modes)
         if select == "random":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.gated_residual import GatedResidual
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.layers.transformer_xl import TransformerXL
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -42,7 +42,7 @@ class GTrXL(Layer):
 
     Args:
         dim: width D.
-        heads: H.
+        heads: H; divides ``dim`` without a ``head_width``. None for the largest power of two up to 8 that does.
         head_width: E; ``dim / heads`` by default. The paper's agents have ``dim=256, heads=8, head_width=64``.
         memory: M, how many tokens before it each token sees, and the slots of the state.
         hidden: F; ``4 dim`` by default.
@@ -80,7 +80,7 @@ class GTrXL(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         head_width: int | None = None,
         memory: int = 128,
         hidden: int | None = None,
@@ -88,6 +88,8 @@ class GTrXL(Layer):
         gate_bias: float | None = None,
         memory_gradient: bool = False,
     ) -> None:
+        if heads is None or head_width is None:
+            heads = head_count("gtrxl", dim, heads)
         super().__init__(
             dim,
             heads=heads,
@@ -103,8 +105,6 @@ class GTrXL(Layer):
         for name, value in (("heads", heads), ("memory", memory), ("head_width", head_width)):
             if value is not None and value < 1:
                 raise ArgumentError(f"gtrxl: {name}: found {value}, expected 1 or more")
-        if head_width is None and dim % heads:
-            raise ArgumentError(f"gtrxl: heads: found {heads}, expected a divisor of dim = {dim}, or a head_width")
         width = 4 * dim if hidden is None else hidden
         attention = TransformerXL(
             dim, heads=heads, head_width=head_width, memory=memory, memory_gradient=memory_gradient, norm=True

@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from manyheads.core.blocks.field_linear import FieldLinear
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, blank
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, blank, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -76,14 +76,13 @@ class _FieldLayer(Layer):
     query_parts: tuple[str, ...] = ("output", "inner", "outer")  # modules that hold a part for each query
 
     def __init__(
-        self, dim: int, *, fields: int, heads: int, expansion: int, queries: int | None, **config: Any
+        self, dim: int, *, fields: int, heads: int | None, expansion: int, queries: int | None, **config: Any
     ) -> None:
+        heads = head_count(self.info.name, dim, heads, most=4)
         super().__init__(dim, fields=fields, heads=heads, expansion=expansion, queries=queries, **config)
         name = self.info.name
         if fields < 1:
             raise ArgumentError(f"{name}: fields: found {fields}, expected 1 or more")
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"{name}: heads: found {heads}, expected a divisor of dim = {dim}")
         if expansion < 1:
             raise ArgumentError(f"{name}: expansion: found {expansion}, expected 1 or more")
         if queries is not None and not 1 <= queries <= fields:
@@ -180,7 +179,7 @@ class Heterogeneous(_FieldLayer):
     Args:
         dim: width D.
         fields: T; every input has as many tokens.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 4 that does.
         expansion: m of the FFN.
         queries: the last fields that are computed; all by default.
 
@@ -204,7 +203,7 @@ class Heterogeneous(_FieldLayer):
     query_parts = (*_FieldLayer.query_parts, "query")
 
     def __init__(
-        self, dim: int, *, fields: int, heads: int = 4, expansion: int = 2, queries: int | None = None
+        self, dim: int, *, fields: int, heads: int | None = None, expansion: int = 2, queries: int | None = None
     ) -> None:
         super().__init__(dim, fields=fields, heads=heads, expansion=expansion, queries=queries)
         self.query = FieldLinear(self.queries, dim, dim)
@@ -223,7 +222,7 @@ class Hiformer(_FieldLayer):
         fields: T; every input has as many tokens.
         rank: r of the projections to queries, keys and values; None for full matrices. Low rank is cheaper below
             ``T D (Q + 2 T) / (Q + 5 T)``.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 4 that does.
         expansion: m of the FFN.
         queries: the last fields that are computed; all by default.
 
@@ -253,7 +252,7 @@ class Hiformer(_FieldLayer):
         *,
         fields: int,
         rank: int | None = None,
-        heads: int = 4,
+        heads: int | None = None,
         expansion: int = 2,
         queries: int | None = None,
     ) -> None:

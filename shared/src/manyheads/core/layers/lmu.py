@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from manyheads.core.blocks.legendre_memory import LegendreMemory
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.functional.legendre import memory_flops
-from manyheads.core.functional.recurrent_mask import recurrent_mask
+from manyheads.core.functional.recurrent_mask import carried, recurrent_mask
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -120,11 +120,19 @@ class LegendreMemoryUnit(Layer):
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One step ``(B, D)`` without blocks: five products."""
-        if x_t.shape[-1] != self.dim or type(state) is not LMUState:
-            y, state, _ = self(x_t.unsqueeze(1), state)  # says what is wrong
-            return y.squeeze(1), state
+        if not self._is_plain(x_t, state):
+            return super().step(x_t, state)
         memory = self.memory.step(self.activation(self.encoder(x_t)), state.memory)
         return self._read(memory.flatten(1), x_t), LMUState(memory)
+
+    def _is_plain(self, x_t: Tensor, state: State) -> bool:
+        """Nothing to convert and nothing wrong."""
+        if not isinstance(x_t, Tensor) or type(state) is not LMUState or not isinstance(state.memory, Tensor):
+            return False
+        weight, memory = self.skip.weight, state.memory
+        fits = x_t.dim() == 2 and x_t.shape[1] == self.dim and memory.shape == (len(x_t), self.channels, self.order)
+        alike = x_t.dtype == weight.dtype and memory.dtype == carried(x_t.dtype)
+        return fits and alike and x_t.device == weight.device == memory.device
 
     def _read(self, memory: Tensor, x: Tensor) -> Tensor:
         return self.activation(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))

@@ -37,7 +37,7 @@ from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.prefix import join, prefix_softmax
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -68,7 +68,7 @@ class PoNet(Layer):
 
     Args:
         dim: width D.
-        heads: H of the global pooling; divides ``dim``.
+        heads: H of the global pooling; divides ``dim``. None for the largest power of two up to 8 that does.
         segment: tokens of a segment; the last one may be shorter.
         causal: each token pools over what has come so far.
         global_pooling: causal only: ``exact`` or ``running``, see above.
@@ -104,21 +104,18 @@ class PoNet(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         segment: int = 64,
         causal: bool = False,
         global_pooling: Literal["exact", "running"] = "exact",
         max_len: int | None = None,
     ) -> None:
+        heads = head_count("ponet", dim, heads)
         super().__init__(
             dim, heads=heads, segment=segment, causal=causal, global_pooling=global_pooling, max_len=max_len
         )
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"ponet: heads: found {heads}, expected a divisor of dim = {dim}")
         if segment < 1:
             raise ArgumentError(f"ponet: segment: found {segment}, expected 1 or more")
-        if global_pooling not in ("exact", "running"):
-            raise ArgumentError(f"ponet: global_pooling: found {global_pooling!r}, expected 'exact' or 'running'")
         if global_pooling == "running" and not causal:
             raise ArgumentError("ponet: global_pooling: found 'running' with causal=False, expected 'exact'")
         if max_len is not None and (max_len < 1 or not causal or global_pooling == "running"):

@@ -37,7 +37,7 @@ from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.own_backward import must_be_plain
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.prefix_sum import prefix_sum
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -102,7 +102,7 @@ class ProbSparse(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         factor: c of ``u = c ceil(ln T)``.
         causal: no output mixes a later value; weakly causal, as the selection looks at all queries.
         running: causal only: lazy queries get the running "mean" of the values, or their "sum" as in the authors' code.
@@ -140,7 +140,7 @@ class ProbSparse(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         factor: float = 5.0,
         causal: bool = False,
         running: Literal["mean", "sum"] = "mean",
@@ -148,6 +148,7 @@ class ProbSparse(Layer):
         resample: bool = False,
         bias: bool = True,
     ) -> None:
+        heads = head_count("prob-sparse", dim, heads)
         super().__init__(
             dim,
             heads=heads,
@@ -158,12 +159,8 @@ class ProbSparse(Layer):
             resample=resample,
             bias=bias,
         )
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"prob-sparse: heads: found {heads}, expected a divisor of dim = {dim}")
         if not 0 < factor < math.inf:
             raise ArgumentError(f"prob-sparse: factor: found {factor}, expected a number above 0")
-        if running not in ("mean", "sum"):
-            raise ArgumentError(f"prob-sparse: running: found {running!r}, expected 'mean' or 'sum'")
         self.heads, self.factor, self.is_causal, self.running, self.seed = heads, factor, causal, running, seed
         self.resample = resample
         self.query = nn.Linear(dim, dim, bias=bias)

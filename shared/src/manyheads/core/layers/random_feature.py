@@ -168,14 +168,6 @@ class RandomFeatureAttention(Layer):
         return seen[0]
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
-        if (context is None) != (self.context_dim is None):
-            raise ArgumentError(
-                f"random-feature: context: found {context is not None}, built with context_dim={self.context_dim}"
-            )
-        if context is not None and context.shape[-1] != self.context_dim:
-            raise ArgumentError(
-                f"random-feature: context: found width {context.shape[-1]}, expected {self.context_dim}"
-            )
         if context is not None:
             keys = context
             allowed = None if mask.context_padding is None else mask.context_padding.unsqueeze(1)

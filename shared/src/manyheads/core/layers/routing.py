@@ -66,7 +66,7 @@ from manyheads.core.functional import (
     to_sphere,
     unpack,
 )
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -104,8 +104,9 @@ class Routing(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim`` and leaves heads of width 2 or more.
-        local_heads: how many of them are local; at least one routes.
+        heads: H; divides ``dim`` and leaves heads of width 2 or more. None for the largest power of two up to 8 that
+            does.
+        local_heads: how many of them are local; at least one routes. None for half of them.
         clusters: C centroids a routing head.
         window: w tokens a cluster; about T / C for ``top-w``.
         block: b tokens a block of the local heads.
@@ -154,8 +155,8 @@ class Routing(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
-        local_heads: int = 4,
+        heads: int | None = None,
+        local_heads: int | None = None,
         clusters: int = 16,
         window: int = 64,
         block: int = 64,
@@ -163,6 +164,8 @@ class Routing(Layer):
         causal: bool = False,
         shared_qk: bool = False,
     ) -> None:
+        heads = head_count("routing", dim, heads, least_width=2)
+        local_heads = heads // 2 if local_heads is None else local_heads
         super().__init__(
             dim,
             heads=heads,
@@ -174,10 +177,6 @@ class Routing(Layer):
             causal=causal,
             shared_qk=shared_qk,
         )
-        if heads < 1 or dim % heads or dim // heads < 2:
-            raise ArgumentError(
-                f"routing: heads: found {heads}, expected a divisor of dim = {dim} that leaves heads of width 2 or more"
-            )
         if not 0 <= local_heads < heads:
             raise ArgumentError(
                 f"routing: local_heads: found {local_heads}, expected 0 to {heads - 1} of {heads} heads"

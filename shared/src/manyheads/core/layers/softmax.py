@@ -24,7 +24,7 @@ from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids, visible
 from manyheads.core.functional.windowed_attention import windowed_attention
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -49,7 +49,7 @@ class SoftmaxAttention(Layer):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         causal: each token sees itself and what came before.
         window: causal only: each token sees the latest ``window`` real tokens, itself too; the state is a window.
         max_len: causal only: slots of the growing state; a stream longer than this raises :class:`StateError`.
@@ -81,18 +81,17 @@ class SoftmaxAttention(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         causal: bool = False,
         window: int | None = None,
         max_len: int | None = None,
         context_dim: int | None = None,
         bias: bool = False,
     ) -> None:
+        heads = head_count(self.info.name, dim, heads)
         super().__init__(
             dim, heads=heads, causal=causal, window=window, max_len=max_len, context_dim=context_dim, bias=bias
         )
-        if heads < 1 or dim % heads:
-            raise ArgumentError(f"{self.info.name}: heads: found {heads}, expected a divisor of dim = {dim}")
         for name, value in (("window", window), ("max_len", max_len)):
             if value is not None and (value < 1 or not causal):
                 raise ArgumentError(
@@ -102,6 +101,8 @@ class SoftmaxAttention(Layer):
             raise ArgumentError(
                 f"{self.info.name}: found window={window} and max_len={max_len}, expected one of them at most"
             )
+        if context_dim is not None and context_dim < 1:
+            raise ArgumentError(f"{self.info.name}: context_dim: found {context_dim}, expected 1 or more, or None")
         if causal and context_dim is not None:
             raise ArgumentError(f"{self.info.name}: context_dim: found {context_dim} with causal=True, expected None")
         self.heads, self.is_causal, self.window, self.max_len = heads, causal, window, max_len
@@ -138,14 +139,6 @@ class SoftmaxAttention(Layer):
         return KeyValueState(empty, empty.clone(), torch.zeros(batch, dtype=torch.int64, device=device))
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
-        if (context is None) != (self.context_dim is None):
-            raise ArgumentError(
-                f"{self.info.name}: context: found {context is not None}, built with context_dim={self.context_dim}"
-            )
-        if context is not None and context.shape[-1] != self.context_dim:
-            raise ArgumentError(
-                f"{self.info.name}: context: found width {context.shape[-1]}, expected {self.context_dim}"
-            )
         source = x if context is None else context
         q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
         if context is not None:

@@ -43,7 +43,7 @@ from manyheads.core.functional import (
     uniform_sources,
 )
 from manyheads.core.functional.segments import visible
-from manyheads.core.layer import LayerInfo, LayerOutput
+from manyheads.core.layer import LayerInfo, LayerOutput, head_count
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -61,7 +61,7 @@ class SubsampledAttention(SoftmaxAttention):
 
     Args:
         dim: width D.
-        heads: H; divides ``dim``.
+        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
         ratio: part of the source tokens that a training pass keeps, above 0 and at most 1.
         spread: None for the unbiased draw, else the standard deviation of the noise in units of K.
         causal: each token sees itself and what came before.
@@ -98,13 +98,14 @@ class SubsampledAttention(SoftmaxAttention):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         ratio: float = 0.25,
         spread: float | None = None,
         causal: bool = False,
         max_len: int | None = None,
         bias: bool = False,
     ) -> None:
+        heads = head_count("ssa", dim, heads)
         super().__init__(dim, heads=heads, causal=causal, max_len=max_len, bias=bias)
         self.config = {"dim": dim, "heads": heads, "ratio": ratio, "spread": spread, "causal": causal}
         self.config |= {"max_len": max_len, "bias": bias}

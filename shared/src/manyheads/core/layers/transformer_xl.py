@@ -27,7 +27,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import segment_ids
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -54,7 +54,7 @@ class TransformerXL(Layer):
 
     Args:
         dim: width D.
-        heads: H.
+        heads: H; divides ``dim`` without a ``head_width``. None for the largest power of two up to 8 that does.
         head_width: E; ``dim / heads`` by default.
         memory: M, how many tokens before it each token sees, and the slots of the state.
         memory_gradient: let the gradient through the state; the definition stops it there.
@@ -87,22 +87,20 @@ class TransformerXL(Layer):
         self,
         dim: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         head_width: int | None = None,
         memory: int = 128,
         memory_gradient: bool = False,
         norm: bool = False,
     ) -> None:
+        if heads is None or head_width is None:
+            heads = head_count(self.info.name, dim, heads)
         super().__init__(
             dim, heads=heads, head_width=head_width, memory=memory, memory_gradient=memory_gradient, norm=norm
         )
         for name, value in (("heads", heads), ("memory", memory), ("head_width", head_width)):
             if value is not None and value < 1:
                 raise ArgumentError(f"{self.info.name}: {name}: found {value}, expected 1 or more")
-        if head_width is None and dim % heads:
-            raise ArgumentError(
-                f"{self.info.name}: heads: found {heads}, expected a divisor of dim = {dim}, or a head_width"
-            )
         self.heads, self.memory, self.memory_gradient = heads, memory, memory_gradient
         self.head_width = head_width or dim // heads
         inner = heads * self.head_width

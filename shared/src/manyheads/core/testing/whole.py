@@ -133,7 +133,12 @@ def bad_input_is_refused(case: Case) -> None:
     }
     for name, mask in every.items():
         if name not in layer.masks:
-            refuses(MaskError, lambda mask=mask: layer(x, mask=mask), name, f"mask.{name}, which is not honoured")
+            refuses(
+                MaskError,
+                lambda mask=mask: layer(x, context=case.context(), mask=mask),
+                name,
+                f"mask.{name}, which is not honoured",
+            )
     if "padding" in layer.masks:
         short = Mask(padding=torch.ones(case.batch, case.tokens + 1, dtype=torch.bool))
         refuses(MaskError, lambda: layer(x, context=case.context(), mask=short), "padding", "a mask of another shape")

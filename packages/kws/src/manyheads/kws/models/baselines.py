@@ -184,10 +184,7 @@ def streaming_layer(config: LayerNetworkConfig) -> Layer:
     """The layer, once it is known to stream."""
     options = {**OPTIONS.get(config.layer, {}), **config.options}
     kind = find_layer(config.layer).layer
-    try:
-        layer = kind(config.channels, **options)
-    except TypeError as error:
-        raise ArgumentError(f"layer: {config.layer}: options: found {sorted(options)}: {error}") from error
+    layer = kind(config.channels, **options)
     if not layer.causal or layer.state_kind not in ("recurrent", "window"):
         able = sorted(info.name for info in list_layers(causal="strict", streaming=True))
         raise ArgumentError(
