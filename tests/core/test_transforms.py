@@ -136,7 +136,7 @@ def test_float16_autocast_is_finite_where_the_result_fits(case, scale):
 # Second derivatives: a product with the Hessian over the input and all parameters, against differences of gradients.
 
 
-def gradients(case, moved=0.0, *, create_graph=False):
+def gradients(case, moved=0.0, *, mask=None, create_graph=False):
     """Of a scalar of the output, by the input and all parameters, which are moved along a fixed direction."""
     layer, x = case.layer(), case.x()
     wanted = [x.requires_grad_(), *layer.parameters()]
@@ -144,23 +144,23 @@ def gradients(case, moved=0.0, *, create_graph=False):
     with torch.no_grad():
         for part, direction in zip(wanted, directions, strict=True):
             part.add_(direction, alpha=moved)
-    loss = layer(x, context=case.context()).y.square().sum()
+    loss = layer(x, context=case.context(), mask=mask).y.square().sum()
     found = torch.autograd.grad(loss, wanted, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return wanted, directions, found
 
 
-def hessian_product(case):
-    wanted, directions, first = gradients(case, create_graph=True)
+def hessian_product(case, mask=None):
+    wanted, directions, first = gradients(case, mask=mask, create_graph=True)
     inner = sum((g * d).sum() for g, d in zip(first, directions, strict=True))
     return torch.autograd.grad(inner, wanted, allow_unused=True, materialize_grads=True)
 
 
-def assert_hessian_product(case):
+def assert_hessian_product(case, mask=None):
     step = 1e-5
-    above, below = (gradients(case, moved)[2] for moved in (step, -step))
+    above, below = (gradients(case, moved, mask=mask)[2] for moved in (step, -step))
     expected = [(a - b) / (2 * step) for a, b in zip(above, below, strict=True)]
     scale = max(part.abs().max() for part in expected)
-    for a, b in zip(hessian_product(case), expected, strict=True):
+    for a, b in zip(hessian_product(case, mask), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * scale.item())
 
 
@@ -173,6 +173,15 @@ def test_second_derivatives_are_right_or_refused(case):
             return
         with pytest.raises(DerivativeError, match="found a second derivative, expected a first one"):
             hessian_product(case)
+
+
+@pytest.mark.parametrize("name", ["transformer-xl", "gtrxl", "lama", "combiner-axial"])
+def test_second_derivatives_of_own_backward_passes_are_right_under_masks(name):
+    for config in LAYERS[name].examples.values():
+        case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+        for mask in case.masks().values():
+            with sdpa_kernel(SDPBackend.MATH):
+                assert_hessian_product(case, mask)
 
 
 @pytest.mark.parametrize("name", [n for n, e in LAYERS.items() if e.layer.info.second_derivatives == "math"])
