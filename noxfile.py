@@ -217,6 +217,13 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def neurobench(session: nox.Session) -> None:
+    """The operations of spikes equal NeuroBench's own count: the test that needs it."""
+    install(session, "pytest", "hypothesis", "neurobench", packages=["shared[lab]", "packages/kws"])
+    session.run("pytest", "tests/kws/test_spikes.py", "-k", "neurobench", *session.posargs)
+
+
+@nox.session
 def torchrec(session: nox.Session) -> None:
     """Embedding tables cut over two processes equal one process: the tests that need TorchRec."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared[lab]", "packages/recsys"])
