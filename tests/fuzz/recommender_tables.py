@@ -116,7 +116,7 @@ def check(case: Case) -> str:
         turned, _ = attempt(lambda: encoder.arrays(rows[names].assign(_more=1)))
         again, _ = attempt(lambda: loaded.arrays(rows))
         served, refused = attempt(lambda: encode_rows(encoder, json.loads(json.dumps(as_json(rows)))))
-        if "expected text" in said and re.search("found (time|Timestamp|datetime)", said):
+        if "expected text" in said and re.search("found (time|Timestamp|datetime|Period)", said):
             return said  # JSON has times as text only
         assert (whole is None) == (served is None), f"predict: {said or 'taken'}; server: {refused or 'taken'}"
         if whole is None:

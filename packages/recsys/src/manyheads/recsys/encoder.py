@@ -36,6 +36,7 @@ FORMAT = 1
 FILES = ("encoder.json", "encoder.safetensors")
 LARGEST = {"standard": 1e4, "log": 1e4, "none": 1e15}  # of a scaled number; what is larger counts as this …
 REFUSED = 1e15  # … or is refused from here on, as no float32 holds its square
+NOTED = 10  # rows from which on a column that is mostly unseen is worth a word
 _SQUARED = 1e140  # what is larger could not be squared and summed
 
 
@@ -179,6 +180,19 @@ class Encoder:
         check_frame(frame, self.spec.columns, "table")
         cells = {one.name: read_column(frame[one.name], one) for one in self.spec.fields}
         return self.encode(cells, len(frame), lambda row, one: f"column {one.name!r}, row {frame.index[row]}")
+
+    def notes(self, encoded: Arrays | Encoded, rows: int) -> list[str]:
+        """One line for each categorical or time column of which most values were never seen at fitting."""
+        found = []
+        for one in self.spec.fields:
+            new, known = encoded.unseen.get(one.name, 0), rows - encoded.missing.get(one.name, 0)
+            if one.kind in ("categorical", "time") and rows >= NOTED and 2 * new > known:
+                scored = "as the nearest that were" if one.kind == "time" else "all alike"
+                found.append(
+                    f"column {one.name!r}: {new} of {known} values were never seen at fitting and are scored {scored}: "
+                    "fit again with newer rows, or without it"
+                )
+        return found
 
     def encode(
         self, cells: dict[str, tuple[np.ndarray, np.ndarray]], count: int, place: Callable[[int, Field], str]

@@ -7,6 +7,7 @@ scored, and :meth:`Recommender.unseen` counts them.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
 from manyheads.lab.train import train_model
 from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
 from manyheads.recsys.data import encode, facts
-from manyheads.recsys.encoder import Encoder
+from manyheads.recsys.encoder import Encoder, TableWarning
 from manyheads.recsys.features import FeatureSpec, infer_spec
 from manyheads.recsys.frames import as_frame, check_frame, check_scores
 from manyheads.recsys.labels import Labels
@@ -225,8 +226,6 @@ class Recommender(ClassifierMixin, BaseEstimator):
             raise DataError(f"y: its name {task!r} is a feature's too, expected another: rename one")
         target = np.asarray(target)
         if target.ndim == 2 and target.shape[1] == 1:
-            import warnings
-
             from sklearn.exceptions import DataConversionWarning
 
             warnings.warn("y is a column vector and was taken as a vector", DataConversionWarning, stacklevel=3)
@@ -251,6 +250,8 @@ class Recommender(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         frame = self._features(X)
         encoded = self.encoder_.transform(frame)
+        for note in self.encoder_.notes(encoded, len(frame)):
+            warnings.warn(note, TableWarning, stacklevel=4)
         labels = torch.zeros(len(encoded.ids), len(self.labels_.tasks))
         logits = predict_logits(self.network_, Rows(encoded.ids, encoded.numbers, labels))
         check_scores(logits, lambda row: f"row {frame.index[row]}")
