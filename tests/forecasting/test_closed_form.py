@@ -17,7 +17,7 @@ from manyheads.forecasting.closed_form.normal_equations import moving_average
 from manyheads.forecasting.closed_form.ridge import fit_ridge, fit_ridges
 from manyheads.forecasting.data import history, load_set, standardise
 from manyheads.forecasting.models import fit_models
-from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
+from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import History
 from manyheads.forecasting.windows import score
 
@@ -184,7 +184,7 @@ def test_look_back_and_sharing_are_chosen_by_validation():
     assert fit.validation_mse == min(tried)
     assert fit.look_back in (96, 192)
     by_name = fit_models(["nlinear-chosen-cf"], past, [5], look_back=1)["nlinear-chosen-cf"][5]
-    np.testing.assert_array_equal(linear_map_of(by_name).weight, fit.map.weight)
+    np.testing.assert_array_equal(by_name.weight, fit.map.weight)
 
 
 def test_too_small_a_validation_part_chooses_no_look_back_and_no_sharing():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from manyheads.core.errors import DataError
 from manyheads.forecasting import windows
 from manyheads.forecasting.bench import run_bench
-from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
+from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.models.naive import fit_naive
 from manyheads.forecasting.series import History
 from manyheads.forecasting.windows import count_windows, score
@@ -64,7 +64,7 @@ def test_naive_forecasts_equal_their_definition(name):
                 "window-mean": sum(x) / 12,
             }[name]
             assert found[h, c] == pytest.approx(expected, abs=1e-12)
-    as_map = linear_map_of(model)
+    as_map = model.as_linear_map()
     np.testing.assert_allclose(as_map.forecast(past), model.forecast(past), atol=1e-12)
 
 

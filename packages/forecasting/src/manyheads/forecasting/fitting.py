@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from manyheads.core.errors import DataError
 from manyheads.forecasting.conformal import PLENTY, Intervals, absolute_residuals, calibration_origins, intervals_from
 from manyheads.forecasting.models import find_model, fit_model
-from manyheads.forecasting.models.linear_map import LinearMap, linear_map_of
+from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.models.naive import Naive, naive_map
 from manyheads.forecasting.series import (
     FittedModel,
@@ -155,7 +155,7 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
         notes.append(f"{', '.join(names)}: the naive forecast is given, for {recipe.model} cannot be fitted: {error}")
         return _Fit(naive_map(values, panel.season, horizon), notes, short=True)
     if isinstance(model, Naive):
-        model = linear_map_of(model)
+        model = model.as_linear_map()
     sane, kept = _sane_channels(model, history.values), np.zeros(len(constant), dtype=bool)
     kept[columns] = sane
     notes += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,31 @@ class TestPart:
     values: np.ndarray  # (T, C) standardised
     first_target: int
     last_target: int
+    look_back: int
+    horizon: int
+
+
+@dataclass(frozen=True)
+class ModuleForecast:
+    """A trained module as a :class:`FittedModel`: it is run on the windows as it is, in its own dtype and place."""
+
+    module: nn.Module
+    look_back: int
+    horizon: int
+
+    @torch.no_grad()
+    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
+        like = next(self.module.parameters(), torch.zeros(0))
+        self.module.eval()
+        past = torch.from_numpy(np.ascontiguousarray(windows_NLC[:, -self.look_back :])).to(like.device, like.dtype)
+        return self.module(past).cpu().numpy().astype(windows_NLC.dtype)
+
+
+def as_fitted(module: nn.Module, look_back: int, horizon: int) -> FittedModel:
+    """The trained module as one matrix where it is a member of the linear family, as it is otherwise."""
+    if isinstance(module, LinearForecaster):
+        return module.as_linear_map()
+    return ModuleForecast(module, look_back, horizon)
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class SetWindows:
         splits = history_splits(
             History(values[: split.validation_end], split.train_end, panel.season), self.look_back, self.horizon
         )
-        test = TestPart(values, split.validation_end, split.test_end)
+        test = TestPart(values, split.validation_end, split.test_end, self.look_back, self.horizon)
         return Splits(splits.train, splits.validation, test, splits.facts)  # ty: ignore[invalid-argument-type]
 
 
@@ -112,14 +138,19 @@ class SquaredError:
         return nn.functional.mse_loss(model(past), future)
 
     def metrics(self, model: nn.Module, part: TestPart | Windows) -> dict[str, float]:
-        if not isinstance(part, TestPart) or not isinstance(model, LinearForecaster):
+        if not isinstance(part, TestPart):  # a history has none
             return {}
-        found = score(model.as_linear_map(), part.values, part.first_target, part.last_target)
+        fitted = as_fitted(model, part.look_back, part.horizon)
+        found = score(fitted, part.values, part.first_target, part.last_target)
         return {"mse": found.mse, "mae": found.mae, "windows": float(found.windows)}
 
 
 RECIPE = Optimiser("adam", 0.005, schedule="halving")
 BUDGET = Budget(epochs=10, batch_size=32, patience=3)
+
+
+# the generator of torch, which the training seeds, is one for all threads
+_one_training = threading.Lock()
 
 
 def fit_gradient(
@@ -141,7 +172,7 @@ def fit_gradient(
         data = HistoryWindows(history, look_back, horizon)
         model = LinearModel(form, individual)
         experiment = Experiment(f"{form}-{horizon}", data, model, SquaredError(), optimiser, budget)
-        module, _ = train_model(experiment, seed, None, progress=False)
-        assert isinstance(module, LinearForecaster)
-        fitted[horizon] = module.as_linear_map()
+        with _one_training:
+            module, _ = train_model(experiment, seed, None, progress=False)
+        fitted[horizon] = as_fitted(module, look_back, horizon)
     return fitted

@@ -266,7 +266,8 @@ def _own_weights(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.n
     alone = np.stack([errors[..., 0, 0], errors[..., 1, 1]], axis=-1)
     # below this, an error is rounding of the single-precision solutions
     alone = np.maximum(alone, 1e-6 * repeat[..., None] + np.finfo(float).tiny)
-    weights = np.exp(-(alone / alone.min(axis=-1, keepdims=True) - 1.0) / rule.temperature)
+    excess = (alone / alone.min(axis=-1, keepdims=True) - 1.0) / rule.temperature
+    weights = np.exp(-np.minimum(excess, 700.0))  # exp(-700) is the smallest there is
     return weights[..., 0] / weights.sum(axis=-1)
 
 

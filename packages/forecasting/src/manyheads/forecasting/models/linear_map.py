@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manyheads.forecasting.series import FittedModel
-
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -59,11 +57,3 @@ class LinearMap:
         if self.scale_bias is not None:
             forecast_CNH += windows_CNL.std(axis=2, keepdims=True) * self.scale_bias[:, None, :]
         return forecast_CNH.transpose(1, 2, 0)
-
-
-def linear_map_of(model: FittedModel) -> LinearMap:
-    """The matrix of any model that is linear in the look-back, read off its forecasts of the unit windows."""
-    if isinstance(model, LinearMap):
-        return model
-    units = np.eye(model.look_back)[:, :, None]
-    return LinearMap(np.array(model.forecast(units)[:, :, 0])[None], np.zeros((1, model.horizon)))

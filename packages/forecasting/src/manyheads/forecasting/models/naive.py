@@ -32,6 +32,11 @@ class Naive:
     def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
         return RULES[self.name](windows_NLC[:, -self.look_back :], self.horizon, self.season)
 
+    def as_linear_map(self) -> LinearMap:
+        """The same as one matrix, read off the forecasts of the unit windows: every rule is linear in the look-back."""
+        weight = np.array(self.forecast(np.eye(self.look_back)[:, :, None])[:, :, 0])
+        return LinearMap(weight[None], np.zeros((1, self.horizon)))
+
 
 def repeat(windows_NLC: np.ndarray, horizon: int, season: int) -> np.ndarray:
     return np.broadcast_to(windows_NLC[:, -1:], (len(windows_NLC), horizon, windows_NLC.shape[2]))
