@@ -162,7 +162,7 @@ def test_output_names_are_checked_before_anything_is_computed(capsys, tmp_path, 
         (["predict", "forecaster.safetensors", "--plot", "f.docx"], "ends in .png or .svg or .pdf"),
         (["predict", "forecaster.safetensors", "--out", "f.xls"], "ends in .csv or .parquet"),
         (["predict", "forecaster.safetensors", "--plot", "f.png", "--channel", "z"], "expected one of a, b"),
-        (["predict", "my.csv"], "is not a saved forecaster"),
+        (["predict", "my.csv"], "not a forecaster (it cannot be read)"),
         (["backtest", "my.csv", "--horizon", "4", "--out", "b.txt"], "ends in .csv or .parquet"),
     ):
         code, _, err = run(capsys, *words)

@@ -177,6 +177,13 @@ def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
     assert seen == [len(CONTENT) + 1]
 
 
+def test_a_set_that_is_an_archive_of_several_files_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
+    archive = _zipped(CONTENT, ("a.csv", "b.csv"))
+    (tmp_path / "toy.zip").write_bytes(archive)
+    assert read(dataset(content=archive, local="toy.zip")) == archive
+
+
 def test_names_and_aliases_are_found_and_others_get_the_nearest():
     toys = [dataset(aliases=("t",)), dataset(name="other")]
     assert find("t", toys) is toys[0]

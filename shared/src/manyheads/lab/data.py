@@ -244,6 +244,8 @@ def _unpack(dataset: Dataset, raw: bytes, place: str, member: str | None = None)
     limit = max(dataset.bytes, 1 << 30 if dataset.sha256 is None else 0) + 1
     if not raw:
         raise DataError(f"{place} is empty: put a good copy of {dataset.filename} there")
+    if member is None and dataset.local.endswith(".zip"):
+        return raw  # the set is the archive itself
     return decompressed(raw, place, member=member, limit=limit)
 
 
