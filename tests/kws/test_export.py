@@ -177,11 +177,11 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     hidden = {"nir", "onnxruntime", "onnx"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))
     network, _ = awake("1d-spiking", torch.float32)
-    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-kws\[nir\]'"):
+    with pytest.raises(MissingPackageError, match=r"nir is not installed: pip install .*kws\[nir\]"):
         export.export_nir(network, tmp_path / "neurons.nir")
-    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-kws\[onnx\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install .*kws\[onnx\]"):
         export.export_step(network, tmp_path / "step.onnx")
-    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-kws\[onnx\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install .*kws\[onnx\]"):
         export.StepRunner(tmp_path / "step.onnx")
 
 

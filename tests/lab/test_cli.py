@@ -49,7 +49,7 @@ def test_without_words_the_help_page_is_an_error_and_with_help_it_is_not(capsys)
         (["forecasting", "bnch"], "did you mean 'bench'"),
         (["forecasting", "train", "etth1-96-dlinea"], "did you mean 'etth1-96-dlinear'"),
         (["bench", "layers", "--names", "sofmax"], "did you mean 'softmax'"),
-        (["rl", "play"], "the domain 'rl' is not installed: pip install manyheads-rl"),
+        (["rl", "play"], "unknown command 'rl': known: "),
     ],
 )
 def test_unknown_words_get_the_nearest_in_one_line(capsys, words, message):

@@ -291,7 +291,7 @@ def test_unknown_experiments_get_the_nearest():
 
 def test_events_need_their_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'manyheads-core\[lab,tensorboard\]'"):
+    with pytest.raises(MissingPackageError, match=r"tensorboard is not installed: pip install .*\[lab,tensorboard\]"):
         fit_supervised(quick(), 1, tmp_path, progress=False, tensorboard=True)
 
 

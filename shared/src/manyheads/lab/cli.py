@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from manyheads.core.errors import ManyheadsError, MissingPackageError
+from manyheads.core.errors import ManyheadsError
 from manyheads.lab.command import Commands, Outcome, run_commands
 from manyheads.lab.domain import KNOWN_DOMAINS, find_domain, installed_domains
+from manyheads.lab.install import CORE, missing
 
-DESCRIPTION = "Attention and token-mixing layers that can be trusted, and five applications that use them on real data."
+DESCRIPTION = "Attention and token-mixing layers that can be trusted, and applications that use them on real data."
 
 
 def list_layers(
@@ -88,7 +89,7 @@ def show(
 
 
 def doctor() -> Outcome:
-    """Versions, packages, devices, data, and what is wrong with the mend."""
+    """Check the installation and report each problem with its fix."""
     from manyheads.lab.doctor import examine
 
     return examine()
@@ -273,8 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("manyheads"):
             raise
-        mend = MissingPackageError(f"{error.name} is not installed: pip install 'manyheads-core[lab]'")
-        print(f"error: {mend}", file=sys.stderr)
+        print(f"error: {missing(error.name or str(error), CORE)}", file=sys.stderr)
         return 2
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -35,6 +37,7 @@ class Outcome:
 
 
 Commands = Mapping[str, "Callable[..., Outcome]"]
+PIPED_WIDTH = 120  # columns of a table where there is no terminal
 _as_json: ContextVar[bool] = ContextVar("as_json", default=False)
 
 
@@ -59,12 +62,12 @@ def run_commands(prog: str, description: str, commands: Commands, argv: Sequence
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()
+        _discard_output()
         return 1
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {_os_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -120,6 +123,8 @@ def usage(prog: str, description: str, commands: Commands) -> str:
 
 
 def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) -> Outcome:
+    if not arguments and not inspect.signature(command).parameters:
+        return command()  # runs without the extra [lab], as the doctor must
     import tyro
 
     @functools.wraps(command)
@@ -156,14 +161,54 @@ def _complaint(box: str) -> str:
     return re.split(r"Argument helptext|For full helptext", said)[0].strip(" .")
 
 
+def _os_error(error: OSError) -> str:
+    """One line: the path or "standard output", and what the system said of it."""
+    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return said if error.filename is None else f"{error.filename}: {said}"
+
+
+def _discard_output() -> None:
+    """Send what standard output still holds to the null device, so that the flush at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    try:
+        _print(outcome, as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plain(outcome.document), indent=2, ensure_ascii=False, allow_nan=False))
         return
+    if isinstance(outcome.text, str):
+        print(outcome.text)
+        return
     from rich.console import Console
 
-    console = Console(soft_wrap=isinstance(outcome.text, str), width=None if sys.stdout.isatty() else 200)
-    console.print(outcome.text, markup=False, highlight=False)
+    Console(width=_width(outcome.text)).print(outcome.text, markup=False, highlight=False)
+
+
+def _width(text: Any) -> int:
+    """Columns of the output: those of the terminal, else ``$COLUMNS`` or 120, and never so few that a figure is cut."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    asked = os.environ.get("COLUMNS", "")
+    columns = int(asked) if asked.isdecimal() and int(asked) > 0 else None
+    if columns is None:
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
+    wide = Console(width=10_000)
+    return max(columns, Measurement.get(wide, wide.options, text).minimum)
 
 
 def plain(value: Any) -> Any:

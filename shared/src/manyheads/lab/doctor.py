@@ -11,6 +11,7 @@ from typing import Any
 
 from manyheads.lab.command import Outcome
 from manyheads.lab.data import ENVIRONMENT, all_datasets
+from manyheads.lab.install import CORE, install_command
 
 _LIBRARIES = (
     "torch",
@@ -25,11 +26,16 @@ _LIBRARIES = (
     "pooch",
 )
 
+_OF_DOMAINS = ("pandas", "scipy")
+
 
 def examine() -> Outcome:
     """Looks at Python, packages, devices and data; names each problem with its mend."""
     problems: list[str] = []
     libraries = {name: _version(name) for name in _LIBRARIES}
+    absent = [name for name, number in libraries.items() if number is None and name not in _OF_DOMAINS]
+    if absent:
+        problems.append(f"not installed: {', '.join(sorted(absent))}: {install_command(CORE)}")
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -70,7 +76,7 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     try:
         import torch
     except ImportError as error:
-        problems.append(f"torch does not import ({error}): pip install torch -c constraints.txt")
+        problems.append(f"torch does not import ({error}): {install_command(CORE)}")
         return {}
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "cuda": cuda}

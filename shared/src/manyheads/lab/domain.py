@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from manyheads.core.errors import MissingPackageError, UnknownNameError
+from manyheads.lab.install import install_command
 
 if TYPE_CHECKING:
     from manyheads.lab.command import Outcome
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from manyheads.lab.experiment import Experiment
 
 GROUP = "manyheads.domains"
-KNOWN_DOMAINS = ("forecasting", "kws", "recsys", "rl", "studies", "vision")
+KNOWN_DOMAINS = ("forecasting", "kws", "recsys")
 
 
 @dataclass(frozen=True)
@@ -65,5 +66,5 @@ def find_domain(name: str) -> Domain:
     if name in domains:
         return domains[name]
     if name in KNOWN_DOMAINS:
-        raise MissingPackageError(f"the domain {name!r} is not installed: pip install manyheads-{name}")
+        raise MissingPackageError(f"the domain {name!r} is not installed: {install_command(f'manyheads-{name}')}")
     raise UnknownNameError("domain", name, domains)

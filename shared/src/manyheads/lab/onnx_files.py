@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.core.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -81,13 +80,6 @@ def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base
         raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
-
-
-def need_package(package: str, extra: str) -> None:
-    """Raises :class:`MissingPackageError` with the pip line where an optional package is not installed; ``extra``: such
-    as ``manyheads-kws[onnx]``."""
-    if importlib.util.find_spec(package) is None:
-        raise MissingPackageError(f"{package} is not installed: pip install '{extra}'")
 
 
 def with_metadata(content: bytes, facts: Mapping[str, str]) -> bytes:

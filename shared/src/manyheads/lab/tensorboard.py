@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from manyheads.core.errors import MissingPackageError
+from manyheads.lab.install import missing
 
 
 def event_writer(folder: Path) -> Callable[[Mapping[str, float], int], None]:
-    """``write(values, step)`` into ``folder``. Raises :class:`MissingPackageError` with the pip line."""
+    """``write(values, step)`` into ``folder``. Raises :class:`MissingPackageError` without tensorboard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingPackageError(
-            "tensorboard is not installed: pip install 'manyheads-core[lab,tensorboard]'"
-        ) from error
+        raise missing("tensorboard", "manyheads-core", "tensorboard") from error
     writer = SummaryWriter(str(folder))
 
     def write(values: Mapping[str, float], step: int) -> None:

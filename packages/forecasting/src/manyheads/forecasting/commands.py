@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, DataError
+from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, collected_warnings
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import check_suffix, write_atomically, write_figure
+from manyheads.lab.install import missing
 
 if TYPE_CHECKING:
     from manyheads.forecasting.forecaster import Forecaster
@@ -302,7 +303,7 @@ def _write_table(frame: pd.DataFrame, path: Path) -> None:
         try:
             content = frame.to_parquet(index=False)
         except ImportError as error:
-            raise DataError(f"{path}: pip install 'manyheads-forecasting[parquet]' writes parquet") from error
+            raise missing("pyarrow", "manyheads-forecasting", "parquet", place=str(path)) from error
         write_atomically(path, content if isinstance(content, bytes) else b"")
         return
     write_atomically(path, frame.to_csv(index=False).encode())

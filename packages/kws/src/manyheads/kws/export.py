@@ -28,8 +28,9 @@ from manyheads.core.state import State, leaves
 from manyheads.kws.models.network import Network, Passage
 from manyheads.kws.models.sites import SpikeSite
 from manyheads.kws.models.staged import Staged
-from manyheads.kws.step_runner import StepRunner, need_package
+from manyheads.kws.step_runner import StepRunner
 from manyheads.lab.files import write_atomically
+from manyheads.lab.install import need_package
 from manyheads.lab.onnx_files import OPSET, exported, int8_products, with_metadata
 
 NARROW = 16  # outputs
@@ -43,7 +44,7 @@ def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Pa
     Raises :class:`MissingPackageError` without onnx, :class:`ArgumentError` for an opset below 17, and for a network
     with operations that ONNX does not have (those round attention layers) or a state that does not begin with zeros.
     """
-    need_package("onnx", "onnx")
+    need_package("onnx", "manyheads-kws", "onnx")
     path = Path(path)
     step = _Step(network if network.folded else network.fold())
     flat = step.initial(2)
@@ -63,7 +64,7 @@ def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = 
     Raises what :func:`export_step` raises, and :class:`ArgumentError` for spikes, whose loop over the steps would have
     to be written out.
     """
-    need_package("onnx", "onnx")
+    need_package("onnx", "manyheads-kws", "onnx")
     if any(isinstance(module, SpikeSite) for module in network.modules()):
         raise ArgumentError(f"export: {network.config.kind}: found spikes, expected none: export_step takes them")
     if frames < network.stride:
@@ -80,7 +81,7 @@ def quantise(source: str | Path, target: str | Path) -> Path:
     come. Float32 stay: what drives the memory, a product of a few columns; the memory's transition, no weight but a
     constant of the graph, which rounded would be another system; the states; convolutions that are none of these: over
     bins ("2d"), or with several outputs a step. Gives the path of the file."""
-    need_package("onnxruntime", "onnx")
+    need_package("onnxruntime", "manyheads-kws", "onnx")
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise DataError(f"{source}: no such file: export_step writes one")
@@ -169,7 +170,7 @@ def export_nir(network: Network, path: str | Path) -> Path:
     sites = [module for module in network.modules() if isinstance(module, SpikeSite)]
     if not sites:
         raise ArgumentError(f"export: {network.config.kind}: found no spiking neurons, expected spiking=True")
-    need_package("nir", "nir")
+    need_package("nir", "manyheads-kws", "nir")
     nir: Any = importlib.import_module("nir")
     from manyheads.kws.models.sites import site_affine
 

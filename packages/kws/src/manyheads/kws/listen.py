@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.lab.install import missing
 
 
 def chunks_of(samples: np.ndarray, sample_rate: int, seconds: float, *, paced: bool = False) -> Iterator[np.ndarray]:
@@ -32,9 +33,7 @@ def microphone(sample_rate: int, seconds: float, device: str | None = None) -> G
     try:
         import sounddevice  # ty: ignore[import-not-found]
     except ImportError as error:
-        raise MissingPackageError(
-            "the microphone needs sounddevice: pip install 'manyheads-kws[microphone]'"
-        ) from error
+        raise missing("sounddevice", "manyheads-kws", "microphone", place="the microphone") from error
     except OSError as error:  # what it says where PortAudio is absent
         raise MissingPackageError(
             f"sounddevice found no PortAudio ({error}): install it (Debian: apt install libportaudio2)"

@@ -11,6 +11,7 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab import onnx_files
+from manyheads.lab.install import need_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,7 +33,7 @@ class StepRunner:
     """
 
     def __init__(self, path: str | Path, *, streams: int = 1, threads: int = 1) -> None:
-        need_package("onnxruntime", "onnx")
+        need_package("onnxruntime", "manyheads-kws", "onnx")
         if streams < 1:
             raise ArgumentError(f"runner: streams: found {streams}, expected 1 or more")
         self.session = onnx_files.session(Path(path), threads, "export_step writes one")
@@ -85,8 +86,3 @@ class StepRunner:
     def state_bytes(self) -> int:
         """Bytes of the states of all streams."""
         return sum(state.nbytes for state in self._states[0])
-
-
-def need_package(package: str, extra: str) -> None:
-    """Raises :class:`MissingPackageError` with the pip line where an optional package is not installed."""
-    onnx_files.need_package(package, f"manyheads-kws[{extra}]")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import DataError, MissingPackageError
+from manyheads.core.errors import DataError
+from manyheads.lab.install import missing
 
 
 def as_frame(table: Any, place: str = "table") -> pd.DataFrame:
@@ -22,9 +23,7 @@ def as_frame(table: Any, place: str = "table") -> pd.DataFrame:
     try:
         import pyarrow
     except ImportError as error:
-        raise MissingPackageError(
-            f"{place}: reading {type(table).__name__} needs pyarrow: pip install 'manyheads-recsys[parquet]'"
-        ) from error
+        raise missing("pyarrow", "manyheads-recsys", "parquet", place=place) from error
     try:
         return from_arrow(pyarrow.table(table))
     except (pyarrow.ArrowException, TypeError, ValueError) as error:

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.experiment import Splits
+from manyheads.lab.install import missing
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, infer_spec
@@ -41,9 +42,7 @@ class ParquetFile:
             import pyarrow as arrow
             import pyarrow.parquet as parquet
         except ImportError as error:
-            raise MissingPackageError(
-                f"{self.path}: reading parquet needs pyarrow: pip install 'manyheads-recsys[parquet]'"
-            ) from error
+            raise missing("pyarrow", "manyheads-recsys", "parquet", place=str(self.path)) from error
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file")
         try:

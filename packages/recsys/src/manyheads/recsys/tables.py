@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
+from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.files import write_atomically
+from manyheads.lab.install import missing
 from manyheads.recsys.columns import as_family, epoch_unit, family_of
 from manyheads.recsys.frames import check_frame, first_row, from_arrow, plain_types
 
@@ -42,9 +43,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         # nullable types keep whole numbers with gaps as they are written
         return plain_types(pd.read_csv(path, sep=separator, low_memory=False, dtype_backend="numpy_nullable"))
     except ImportError as error:
-        raise MissingPackageError(
-            f"{path}: reading parquet needs pyarrow: pip install 'manyheads-recsys[parquet]'"
-        ) from error
+        raise missing("pyarrow", "manyheads-recsys", "parquet", place=str(path)) from error
     except (ValueError, OSError) as error:  # parser, encoding and arrow errors are among these
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: cannot be read as a table ({said}): check the file") from error

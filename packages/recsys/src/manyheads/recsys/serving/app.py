@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
-from manyheads.lab.onnx_files import need_package
+from manyheads.lab.install import need_package
 from manyheads.recsys.cells import shown
 from manyheads.recsys.serving.ranker import Ranker, Scored
 
@@ -34,7 +34,7 @@ MAX_ROWS = 10_000
 MAX_BYTES = 8 << 20
 SECONDS = 10.0
 DISCARDED = 16  # times the limit: so much of a body that is too large is read, for its sender to hear the answer
-EXTRA = "manyheads-recsys[serve]"
+PACKAGE = "manyheads-recsys"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -60,7 +60,7 @@ def make_app(
 
     Raises :class:`MissingPackageError` without fastapi.
     """
-    need_package("fastapi", EXTRA)
+    need_package("fastapi", PACKAGE, "serve")
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -127,7 +127,7 @@ def serve(
 
     Raises :class:`ArgumentError` for a port that is taken, :class:`MissingPackageError` without uvicorn.
     """
-    need_package("uvicorn", EXTRA)
+    need_package("uvicorn", PACKAGE, "serve")
     import uvicorn
 
     from manyheads.recsys.serving.connections import patient

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.lab.files import write_atomically
-from manyheads.lab.onnx_files import exported, need_package
+from manyheads.lab.install import need_package
+from manyheads.lab.onnx_files import exported
 from manyheads.recsys.layout import PADDING, Layout
 from manyheads.recsys.models.transformer import FieldTransformer
 from manyheads.recsys.serving.form import ServedTransformer
@@ -29,7 +30,7 @@ from manyheads.recsys.serving.tokens import Chosen
 if TYPE_CHECKING:
     from manyheads.recsys.recommender import Recommender
 
-EXTRA = "manyheads-recsys[onnx]"
+PACKAGE = "manyheads-recsys"
 SAMPLES = (1, 2, 7, 300)  # batches that the files are compared on; written with another
 
 
@@ -49,8 +50,8 @@ def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str
     :class:`MissingPackageError` without onnx, :class:`UnknownNameError` for a shared column that is no feature, and
     :class:`ArgumentError` where all are shared.
     """
-    need_package("onnx", EXTRA)
-    need_package("onnxruntime", EXTRA)
+    need_package("onnx", PACKAGE, "onnx")
+    need_package("onnxruntime", PACKAGE, "onnx")
     folder = Path(folder)
     encoder, labels = recommender.encoder_, recommender.labels_
     columns = encoder.spec.columns

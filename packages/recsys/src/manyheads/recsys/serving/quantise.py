@@ -15,7 +15,8 @@ import numpy as np
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.files import write_atomically
-from manyheads.lab.onnx_files import int8_products, need_package
+from manyheads.lab.install import need_package
+from manyheads.lab.onnx_files import int8_products
 from manyheads.recsys.metrics import auc
 from manyheads.recsys.serving.ranker import CANDIDATES, FILE, NETWORK, Ranker, read_about, small_name, write_about
 
@@ -53,7 +54,7 @@ def quantise(folder: str | Path, rows: pd.DataFrame, *, tolerance: float = 0.001
     :class:`ArgumentError` says so and the folder stays as it was. Raises :class:`MissingPackageError` without onnx, and
     :class:`ArgumentError` where the rows have one class only.
     """
-    need_package("onnx", "manyheads-recsys[onnx]")
+    need_package("onnx", "manyheads-recsys", "onnx")
     if not tolerance >= 0:
         raise ArgumentError(f"int8: tolerance: found {tolerance}, expected 0 or more")
     folder = Path(folder)

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
-from manyheads.lab.onnx_files import need_package, session
+from manyheads.lab.install import need_package
+from manyheads.lab.onnx_files import session
 from manyheads.lab.storage import check_beside, load_document, save_document, sha256
 from manyheads.recsys.calibration import Calibration
 from manyheads.recsys.encoder import FILES as encoder_files
@@ -65,7 +66,7 @@ class Ranker:
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> None:
-        need_package("onnxruntime", "manyheads-recsys[onnx]")
+        need_package("onnxruntime", "manyheads-recsys", "onnx")
         folder = Path(folder)
         self.about = read_about(folder)
         self.encoder, self.labels = Encoder.load(folder), Labels.load(folder)
