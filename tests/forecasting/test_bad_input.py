@@ -26,7 +26,6 @@ def text(rows=200, **cells):
     return "\n".join(["date,a,b", *lines]) + "\n"
 
 
-CONSTANT = {f"b_{row}": "3.5" for row in range(200)}
 SWAPPED = {"date_7": "2024-01-01 08:00:00", "date_8": "2024-01-01 07:00:00"}
 
 BAD = {
@@ -49,7 +48,6 @@ BAD = {
     ),
     "wrong frequency": (text(), ["--freq", "D"], r"line 3: found 2024-01-01 01:00:00, expected 2024-01-02 00:00:00 at"),
     "no frequency": (text(), ["--freq", "fortnight"], "freq: found 'fortnight', expected a pandas alias"),
-    "constant channel": (text(**CONSTANT), [], r"column 'b' is constant \(3.5 in all 200 rows\).*--drop b"),
     "too few rows": (
         text(20),
         ["--horizon", "6", "--model", "nlinear-cf", "--look-back", "18"],
@@ -114,7 +112,7 @@ def test_one_fault_in_one_of_several_series_is_placed(tmp_path):
         read_panels(frame)
     frame.loc[60, "y"] = 60.0
     frame.loc[70, "ds"] = frame.loc[69, "ds"]
-    with pytest.raises(DataError, match=r"row 70: found the stamp of the row before again"):
+    with pytest.raises(DataError, match=r"row 70, series 'y': found the stamp of the row before again"):
         read_panels(frame)
 
 
@@ -190,10 +188,3 @@ def test_dates_that_may_be_day_or_month_first_are_refused():
     stamps = pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%d.%m.%Y")
     with pytest.raises(DataError, match=r"column 'ds': 01.01.2024 … 01.12.2024 are dates with .*as 2024-01-31"):
         read_panels(pd.DataFrame({"ds": stamps, "y": np.arange(12.0) ** 2}))
-
-
-def test_stamps_with_offsets_are_read_as_utc():
-    stamps = pd.date_range("2024-03-30", periods=60, freq="h", tz="Europe/Berlin")
-    [panel] = read_panels(pd.DataFrame({"ds": stamps.astype(str), "y": np.arange(60.0) ** 2}))
-    assert panel.stamps[0] == pd.Timestamp("2024-03-29 23:00")
-    assert panel.stamps.freqstr == "h"

@@ -170,8 +170,11 @@ def test_a_piped_table_keeps_to_the_width_asked_for(capsys, monkeypatch, columns
     assert "0.123456" in out
 
 
-def test_figures_are_never_cut(capsys, monkeypatch):
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
+def test_figures_are_never_cut(capsys, monkeypatch, terminal):
     monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     rows = [[f"0.{i:08d}" for i in range(12)]]
     assert run_commands("x", "", {"go": lambda: Outcome([], table([f"m{i}" for i in range(12)], rows))}, ["go"]) == 0
     out = capsys.readouterr().out

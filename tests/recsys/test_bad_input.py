@@ -162,7 +162,7 @@ FILES = {
     "empty.csv": (b"", "empty.csv: cannot be read as a table"),
     "binary.csv": (bytes(range(256)) * 20, "binary.csv: cannot be read as a table"),
     "broken.parquet": (b"PAR1 not really PAR1", "broken.parquet: cannot be read as a table"),
-    "broken.csv.gz": (b"not gzip", "broken.csv.gz: cannot be read as a table"),
+    "broken.csv.gz": (b"\x1f\x8bnot gzip", "broken.csv.gz is truncated or damaged"),
     "twice.csv": (b"a,b,a\n1,2,3\n", "twice.csv: column 'a' is there twice, expected once"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3,4\n", "ragged.csv: cannot be read as a table"),
 }

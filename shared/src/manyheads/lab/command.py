@@ -195,7 +195,8 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console(width=_width(outcome.text)).print(outcome.text, markup=False, highlight=False)
+    # with a height too: rich takes a dumb terminal for 80 columns unless both are given
+    Console(width=_width(outcome.text), height=25).print(outcome.text, markup=False, highlight=False)
 
 
 def _width(text: Any) -> int:
@@ -207,7 +208,7 @@ def _width(text: Any) -> int:
     columns = int(asked) if asked.isdecimal() and int(asked) > 0 else None
     if columns is None:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
-    wide = Console(width=10_000)
+    wide = Console(width=10_000, height=25)
     return max(columns, Measurement.get(wide, wide.options, text).minimum)
 
 

@@ -249,6 +249,20 @@ def _unpack(dataset: Dataset, raw: bytes, place: str, member: str | None = None)
     return decompressed(raw, place, member=member, limit=limit)
 
 
+def read_unpacked(path: Path) -> bytes:
+    """The content of a table's file, decompressed as :func:`decompressed` does.
+
+    Raises :class:`DataError` as well for content that is more than 64 MB and 200 times as large as the file: a file of
+    a few kilobytes must not fill the memory.
+    """
+    raw = path.read_bytes()
+    limit = max(64 << 20, 200 * len(raw))
+    content = decompressed(raw, str(path), limit=limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{path}: holds more than {limit >> 20} MB when it is unpacked: unpack it, and check the file")
+    return content
+
+
 def decompressed(raw: bytes, place: str, *, member: str | None = None, limit: int = -1) -> bytes:
     """The content of a gzip, xz, bzip2 or zip file, known by its first bytes; other content as it is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError
+from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, collected_warnings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 PLAIN = Reading()
+_OPTION = re.compile(r" \(--[a-z][^)]*\)|: name it with --time")
 
 
 def fit(
@@ -88,8 +90,13 @@ def predict(
     check_suffix("out", out, (".csv", ".parquet"))
     check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     forecaster = Forecaster.load(model)
-    forecast = forecaster.predict(horizon, data=data)
-    closing = []
+    said: list[str] = []
+    try:
+        with collected_warnings(said):
+            forecast = forecaster.predict(horizon, data=data)
+    except DataError as error:
+        raise DataError(_OPTION.sub("", str(error))) from error  # options of 'fit', which were saved with the model
+    closing = [f"warning: {warning}" for warning in said]
     if out is not None:
         _write_table(forecast, out)
         closing.append(f"written: {out}")
@@ -103,7 +110,7 @@ def predict(
         closing.append(f"{len(records) - len(rows)} more rows: --out forecast.csv writes all")
     from rich.console import Group
 
-    return Outcome({"forecast": records}, Group(table(tuple(shown.columns), rows), *closing))
+    return Outcome({"forecast": records, "warnings": said}, Group(table(tuple(shown.columns), rows), *closing))
 
 
 def backtest(
@@ -142,23 +149,30 @@ def backtest(
     for name in models:
         find_model(name)
     panels = read_panels(file, reading)
-    frames, rows = [], []
+    frames, rows, said = [], [], list(dict.fromkeys(note for panel in panels for note in panel.notes))
     with progress("backtest", len(models)) as advance:
         for name in models:
             advance(name)
             forecaster = Forecaster(horizon, model=name, look_back=look_back, levels=levels)
-            frame = forecaster.cross_validation(panels, windows=windows, step=step)
+            with collected_warnings(said):
+                frame = forecaster.cross_validation(panels, windows=windows, step=step)
             frames.append(frame.assign(model=name))
             rows.append({"model": name, **_errors(frame, panels)})
+    still = mase(frames[0], panels)
+    if still.isna().any():
+        said.append(
+            f"mase leaves out {', '.join(still.index[still.isna()][:8])}: no movement over a season before the origins"
+        )
     if out is not None:
         _write_table(pd.concat(frames, ignore_index=True), out)
     header = tuple(dict.fromkeys(key for row in rows for key in row))
     cells = [tuple(f"{row[k]:.4g}" if isinstance(row.get(k), float) else row.get(k) for k in header) for row in rows]
     note = (
-        f"{windows} origins. mase: mean absolute error over that of 'as one season ago', mean over series; mae, mse: "
-        "in original units; covered: share of what happened inside the interval"
+        f"{frames[0]['cutoff'].nunique()} origins. mase: mean absolute error over that of 'as one season ago', mean "
+        "over series; mae, mse: in original units; covered: share of what happened inside the interval"
     )
-    return Outcome({"rows": rows}, Group(table(header, cells), note))
+    lines = [f"warning: {warning}" for warning in said]
+    return Outcome({"rows": rows, "warnings": said}, Group(table(header, cells), note, *lines))
 
 
 def look_back(
@@ -198,20 +212,34 @@ def look_back(
 
 
 def _errors(frame: pd.DataFrame, panels: Sequence[Panel]) -> dict[str, float]:
-    """Errors over all series; MASE divides each series' MAE by that of its one-season-ago values before the origins."""
+    """Errors over all series, by :func:`mase` and in original units."""
     error = (frame["y_hat"] - frame["y"]).abs()
-    scale = {}
-    for panel in panels:
-        past = panel.values[panel.stamps <= frame["cutoff"].min()]
-        steps = np.abs(past[panel.season :] - past[: -panel.season]).mean(axis=0)
-        scale |= dict(zip(panel.channels, steps, strict=True))
-    mase = (error.groupby(frame["unique_id"]).mean() / pd.Series(scale)).mean()
-    found = {"mase": float(mase), "mae": float(error.mean()), "mse": float((error**2).mean())}
+    scaled = mase(frame, panels)
+    mean = float(scaled.dropna().mean()) if scaled.notna().any() else float("nan")
+    found = {"mase": mean, "mae": float(error.mean()), "mse": float((error**2).mean())}
     for column in frame.columns:
         if column.startswith("lo-"):
             inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
             found[f"covered {column[3:]}%"] = float(inside.mean())
     return found
+
+
+def mase(frame: pd.DataFrame, panels: Sequence[Panel]) -> pd.Series:
+    """Mean absolute scaled error of each series: its MAE over that of 'as one season ago' on its rows before its first
+    cutoff (Hyndman & Koehler, 2006). NaN for a series that has no such rows, or stood still in all of them.
+
+    ``frame``: what :meth:`Forecaster.cross_validation` gives.
+    """
+    first = frame.groupby("unique_id")["cutoff"].min()
+    scale = {}
+    for panel in panels:
+        for index, name in enumerate(panel.channels):
+            if name not in first.index:
+                continue
+            past = panel.values[panel.stamps <= first[name], index]
+            steps = np.abs(past[panel.season :] - past[: -panel.season])
+            scale[name] = steps.mean() if len(steps) and steps.any() else np.nan
+    return (frame["y_hat"] - frame["y"]).abs().groupby(frame["unique_id"]).mean() / pd.Series(scale)
 
 
 def _described(forecaster: Forecaster) -> list[dict]:

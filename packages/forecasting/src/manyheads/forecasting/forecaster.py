@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pandas as pd
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.forecasting.conformal import Intervals, check_levels
 from manyheads.forecasting.fitting import FittedPanel, Recipe, fit_panel
-from manyheads.forecasting.frames import Reading, frequency, future_stamps, read_panels
+from manyheads.forecasting.frames import Reading, read_panels
+from manyheads.forecasting.frequencies import frequency, future_stamps, same_frequency
 from manyheads.forecasting.models import find_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, Scaler, fit_warning
+from manyheads.forecasting.stamps import zone_of
 from manyheads.lab.storage import load_arrays, save_tensors
 
 KIND = "forecaster"
@@ -81,22 +83,27 @@ class Forecaster:
     def predict(self, horizon: int | None = None, *, data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
         """The next rows as ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
 
-        ``horizon`` may be shorter than the fitted one. ``data`` continues from newer rows of the same series without
-        fitting again. Raises :class:`DataError` where ``data`` holds other series or too few rows.
+        Stamps are in the time zone of the table. ``horizon`` may be shorter than the fitted one. ``data`` continues
+        from newer rows without fitting again: of all series or some, in any order, each with its own last row.
+
+        Warns with :class:`FitWarning` of negative forecasts of a series that never was negative. Raises
+        :class:`DataError` for series that were not fitted, another frequency, and too few rows.
         """
         fitted = self._fitted()
         steps = self.horizon if horizon is None else horizon
         if not 1 <= steps <= self.horizon:
             raise ArgumentError(f"horizon: found {steps}, expected 1 to the fitted {self.horizon}")
-        newest = {p.panel.channels: p.panel for p in fitted} if data is None else self._matching(data)
         frames = []
-        for part in fitted:
-            panel = newest[part.panel.channels]
+        if data is None:
+            continued = [(part, part.panel, part.panel.channels) for part in fitted]
+        else:
+            continued = continuations(fitted, read_panels(data, self.reading, usual=_frequency_of(fitted)))
+        for part, panel, channels in continued:
             if panel.rows < part.map.look_back:
                 raise DataError(f"{panel.name} has {panel.rows} rows, the model reads {part.map.look_back}: give more")
             window = part.scaler.transform(panel.values[-part.map.look_back :])
             forecast = part.map.forecast(window[None])[0]
-            frames.append(self._frame(part, panel, forecast, steps))
+            frames.append(self._frame(part, panel, forecast, steps, channels))
         return pd.concat(frames, ignore_index=True)
 
     def cross_validation(
@@ -105,21 +112,25 @@ class Forecaster:
         """Forecasts from ``windows`` past origins, ``step`` rows apart (the horizon by default), by a model fitted once
         on the rows before the first: ``unique_id, ds, cutoff, y, y_hat, lo-80, hi-80, …``.
 
-        Raises :class:`DataError` where too few rows are left to fit on.
+        A series too short for all windows gets the last ones that fit, with a :class:`FitWarning`. Raises
+        :class:`DataError` where none fits in any.
         """
         step = self.horizon if step is None else step
         if windows < 1 or step < 1:
             raise ArgumentError(f"windows and step: found {windows} and {step}, expected 1 or more")
         frames = []
-        for panel in self._as_panels(data):
-            first = panel.rows - self.horizon - (windows - 1) * step
-            if first < self.horizon + 2:
-                raise DataError(
-                    f"{panel.name} has {panel.rows} rows, too few for {windows} windows of {self.horizon} steps, "
-                    f"{step} rows apart: ask for fewer windows or a shorter horizon"
-                )
+        panels = self._as_panels(data)
+        for panel in panels:
+            fitting = min(windows, (panel.rows - 2 * self.horizon - 2) // step + 1)
+            if fitting < windows:
+                found = f"{panel.name} has {panel.rows} rows, enough for {max(fitting, 0)} of {windows} windows of"
+                named = ", ".join(panel.channels[:5])
+                fit_warning(f"{found} {self.horizon} steps, {step} rows apart: only these are forecast ({named})")
+            if fitting < 1:
+                continue
+            first = panel.rows - self.horizon - (fitting - 1) * step
             part = fit_panel(_head(panel, first), self._recipe())
-            for index in range(windows):
+            for index in range(fitting):
                 origin = first + index * step
                 past = _head(panel, origin)
                 window = part.scaler.transform(past.values[-part.map.look_back :])
@@ -128,6 +139,12 @@ class Forecaster:
                 frame.insert(2, "cutoff", past.stamps[-1])
                 frame.insert(3, "y", actual.T.reshape(-1))
                 frames.append(frame)
+        if not frames:
+            most = max((panel.rows for panel in panels), default=0)
+            raise DataError(
+                f"the longest series has {most} rows, too few for one window of {self.horizon} steps: give more rows "
+                "or a shorter horizon"
+            )
         return pd.concat(frames, ignore_index=True)
 
     def coverage(self) -> pd.DataFrame:
@@ -174,7 +191,8 @@ class Forecaster:
                     "name": part.panel.name,
                     "channels": part.panel.channels,
                     "season": part.panel.season,
-                    "last": str(stamps[-1]),
+                    "last": str(stamps[-1] if stamps.tz is None else stamps[-1].tz_convert("UTC")),
+                    "zone": zone_of(stamps),
                     "freq": frequency(stamps),
                     "levels": part.intervals.levels if part.intervals else (),
                     "windows": part.intervals.windows if part.intervals else 0,
@@ -206,7 +224,9 @@ class Forecaster:
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
             tail = part["tail"]
-            stamps = pd.date_range(end=described["last"], periods=len(tail), freq=described["freq"])
+            last = pd.Timestamp(described["last"])
+            last = last if described["zone"] is None else last.tz_convert(described["zone"])
+            stamps = pd.date_range(end=last, periods=len(tail), freq=described["freq"])
             panel = Panel(tail, tuple(described["channels"]), stamps, described["season"], name=described["name"])
             levels = tuple(described["levels"])
             intervals = (
@@ -220,19 +240,11 @@ class Forecaster:
     def _as_panels(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> list[Panel]:
         if isinstance(data, Panel):
             return [data]
-        if isinstance(data, str | Path | pd.DataFrame):
-            return read_panels(data, self.reading)
-        return list(data)
-
-    def _matching(self, data: str | Path | pd.DataFrame) -> dict[tuple[str, ...], Panel]:
-        newest = {panel.channels: panel for panel in self._as_panels(data)}
-        for part in self.panels:
-            if part.panel.channels not in newest:
-                wanted, found = ", ".join(part.panel.channels[:5]), "; ".join(", ".join(c[:5]) for c in newest)
-                raise DataError(
-                    f"the model was fitted on the series {wanted}; the new data hold {found}: give the same"
-                )
-        return newest
+        if isinstance(data, list | tuple) and all(isinstance(one, Panel) for one in data):
+            if not data:
+                raise DataError("the table: found no panels, expected at least one")
+            return list(data)
+        return read_panels(data, self.reading)
 
     def _recipe(self) -> Recipe:
         return Recipe(self.horizon, self.model, self.look_back, self.levels, self.seed)
@@ -242,9 +254,20 @@ class Forecaster:
             raise ArgumentError("this Forecaster is not fitted: call fit first")
         return self.panels
 
-    def _frame(self, part: FittedPanel, panel: Panel, forecast_HC: np.ndarray, steps: int) -> pd.DataFrame:
-        point = part.scaler.inverse(forecast_HC)[:steps]
-        channels = panel.channels
+    def _frame(
+        self,
+        part: FittedPanel,
+        panel: Panel,
+        forecast_HC: np.ndarray,
+        steps: int,
+        channels: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of ``channels``, all by default; ``panel`` has all channels of ``part``, in their order."""
+        everything = part.panel.channels
+        channels = everything if channels is None else channels
+        chosen = [everything.index(name) for name in channels]
+        point = part.scaler.inverse(forecast_HC)[:steps, chosen]
+        _warn_of_negatives(part, point, chosen)
         columns: dict[str, Any] = {
             "unique_id": np.repeat(channels, steps),
             "ds": np.tile(future_stamps(panel.stamps, steps), len(channels)),
@@ -252,10 +275,66 @@ class Forecaster:
         }
         if part.intervals is not None:
             for level, half in zip(part.intervals.levels, part.intervals.half_widths, strict=True):
-                width = half[:steps] * part.scaler.scale
+                width = (half[:steps] * part.scaler.scale)[:, chosen]
                 columns[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
                 columns[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
         return pd.DataFrame(columns)
+
+
+def continuations(
+    fitted: Sequence[FittedPanel], newer: Sequence[Panel]
+) -> list[tuple[FittedPanel, Panel, tuple[str, ...]]]:
+    """The newer rows of each fitted part, as panels of all its channels, and which of these are there.
+
+    Raises :class:`DataError` for series that no part was fitted on, for another frequency, and where a model that mixes
+    its channels lacks one.
+    """
+    known = {name for part in fitted for name in part.panel.channels}
+    given = [name for panel in newer for name in panel.channels]
+    if not set(given) <= known:
+        wanted = ", ".join([name for part in fitted for name in part.panel.channels][:5])
+        raise DataError(
+            f"the model was fitted on the series {wanted}; the new data hold {', '.join(given[:5])}: give some of the "
+            "series that were fitted"
+        )
+    found = []
+    for part in fitted:
+        for panel in newer:
+            channels = tuple(name for name in part.panel.channels if name in panel.channels)
+            if not channels:
+                continue
+            theirs, ours = frequency(panel.stamps), frequency(part.panel.stamps)
+            if not same_frequency(theirs, ours):
+                raise DataError(
+                    f"{panel.name}, series {channels[0]!r}: found rows at frequency {theirs}, expected {ours}, as the "
+                    "model was fitted: give rows of that frequency, or fit again"
+                )
+            if channels != part.panel.channels and not isinstance(part.map, LinearMap):
+                lacking = next(name for name in part.panel.channels if name not in channels)
+                raise DataError(
+                    f"{panel.name}: found no series {lacking!r} with the stamps of {channels[0]!r}, expected all that "
+                    "the model reads together: give them all"
+                )
+            values = np.repeat(part.scaler.mean[None], panel.rows, axis=0)  # what is not there has no effect
+            for name in channels:
+                values[:, part.panel.channels.index(name)] = panel.values[:, panel.channels.index(name)]
+            found.append((part, replace(panel, values=values, channels=part.panel.channels), channels))
+    return found
+
+
+def _frequency_of(fitted: Sequence[FittedPanel]) -> str | None:
+    return next((freq for part in fitted if (freq := frequency(part.panel.stamps))), None)
+
+
+def _warn_of_negatives(part: FittedPanel, point_HC: np.ndarray, chosen: Sequence[int]) -> None:
+    lowest = part.panel.values.min(axis=0)
+    for column, index in enumerate(chosen):
+        least = point_HC[:, column].min()
+        if lowest[index] >= 0 and least < -1e-6 * part.panel.values[:, index].max():
+            fit_warning(
+                f"{part.panel.name}: {part.panel.channels[index]} was never negative, and its forecast goes down to "
+                f"{least:.6g}: cut it at 0 where less has no meaning"
+            )
 
 
 def _head(panel: Panel, rows: int) -> Panel:

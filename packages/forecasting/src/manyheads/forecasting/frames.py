@@ -1,48 +1,36 @@
 """Any user's table as panels: long (``unique_id, ds, y``) or wide (a time column and one column a channel).
 
-Bad input never yields a number: each fault raises :class:`DataError` with the file, the line (as an editor counts it,
-the header being line 1) or the column, what was found, and how to mend it.
+The way of a cell: :mod:`tables` reads it as it is written; here its series is found by the text of its id, its stamp is
+put on the calendar of its own series (:mod:`stamps`, :mod:`frequencies`), and series with the same stamps become one
+panel. Bad input never yields a number: each fault raises :class:`DataError` with the file, the line (as an editor
+counts it, the header being line 1) or the column, what was found, and how to fix it.
 """
 
 from __future__ import annotations
 
-import io
-import lzma
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pandas.tseries.frequencies import to_offset
 
 from manyheads.core.errors import DataError
+from manyheads.forecasting.frequencies import Grid, find_grid, season_of, usual_step
 from manyheads.forecasting.series import SENTINEL, Panel
+from manyheads.forecasting.stamps import read_stamps
+from manyheads.forecasting.tables import IN_MEMORY, TIME_NAMES, Columns, Table, at, listed, read_table
 
-_IN_MEMORY = "the table"
-_NO_YEAR_FIRST = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}")
-TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a long table; ``time`` also names the time column of a wide one."""
-
-    id: str = "unique_id"
-    """Name of the series column of a long table."""
-    time: str | None = None
-    """Name of the time column; by default the first of ds, date, time, timestamp, datetime that is there."""
-    target: str = "y"
-    """Name of the value column of a long table."""
+_EXACT = 2.0**53  # whole numbers above it are not all float64
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a table is read."""
 
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     freq: str | None = None
     """pandas' alias of the frequency; inferred by default."""
     season: int | None = None
@@ -52,7 +40,7 @@ class Reading:
     fill: Literal["interpolate"] | None = None
     """What to do with missing values and missing stamps; they are refused by default."""
     drop: tuple[str, ...] = ()
-    """Columns to leave out."""
+    """Columns, or series of a long table, to leave out."""
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Reading:
@@ -62,185 +50,167 @@ class Reading:
         return cls(**fields)
 
 
-def read_panels(source: str | Path | pd.DataFrame, reading: Reading | None = None) -> list[Panel]:
-    """The table as panels: series with the same time stamps share one, others get their own.
+@dataclass(frozen=True)
+class _Series:
+    """One series on its own calendar."""
 
-    Raises :class:`DataError`.
+    name: str
+    values: np.ndarray  # (T,) float64
+    stamps: pd.DatetimeIndex  # (T,) with a frequency
+    notes: tuple[str, ...] = ()
+
+
+def read_panels(source: Any, reading: Reading | None = None, *, usual: str | None = None) -> list[Panel]:
+    """Read a table as panels: series with the same time stamps share one, others get their own.
+
+    Args:
+        source: a path, a pandas frame or series, or another table that speaks Arrow.
+        reading: how it is read.
+        usual: the frequency of series that are too short to show theirs.
+
+    Raises:
+        DataError: a table that cannot be used as it is.
     """
     reading = reading or Reading()
-    table, place, first_line = _table(source)
-    for name in reading.drop:
-        if name not in table.columns:
-            raise DataError(f"{place}: no column {name!r} to drop, found {_listed(table.columns)}")
-    table = table.drop(columns=list(reading.drop))
-    if len(table.columns) < 1 or table.empty:
-        raise DataError(f"{place} has no rows below its header: give at least two seasons of data")
-    time = _time_column(table, place, reading.columns.time)
-    lines = np.arange(len(table)) + first_line
-    long = reading.columns.id in table.columns and reading.columns.target in table.columns
-    if not long and reading.columns.id in table.columns:
+    if reading.season is not None and reading.season < 1:
+        raise DataError(f"season: found {reading.season}, expected 1 or more rows")
+    table = read_table(source, reading.columns)
+    time = _time_column(table, reading.columns.time)
+    long = reading.columns.id in table.cells.columns and reading.columns.target in table.cells.columns
+    if not long and reading.columns.id in table.cells.columns:
         raise DataError(
-            f"{place}: found {reading.columns.id!r} but no {reading.columns.target!r}: a long table needs the columns "
-            f"{reading.columns.id}, {time}, {reading.columns.target}"
+            f"{table.place}: found {reading.columns.id!r} but no {reading.columns.target!r}: a long table needs the "
+            f"columns {reading.columns.id}, {time}, {reading.columns.target}"
         )
-    stamps = _stamps(table[time], time, place, lines)
-    if not long:
-        values = table.drop(columns=time)
-        if values.columns.empty:
-            raise DataError(f"{place}: only the time column {time!r} was found: add at least one column of values")
-        return [_panel(values, stamps, place, lines, reading)]
-    groups: dict[tuple[pd.Timestamp, pd.Timestamp, int], list[tuple[str, np.ndarray]]] = {}
-    for name, rows in table.groupby(reading.columns.id, sort=True, observed=True).indices.items():
-        key = (stamps[rows[0]], stamps[rows[-1]], len(rows))
-        groups.setdefault(key, []).append((str(name), rows))
-    panels = []
-    for members in groups.values():
-        target = table[reading.columns.target]
-        wide = pd.DataFrame({name: target.to_numpy()[rows] for name, rows in members})
-        for name, rows in members[1:]:
-            if not stamps[rows].equals(stamps[members[0][1]]):
-                _ordered(stamps[rows], f"{place}, series {name!r}", lines[rows])
-        rows = members[0][1]
-        series_lines = {name: lines[rows] for name, rows in members}
-        panels.append(_panel(wide, stamps[rows], place, lines[rows], reading, series_lines, reading.columns.target))
-    return panels
+    dropped = [name for name in reading.drop if name in table.cells.columns]
+    if len(dropped) < len(reading.drop) and not long:
+        absent = next(name for name in reading.drop if name not in dropped)
+        raise DataError(f"{table.place}: no column {absent!r} to drop, found {listed(table.cells.columns)}")
+    table = replace(table, cells=table.cells.drop(columns=dropped))
+    stamps, notes = read_stamps(table.cells[time], time, table.place, table.numbers)
+    parts = _long(table, time, stamps, reading) if long else _wide(table, time, stamps, reading)
+    series = list(_on_calendar(list(parts), table.place, reading, usual))
+    said = (*table.notes, *notes, *_unused_columns(table, time, reading, long=long))
+    return _grouped(series, table.place, reading, said)
 
 
-def _table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
-    if isinstance(source, pd.DataFrame):
-        frame = source
-        if isinstance(frame.index, pd.DatetimeIndex):
-            frame = frame.reset_index(names=frame.index.name or "ds")
-        return frame.reset_index(drop=True), _IN_MEMORY, 0
-    path = Path(source)
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: give the path of a CSV file")
-    if not path.is_file():
-        raise DataError(f"{path} is not there: give the path of a CSV file")
-    raw = path.read_bytes()
-    if path.suffix == ".parquet":
-        try:
-            return pd.read_parquet(path).reset_index(drop=True), str(path), 0
-        except ImportError as error:
-            raise DataError(f"{path}: pip install 'manyheads-forecasting[parquet]' reads parquet") from error
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path} is no parquet file: {error}") from error
-    try:
-        if raw[:6] == b"\xfd7zXZ\x00":
-            raw = lzma.decompress(raw)
-        elif raw[:2] == b"\x1f\x8b":
-            import gzip
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one series, or of all channels of a wide table."""
 
-            raw = gzip.decompress(raw)
-    except (lzma.LZMAError, EOFError, OSError) as error:
-        raise DataError(f"{path} is truncated or damaged: put a good copy there") from error
-    if not raw.strip():
-        raise DataError(f"{path} is empty: give a CSV file with a header and rows")
-    if b"\x00" in raw[:4096]:
-        raise DataError(f"{path} is not a CSV file (it holds binary data): give a text table with commas")
-    try:
-        return pd.read_csv(io.StringIO(raw.decode("utf-8", errors="replace")), low_memory=False), str(path), 2
-    except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(
-            f"{path} is not a CSV file: {' '.join(str(error).split())}: give a table with commas"
-        ) from error
+    names: tuple[str, ...]
+    values: np.ndarray  # (T, C), NaN for what is missing
+    stamps: pd.DatetimeIndex
+    rows: np.ndarray  # (T,) numbers of the rows for messages
+    where: str  # of the part, for messages
 
 
-def _time_column(table: pd.DataFrame, place: str, asked: str | None) -> str:
+def _wide(table: Table, time: str, stamps: pd.DatetimeIndex, reading: Reading) -> Iterator[_Part]:
+    values = table.cells.drop(columns=time)
+    if values.columns.empty:
+        raise DataError(f"{table.place}: only the time column {time!r} was found: add at least one column of values")
+    columns = [_numbers(values[name], f"column {name!r}", table, table.numbers, reading) for name in values.columns]
+    yield _Part(tuple(values.columns), np.stack(columns, axis=1), stamps, table.numbers, table.place)
+
+
+def _long(table: Table, time: str, stamps: pd.DatetimeIndex, reading: Reading) -> Iterator[_Part]:
+    names = read_ids(table.cells[reading.columns.id], reading.columns.id, table.place, table.numbers)
+    numbers = table.numbers
+    codes, found = pd.factorize(names, sort=True)
+    left_out = [name for name in reading.drop if name not in table.cells.columns]
+    for name in left_out:
+        if name not in found:
+            raise DataError(f"{table.place}: no column or series {name!r} to drop, found {listed(list(found))}")
+    order = np.argsort(codes, kind="stable")
+    borders = np.searchsorted(codes[order], np.arange(len(found) + 1))
+    target = table.cells[reading.columns.target]
+    for index, name in enumerate(found):
+        if name in left_out:
+            continue
+        rows = order[borders[index] : borders[index + 1]]
+        what = f"series {name!r}, column {reading.columns.target!r}"
+        values = _numbers(target.iloc[rows], what, table, numbers[rows], reading)
+        yield _Part((str(name),), values[:, None], stamps[rows], numbers[rows], f"{table.place}, series {name!r}")
+
+
+def read_ids(column: pd.Series, name: str, place: str, rows: np.ndarray) -> np.ndarray:
+    """Ids as text, exactly as they are written: ``NA``, ``007`` and ``1.0`` are names of their own.
+
+    Raises:
+        DataError: an empty id; two ids of one text, such as 1 and "1"; whole numbers that float64 does not tell apart.
+    """
+    cells = column.astype(object).to_numpy()
+    texts = np.empty(len(cells), dtype=object)
+    kinds: dict[str, type] = {}
+    for index, cell in enumerate(cells):
+        if (
+            cell is None
+            or cell is pd.NA
+            or cell is pd.NaT
+            or cell != cell
+            or (isinstance(cell, str) and not cell.strip())
+        ):
+            raise DataError(f"{at(place, rows[index])}, column {name!r}: found no id, expected the name of the series")
+        text = cell.decode(errors="backslashreplace") if isinstance(cell, bytes) else str(cell)
+        kind = str if isinstance(cell, str) else type(cell)
+        if isinstance(cell, float | np.floating) and abs(cell) >= _EXACT:
+            raise DataError(
+                f"{at(place, rows[index])}, column {name!r}: found {cell!r}, a number that stands for several ids "
+                "above 2**53, expected text: read the column as text"
+            )
+        if kinds.setdefault(text, kind) is not kind:
+            raise DataError(
+                f"{at(place, rows[index])}, column {name!r}: found {text} as {kind.__name__} and as "
+                f"{kinds[text].__name__}, expected one of them: write all ids as text"
+            )
+        texts[index] = text
+    return texts
+
+
+def _time_column(table: Table, asked: str | None) -> str:
+    names = list(table.cells.columns)
     if asked is not None:
-        if asked not in table.columns:
-            raise DataError(f"{place}: no time column {asked!r}, found {_listed(table.columns)}: name it with --time")
+        if asked not in names:
+            raise DataError(f"{table.place}: no time column {asked!r}, found {listed(names)}: name it with --time")
         return asked
-    for name in table.columns:
-        if str(name).lower() in TIME_NAMES:
+    if table.time is not None:
+        return table.time
+    for name in names:
+        if name.strip().lower() in TIME_NAMES:
+            return name
+    for name in names:
+        if pd.api.types.is_datetime64_any_dtype(table.cells[name]) or isinstance(
+            table.cells[name].dtype, pd.PeriodDtype
+        ):
             return name
     raise DataError(
-        f"{place}: no time column ({', '.join(TIME_NAMES)}), found {_listed(table.columns)}: name it with --time"
+        f"{table.place}: no time column ({', '.join(TIME_NAMES)}), found {listed(names)}: name it with --time"
     )
 
 
-def _stamps(column: pd.Series, name: str, place: str, lines: np.ndarray) -> pd.DatetimeIndex:
-    if pd.api.types.is_numeric_dtype(column):
-        raise DataError(
-            f"{place}, column {name!r}: found the number {column.iloc[0]}, expected stamps such as 2024-01-31 13:00"
-        )
+def _numbers(column: pd.Series, where: str, table: Table, rows: np.ndarray, reading: Reading) -> np.ndarray:
+    place = table.place
+    dtype = column.dtype
+    if (
+        pd.api.types.is_datetime64_any_dtype(dtype)
+        or pd.api.types.is_timedelta64_dtype(dtype)
+        or pd.api.types.is_complex_dtype(dtype)
+        or isinstance(dtype, pd.PeriodDtype)
+    ):
+        found = f"{column.iloc[0]} ({dtype})"
+        raise DataError(f"{place}, {where}: found {found}, expected numbers: drop the column (--drop {column.name})")
     try:
-        parsed = pd.to_datetime(column, errors="coerce")
-    except ValueError:  # several offsets from UTC
-        parsed = pd.to_datetime(column, errors="coerce", utc=True)
-    if _NO_YEAR_FIRST.match(str(column.iloc[0])):
-        parsed = _day_or_month_first(column, parsed, name, place)
-    if getattr(parsed.dtype, "tz", None) is not None:
-        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
-    bad = np.flatnonzero(parsed.isna().to_numpy())
-    if len(bad):
-        found = column.iloc[bad[0]]
-        what = "an empty cell" if pd.isna(found) else repr(found)
-        raise DataError(
-            f"{_at(place, lines[bad[0]])}, column {name!r}: found {what}, expected a time stamp like the first one "
-            f"({column.iloc[0]}): correct it"
-        )
-    return pd.DatetimeIndex(parsed)
-
-
-def _day_or_month_first(column: pd.Series, month_first: pd.Series, name: str, place: str) -> pd.Series:
-    """Stamps such as 13.01.2024 or 01/13/2024: whichever order gives a date to every row; both must not."""
-    day_first = pd.to_datetime(column, errors="coerce", dayfirst=True)
-    if day_first.isna().any():
-        return month_first
-    if month_first.notna().all() and not day_first.equals(month_first):
-        raise DataError(
-            f"{place}, column {name!r}: {column.iloc[0]} … {column.iloc[-1]} are dates with the day first and with the "
-            "month first: write them as 2024-01-31"
-        )
-    return day_first
-
-
-def _panel(
-    values: pd.DataFrame,
-    stamps: pd.DatetimeIndex,
-    place: str,
-    lines: np.ndarray,
-    reading: Reading,
-    series_lines: dict[str, np.ndarray] | None = None,
-    target: str | None = None,
-) -> Panel:
-    _ordered(stamps, place, lines)
-    columns = {}
-    for name in values.columns:
-        own = lines if series_lines is None else series_lines[name]
-        where = f"column {name!r}" if target is None else f"series {name!r}, column {target!r}"
-        columns[str(name)] = _numbers(values[name], where, place, own, reading)
-    frame = pd.DataFrame(columns, index=stamps)
-    freq, frame = _regular(frame, place, lines, reading)
-    frame = frame.interpolate(limit_direction="both") if reading.fill else frame
-    for name in frame.columns:
-        if frame[name].nunique() == 1:
-            raise DataError(
-                f"{place}, column {name!r} is constant ({frame[name].iloc[0]:g} in all {len(frame)} rows): there is "
-                f"nothing to forecast, drop it (--drop {name})"
-            )
-    season = reading.season if reading.season is not None else season_of(freq)
-    if season < 1:
-        raise DataError(f"season: found {season}, expected 1 or more rows")
-    name = Path(place).name.split(".")[0] if place != _IN_MEMORY else "series"
-    index = pd.DatetimeIndex(frame.index, freq=freq)
-    hits = (frame == SENTINEL).sum()
-    notes = tuple(
-        f"{place}, column {column!r} holds {SENTINEL:g} in {count} rows, often a sign for 'missing': if it is one, "
-        f"--missing {SENTINEL:g} --fill interpolate"
-        for column, count in hits[hits > 0].items()
-    )
-    return Panel(frame.to_numpy(np.float64), tuple(map(str, frame.columns)), index, season, name=name, notes=notes)
-
-
-def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, reading: Reading) -> np.ndarray:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
-    text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
+        if isinstance(dtype, pd.CategoricalDtype):
+            column = column.astype(object)
+        numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{place}, {where}: found cells that are no numbers ({error}): correct or drop them") from error
+    given = column.notna().to_numpy() & (column.astype(str).str.strip() != "").to_numpy()
+    text = np.flatnonzero(np.isnan(numbers) & given)
     if len(text):
         found = column.iloc[text[0]]
         raise DataError(
-            f"{_at(place, lines[text[0]])}, {where}: found {found!r}, expected a number: correct it or drop it"
+            f"{at(place, rows[text[0]])}, {where}: found {found!r}, expected a number: correct it or drop it"
         )
     if reading.missing is not None:
         numbers = np.where(numbers == reading.missing, np.nan, numbers)
@@ -248,7 +218,7 @@ def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, readi
     if len(wrong):
         what = "no value" if np.isnan(numbers[wrong[0]]) else "an infinite value"
         raise DataError(
-            f"{_at(place, lines[wrong[0]])}, {where}: found {what} ({len(wrong)} in all), expected a number: fill "
+            f"{at(place, rows[wrong[0]])}, {where}: found {what} ({len(wrong)} in all), expected a number: fill "
             "it in, or interpolate (--fill interpolate)"
         )
     if np.isnan(numbers).all():
@@ -256,77 +226,103 @@ def _numbers(column: pd.Series, where: str, place: str, lines: np.ndarray, readi
     return numbers
 
 
-def _ordered(stamps: pd.DatetimeIndex, place: str, lines: np.ndarray) -> None:
-    step = np.diff(stamps.to_numpy())
-    late = np.flatnonzero(step <= np.timedelta64(0))
+def _on_calendar(parts: list[_Part], place: str, reading: Reading, usual: str | None) -> Iterator[_Series]:
+    """Each part on its own grid; a part too short to show its frequency takes the most common one of the table."""
+    for part in parts:
+        _check_order(part, place)
+    grids: list[Grid | None] = [
+        find_grid(part.stamps) if reading.freq is None else Grid.spanning(part.stamps, reading.freq) for part in parts
+    ]
+    common = Counter(grid.freq for grid in grids if grid is not None).most_common(1)
+    usual = common[0][0] if common else usual
+    for part, found in zip(parts, grids, strict=True):
+        grid = found
+        if grid is None and len(part.stamps) < 3:
+            if usual is None:
+                raise DataError(
+                    f"{part.where} has {len(part.stamps)} rows: at least 3 are needed to know the frequency"
+                )
+            grid = Grid.spanning(part.stamps, usual)
+        elif grid is None:
+            grid = Grid.spanning(part.stamps, usual_step(part.stamps))
+        yield from _regular(part, grid, place, reading)
+
+
+def _check_order(part: _Part, place: str) -> None:
+    late = np.flatnonzero(np.diff(part.stamps.asi8) <= 0)
     if len(late):
-        at = late[0] + 1
-        found = "the stamp of the row before again" if stamps[at] == stamps[at - 1] else "a stamp before the last one"
-        mend = "keep one of the two rows" if stamps[at] == stamps[at - 1] else "sort the table by time"
-        raise DataError(f"{_at(place, lines[at])}: found {found} ({stamps[at]}), expected rising stamps: {mend}")
+        index = late[0] + 1
+        again = part.stamps[index] == part.stamps[index - 1]
+        found = "the stamp of the row before again" if again else "a stamp before the last one"
+        fix = "keep one of the two rows" if again else "sort the table by time"
+        where = at(place, part.rows[index]) + part.where.removeprefix(place)
+        raise DataError(f"{where}: found {found} ({part.stamps[index]}), expected rising stamps: {fix}")
 
 
-def _regular(frame: pd.DataFrame, place: str, lines: np.ndarray, reading: Reading) -> tuple[str, pd.DataFrame]:
-    stamps = cast(pd.DatetimeIndex, frame.index)
-    if len(stamps) < 3:
-        raise DataError(f"{place} has {len(stamps)} rows: at least 3 are needed to know the frequency")
-    freq = reading.freq or (frequency(stamps) or _usual_step(stamps))
-    try:
-        expected = pd.date_range(stamps[0], periods=len(stamps), freq=freq)
-        grid = pd.date_range(stamps[0], stamps[-1], freq=freq)
-    except ValueError as error:
-        raise DataError(f"freq: found {freq!r}, expected a pandas alias such as h, 15min, D, W, MS") from error
-    wrong = np.flatnonzero(stamps != expected)
-    if not len(wrong):
-        return freq, frame
-    at = wrong[0]
-    if reading.fill and stamps.isin(grid).all():
-        return freq, frame.reindex(grid)
-    raise DataError(
-        f"{_at(place, lines[at])}: found {stamps[at]}, expected {expected[at]} at frequency {freq}: add the "
-        "missing rows (--fill interpolate), correct the stamp, or name the frequency (--freq)"
-    )
+def _regular(part: _Part, grid: Grid, place: str, reading: Reading) -> Iterator[_Series]:
+    complete = grid.stamps.equals(part.stamps)
+    if not complete and not (reading.fill and grid.holds(part.stamps)):
+        expected = pd.date_range(part.stamps[0], periods=len(part.stamps), freq=grid.freq)
+        wrong = int(np.flatnonzero(part.stamps != expected)[0])
+        where = at(place, part.rows[wrong]) + part.where.removeprefix(place)
+        raise DataError(
+            f"{where}: found {part.stamps[wrong]}, expected {expected[wrong]} at "
+            f"frequency {grid.freq}: add the missing rows (--fill interpolate), correct the stamp, or name the "
+            "frequency (--freq)"
+        )
+    frame = pd.DataFrame(part.values, index=part.stamps, columns=list(part.names))
+    filled = len(grid.stamps) - len(frame)
+    notes: tuple[str, ...] = ()
+    if filled:
+        first = grid.stamps[~grid.stamps.isin(part.stamps)][0]
+        notes = (
+            f"{part.where}: {filled} of {len(grid.stamps)} rows at frequency {grid.freq} were missing and are "
+            f"interpolated, the first {first}",
+        )
+        frame = frame.reindex(grid.stamps)
+    empty = int(np.isnan(part.values).sum())
+    if empty:
+        notes += (f"{part.where}: {empty} cells without a value are interpolated",)
+    if reading.fill:
+        frame = frame.interpolate(limit_direction="both")
+    for index, name in enumerate(part.names):
+        values = frame.iloc[:, index].to_numpy(np.float64)
+        yield _Series(name, values, grid.stamps, notes if index == 0 else ())
 
 
-def _usual_step(stamps: pd.DatetimeIndex) -> str:
-    return to_offset(pd.Series(stamps).diff().mode().iloc[0]).freqstr
+def _unused_columns(table: Table, time: str, reading: Reading, *, long: bool) -> Iterator[str]:
+    """What happens to columns that may have been meant as something else."""
+    columns = reading.columns
+    others = [name for name in table.cells.columns if name not in (time, columns.target, columns.id)]
+    if long and others:
+        yield f"{table.place}: further columns are not used: {listed(others)}"
+    elif columns.target in table.cells.columns and others:
+        yield (
+            f"{table.place}: {listed(others)} are forecast as series of their own, beside {columns.target!r}: drop "
+            "them (--drop) if they explain it"
+        )
 
 
-def season_of(freq: str) -> int:
-    """Rows in a season: a day for less than a day, a week for days (5 for business days), a year for the rest.
-
-    Raises nothing: 1, no season, where the frequency is unknown.
-    """
-    offset = to_offset(freq)
-    base = offset.rule_code.split("-")[0]
-    calendar = {"B": 5, "W": 52, "ME": 12, "MS": 12, "BME": 12, "BMS": 12, "QE": 4, "QS": 4, "BQE": 4, "BQS": 4, "D": 7}
-    if base in calendar and base != "D":
-        return max(1, round(calendar[base] / offset.n))
-    try:
-        seconds = pd.Timedelta(offset).total_seconds()
-    except ValueError:
-        return 1
-    day = 86_400.0
-    if seconds < day:
-        return max(1, round(day / seconds))
-    return {day: 7, 7 * day: 52}.get(seconds, 1)
-
-
-def future_stamps(stamps: pd.DatetimeIndex, horizon: int) -> pd.DatetimeIndex:
-    """The next ``horizon`` stamps."""
-    return pd.date_range(stamps[-1], periods=horizon + 1, freq=frequency(stamps))[1:]
-
-
-def frequency(stamps: pd.DatetimeIndex) -> str | None:
-    """pandas' alias; None where the stamps have no regular one."""
-    return stamps.freqstr or pd.DatetimeIndex(stamps, freq="infer").freqstr
-
-
-def _at(place: str, number: int) -> str:
-    """Rows of a table in memory count from 0 as its index does, lines of a file as an editor counts them."""
-    return f"{place}, {'row' if place.startswith(_IN_MEMORY) else 'line'} {number}"
-
-
-def _listed(columns: Sequence[object] | pd.Index) -> str:
-    names = [str(c) for c in columns]
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+def _grouped(series: list[_Series], place: str, reading: Reading, notes: tuple[str, ...]) -> list[Panel]:
+    groups: dict[tuple[Any, ...], list[_Series]] = {}
+    for one in series:
+        groups.setdefault((one.stamps[0], one.stamps[-1], len(one.stamps), one.stamps.freqstr), []).append(one)
+    name = Path(place).name.split(".")[0] if place != IN_MEMORY else "series"
+    panels = []
+    for members in groups.values():
+        stamps = members[0].stamps
+        freq = stamps.freqstr
+        season = reading.season if reading.season is not None else season_of(freq)
+        held = [(one.name, int((one.values == SENTINEL).sum())) for one in members]
+        own = [note for one in members for note in one.notes]
+        own += [
+            f"{place}, column {column!r} holds {SENTINEL:g} in {count} rows, often a sign for 'missing': if it is one, "
+            f"--missing {SENTINEL:g} --fill interpolate"
+            for column, count in held
+            if count
+        ]
+        values = np.stack([one.values for one in members], axis=1)
+        names = tuple(one.name for one in members)
+        panels.append(Panel(values, names, stamps, season, name=name, notes=(*notes, *own)))
+        notes = ()  # of the table: said once
+    return panels

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import DataError
+from manyheads.core.errors import DataError, ManyheadsWarning
 
 SENTINEL = -9999.0  # how weather stations, and the weather set, write a missing value
 
@@ -116,7 +116,7 @@ class History:
         return self.names[channel] if self.names else f"channel {channel}"
 
 
-class FitWarning(UserWarning):
+class FitWarning(ManyheadsWarning):
     """Something about the data or the fit that the user should know; the benchmark and the commands show it."""
 
 

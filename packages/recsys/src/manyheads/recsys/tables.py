@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
+from manyheads.lab.data import read_unpacked
 from manyheads.lab.files import write_atomically
 from manyheads.lab.install import missing
 from manyheads.recsys.columns import as_family, epoch_unit, family_of
@@ -36,14 +37,19 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
             return from_arrow(pyarrow.parquet.read_table(path))
         separator = "\t" if path.suffix == ".tsv" else ","
-        names = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0].tolist()
+        raw = read_unpacked(path)
+        names = pd.read_csv(io.BytesIO(raw), sep=separator, header=None, nrows=1, dtype=str).iloc[0].tolist()
         twice = [name for name in names if names.count(name) > 1 and isinstance(name, str)]
         if twice:  # pandas would rename the second
             raise DataError(f"{path}: column {twice[0]!r} is there twice, expected once: rename or drop one of them")
         # nullable types keep whole numbers with gaps as they are written
-        return plain_types(pd.read_csv(path, sep=separator, low_memory=False, dtype_backend="numpy_nullable"))
+        return plain_types(
+            pd.read_csv(io.BytesIO(raw), sep=separator, low_memory=False, dtype_backend="numpy_nullable")
+        )
     except ImportError as error:
         raise missing("pyarrow", "manyheads-recsys", "parquet", place=str(path)) from error
+    except DataError:
+        raise
     except (ValueError, OSError) as error:  # parser, encoding and arrow errors are among these
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: cannot be read as a table ({said}): check the file") from error

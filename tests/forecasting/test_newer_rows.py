@@ -1,0 +1,106 @@
+"""``predict(data=newer)`` and past origins: of all series or some, in any order, each by its own rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from manyheads.core.errors import DataError
+from manyheads.forecasting import Forecaster
+from manyheads.forecasting.commands import mase
+from manyheads.forecasting.frames import read_panels
+from manyheads.lab.cli import main
+
+STAMPS = pd.date_range("2024-01-01", periods=300, freq="h")
+RNG = np.random.default_rng(0)
+SERIES = {name: RNG.normal(size=300).cumsum() for name in ("a", "b", "c")}
+
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
+
+
+def rows(name, start, stop):
+    return pd.DataFrame({"unique_id": name, "ds": STAMPS[start:stop], "y": SERIES[name][start:stop]})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    table = pd.concat([rows("a", 0, 200), rows("b", 0, 200), rows("c", 50, 200)])
+    return Forecaster(4, model="nlinear-cf", look_back=24).fit(table)
+
+
+def forecast_alone(fitted, name, stop):
+    """The forecast of one series from its rows up to ``stop``, by the arrays of the fitted model."""
+    part = next(part for part in fitted.panels if name in part.panel.channels)
+    index = part.panel.channels.index(name)
+    window = np.zeros((1, 24, len(part.panel.channels)))
+    window[0, :, index] = (SERIES[name][stop - 24 : stop] - part.scaler.mean[index]) / part.scaler.scale[index]
+    return part.map.forecast(window)[0, :, index] * part.scaler.scale[index] + part.scaler.mean[index]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"a": 250, "b": 250, "c": 250},
+        {"c": 250, "b": 249, "a": 251},
+        {"b": 260},
+        {"c": 230, "a": 230},
+    ],
+)
+def test_series_continue_in_any_order_subset_and_alignment(fitted, ends):
+    newer = pd.concat([rows(name, stop - 60, stop) for name, stop in ends.items()])
+    found = fitted.predict(data=newer)
+    assert sorted(found["unique_id"].unique()) == sorted(ends)
+    for name, stop in ends.items():
+        one = found[found["unique_id"] == name]
+        np.testing.assert_allclose(one["y_hat"], forecast_alone(fitted, name, stop), rtol=1e-12)
+        assert list(one["ds"]) == list(STAMPS[stop : stop + 4])
+        assert (one["lo-80"] < one["hi-80"]).all()
+
+
+def test_a_series_that_stands_still_lately_continues(fitted):
+    newer = rows("a", 200, 260).assign(y=3.0)
+    np.testing.assert_allclose(fitted.predict(data=newer)["y_hat"], 3.0, atol=0.2)
+
+
+def test_other_series_and_other_frequencies_are_refused(fitted):
+    with pytest.raises(DataError, match="fitted on the series a, b, c; the new data hold d: give some of the series"):
+        fitted.predict(data=rows("a", 0, 60).assign(unique_id="d"))
+    quarters = rows("a", 0, 60).assign(ds=pd.date_range("2024-02-01", periods=60, freq="15min"))
+    with pytest.raises(DataError, match="series 'a': found rows at frequency 15min, expected h"):
+        fitted.predict(data=quarters)
+
+
+def test_a_complaint_of_predict_names_no_option_that_it_lacks(fitted, tmp_path, capsys):
+    fitted.save(tmp_path / "f.safetensors")
+    rows("a", 0, 60).drop(index=30).to_csv(tmp_path / "newer.csv", index=False)
+    assert main(["forecasting", "predict", str(tmp_path / "f.safetensors"), "--data", str(tmp_path / "newer.csv")]) == 2
+    said = capsys.readouterr().err
+    assert "add the missing rows, correct the stamp" in said
+    assert "--" not in said
+
+
+def test_mase_is_that_of_each_series_before_its_own_origins():
+    table = pd.concat([rows("a", 0, 200), rows("b", 150, 300), rows("c", 190, 300).assign(y=0.0)])
+    panels = read_panels(table)
+    frame = Forecaster(5, model="repeat", levels=()).cross_validation(panels, windows=3)
+    expected = {}
+    for name, start, stop in (("a", 0, 200), ("b", 150, 300)):
+        past, part = SERIES[name][start : stop - 15], frame[frame["unique_id"] == name]
+        expected[name] = (part["y"] - part["y_hat"]).abs().mean() / np.abs(past[24:] - past[:-24]).mean()
+        assert part["cutoff"].min() == STAMPS[stop - 16]
+    found = mase(frame, panels)
+    np.testing.assert_allclose(found[["a", "b"]], [expected["a"], expected["b"]], rtol=1e-12)
+    assert np.isnan(found["c"])  # it stood still
+
+
+def test_a_backtest_takes_the_windows_that_fit_and_names_the_series(tmp_path, capsys):
+    table = pd.concat([rows("a", 0, 200), rows("b", 0, 40), rows("c", 0, 8).assign(y=1.0)])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    words = ["backtest", str(tmp_path / "t.csv"), "--horizon", "5", "--windows", "10", "--models", "repeat"]
+    assert main(["forecasting", *words, "--out", str(tmp_path / "b.csv")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "t has 40 rows, enough for 6 of 10 windows of 5 steps, 5 rows apart: only these are forecast (b)" in said
+    assert "t has 8 rows, enough for 0 of 10 windows" in said
+    counted = pd.read_csv(tmp_path / "b.csv").groupby("unique_id")["cutoff"].nunique()
+    assert dict(counted) == {"a": 10, "b": 6}
