@@ -9,8 +9,10 @@ counts it, the header being line 1) or the column, what was found, and how to fi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,8 +111,11 @@ def _wide(table: Table, time: str, stamps: pd.DatetimeIndex, reading: Reading) -
     values = table.cells.drop(columns=time)
     if values.columns.empty:
         raise DataError(f"{table.place}: only the time column {time!r} was found: add at least one column of values")
-    columns = [_numbers(values[name], f"column {name!r}", table, table.numbers, reading) for name in values.columns]
-    yield _Part(tuple(values.columns), np.stack(columns, axis=1), stamps, table.numbers, table.place)
+    names = [name for name in values.columns if not values[name].isna().all()]
+    if not names:
+        raise DataError(f"{table.place}: found no value in any column, expected numbers: fill them in")
+    columns = [_numbers(values[name], f"column {name!r}", table, table.numbers, reading) for name in names]
+    yield _Part(tuple(names), np.stack(columns, axis=1), stamps, table.numbers, table.place)
 
 
 def _long(table: Table, time: str, stamps: pd.DatetimeIndex, reading: Reading) -> Iterator[_Part]:
@@ -141,27 +146,23 @@ def read_ids(column: pd.Series, name: str, place: str, rows: np.ndarray) -> np.n
     """
     cells = column.astype(object).to_numpy()
     texts = np.empty(len(cells), dtype=object)
-    kinds: dict[str, type] = {}
+    kinds: dict[Any, type] = {}  # of each text, and of each number: 1, 1.0 and True are one
     for index, cell in enumerate(cells):
-        if (
-            cell is None
-            or cell is pd.NA
-            or cell is pd.NaT
-            or cell != cell
-            or (isinstance(cell, str) and not cell.strip())
-        ):
-            raise DataError(f"{at(place, rows[index])}, column {name!r}: found no id, expected the name of the series")
-        text = cell.decode(errors="backslashreplace") if isinstance(cell, bytes) else str(cell)
-        kind = str if isinstance(cell, str) else type(cell)
-        if isinstance(cell, float | np.floating) and abs(cell) >= _EXACT:
+        row = f"{at(place, rows[index])}, column {name!r}"
+        if (pd.api.types.is_scalar(cell) and pd.isna(cell)) or not str(cell).strip():
+            raise DataError(f"{row}: found no id, expected the name of the series")
+        if isinstance(cell, float | np.floating) and not abs(cell) < _EXACT:
             raise DataError(
-                f"{at(place, rows[index])}, column {name!r}: found {cell!r}, a number that stands for several ids "
-                "above 2**53, expected text: read the column as text"
+                f"{row}: found {cell!r}, a number that stands for several ids above 2**53, expected text: read the "
+                "column as text"
             )
-        if kinds.setdefault(text, kind) is not kind:
+        text, kind = str(cell), str if isinstance(cell, str) else type(cell)
+        same = [text] if isinstance(cell, str) or not isinstance(cell, Hashable) else [text, (cell,)]
+        other = next((kinds[key] for key in same if kinds.setdefault(key, kind) is not kind), None)
+        if other is not None:
             raise DataError(
-                f"{at(place, rows[index])}, column {name!r}: found {text} as {kind.__name__} and as "
-                f"{kinds[text].__name__}, expected one of them: write all ids as text"
+                f"{row}: found {text} as {kind.__name__} and as {other.__name__}, expected one of them: write all ids "
+                "as text"
             )
         texts[index] = text
     return texts
@@ -202,7 +203,17 @@ def _numbers(column: pd.Series, where: str, table: Table, rows: np.ndarray, read
     try:
         if isinstance(dtype, pd.CategoricalDtype):
             column = column.astype(object)
+        if column.dtype == object:
+            kinds = column.map(lambda cell: isinstance(cell, str | Real | Decimal) or cell is None or cell is pd.NA)
+            odd = np.flatnonzero(~kinds.to_numpy(bool))
+            if len(odd):
+                found = repr(column.iloc[odd[0]])[:40]
+                raise DataError(
+                    f"{at(place, rows[odd[0]])}, {where}: found {found}, expected a number: correct it or drop it"
+                )
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    except DataError:
+        raise
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{place}, {where}: found cells that are no numbers ({error}): correct or drop them") from error
     given = column.notna().to_numpy() & (column.astype(str).str.strip() != "").to_numpy()
@@ -293,6 +304,9 @@ def _regular(part: _Part, grid: Grid, place: str, reading: Reading) -> Iterator[
 def _unused_columns(table: Table, time: str, reading: Reading, *, long: bool) -> Iterator[str]:
     """What happens to columns that may have been meant as something else."""
     columns = reading.columns
+    empty = [name for name in table.cells.columns if not long and table.cells[name].isna().all()]
+    if empty:
+        yield f"{table.place}: columns without any value are left out: {listed(empty)}"
     others = [name for name in table.cells.columns if name not in (time, columns.target, columns.id)]
     if long and others:
         yield f"{table.place}: further columns are not used: {listed(others)}"

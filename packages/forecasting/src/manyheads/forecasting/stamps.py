@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.tseries.api import guess_datetime_format
 
 from manyheads.core.errors import DataError
+from manyheads.forecasting.frequencies import frequency
 from manyheads.forecasting.tables import at
 
 _NO_YEAR_FIRST = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}")
@@ -30,14 +31,13 @@ def read_stamps(column: pd.Series, name: str, place: str, rows: np.ndarray) -> t
     """
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    text = column.astype(str).str.strip()
+    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
     if _are_numbers(column, text):
         return _from_numbers(text, name, place, rows), ()
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
         raise DataError(f"{place}, column {name!r}: found {column.iloc[0]}, expected stamps such as 2024-01-31 13:00")
-    parsed, notes = _parsed(column, text)
-    if _NO_YEAR_FIRST.match(text.iloc[0]) and not pd.api.types.is_datetime64_any_dtype(column):
-        parsed = _day_or_month_first(column, parsed, name, place)
+    no_year_first = _NO_YEAR_FIRST.match(text.iloc[0]) and not pd.api.types.is_datetime64_any_dtype(column)
+    parsed, notes = (_day_or_month_first(text, name, place), ()) if no_year_first else _parsed(column, text)
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if len(bad):
         found = column.iloc[bad[0]]
@@ -78,27 +78,34 @@ def _parsed(column: pd.Series, text: pd.Series) -> tuple[pd.Series, tuple[str, .
     if form is None and guess_datetime_format(first) is None:
         form = "mixed"
     try:
-        parsed = pd.to_datetime(column, format=form, errors="coerce")
+        parsed = pd.to_datetime(text, format=form, errors="coerce")
         if pd.api.types.is_datetime64_any_dtype(parsed):
             return parsed, ()
     except (ValueError, TypeError):  # several offsets from UTC
         pass
-    parsed = pd.to_datetime(column, format=form, errors="coerce", utc=True)
+    parsed = pd.to_datetime(text, format=form, errors="coerce", utc=True)
     return parsed, ("the stamps have several offsets from UTC and name no time zone: they are read as UTC",)
 
 
-def _day_or_month_first(column: pd.Series, month_first: pd.Series, name: str, place: str) -> pd.Series:
-    """Stamps such as 13.01.2024 or 01/13/2024: the one order that gives a date to every row."""
-    form = guess_datetime_format(str(column.iloc[0]).strip(), dayfirst=True) or "mixed"
-    day_first = pd.to_datetime(column, format=form, errors="coerce", dayfirst=True)
-    if day_first.isna().any():
-        return month_first
-    if month_first.notna().all() and not day_first.equals(month_first):
+def _day_or_month_first(text: pd.Series, name: str, place: str) -> pd.Series:
+    """Stamps such as 13.01.2024 or 01/13/2024: the one order that dates every row, or that alone is regular."""
+    first, second = (int(part) for part in re.split(r"[./-]", text.iloc[0])[:2])
+    found = []
+    for day_first, possible in ((True, second <= 12), (False, first <= 12)):
+        if possible:
+            form = guess_datetime_format(text.iloc[0], dayfirst=day_first) or "mixed"
+            found.append(pd.to_datetime(text, format=form, errors="coerce", dayfirst=day_first))
+    whole = [parsed for parsed in found if parsed.notna().all()]
+    if len(whole) == 2 and not whole[0].equals(whole[1]):
+        regular = [parsed for parsed in whole if frequency(pd.DatetimeIndex(parsed).unique().sort_values())]
+        if len(regular) == 1:
+            return regular[0]
         raise DataError(
-            f"{place}, column {name!r}: {column.iloc[0]} … {column.iloc[-1]} are dates with the day first and with the "
+            f"{place}, column {name!r}: {text.iloc[0]} … {text.iloc[-1]} are dates with the day first and with the "
             "month first: write them as 2024-01-31"
         )
-    return day_first
+    best = min(found, key=lambda parsed: parsed.isna().sum(), default=None)
+    return pd.Series(pd.NaT, index=text.index) if best is None else best
 
 
 def zone_of(stamps: pd.DatetimeIndex) -> str | None:

@@ -131,19 +131,21 @@ def _index_as_columns(frame: pd.DataFrame, columns: Columns, place: str, first: 
     index = frame.index
     bare = frame.reset_index(drop=True)
     if isinstance(index, pd.MultiIndex):
-        times = [level for level in range(index.nlevels) if _is_time(index.get_level_values(level))]
+        levels = [index.get_level_values(level) for level in range(index.nlevels)]
+        times = [at for at, level in enumerate(levels) if isinstance(level, pd.DatetimeIndex | pd.PeriodIndex)]
+        times = times or [at for at, level in enumerate(levels) if _is_time(level)]
         others = [level for level in range(index.nlevels) if level not in times]
         if len(times) != 1:
             raise DataError(f"{place}: found an index of {index.nlevels} levels, {len(times)} of time, expected one")
-        levels = {level: index.names[level] for level in range(index.nlevels)}
-        if len(others) == 1 and (levels[others[0]] is None or columns.id not in names):
-            levels[others[0]] = columns.id
+        titles = list(index.names)
+        if len(others) == 1 and (titles[others[0]] is None or columns.id not in names):
+            titles[others[0]] = columns.id
             values = [name for name in names if name not in (columns.id, columns.target)]
             if columns.target not in names and len(values) == 1:
                 bare = bare.rename(columns={frame.columns[names.index(values[0])]: columns.target})
-        time = str(levels[times[0]] or "ds")
-        for level, name in levels.items():
-            bare = _with(bare, str(name or time), index.get_level_values(level), place)
+        time = str(titles[times[0]] or "ds")
+        for level, name in zip(levels, titles, strict=True):
+            bare = _with(bare, str(name or time), level, place)
         return Table(bare, place, first, time)
     has_time = any(name.lower() in TIME_NAMES for name in names) or (columns.time or "") in names
     if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) or (_is_text(index) and not has_time and _is_time(index)):
@@ -232,14 +234,17 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _header(text: str, path: Path) -> tuple[str, list[str]]:
-    """The separator and the names; the second line must not have more cells than the header."""
-    lines = [line for line in text[: 1 << 20].splitlines() if line.strip()][:2]
-    bare = re.sub(r'"[^"]*"', "", lines[0])
-    separator = max(SEPARATORS, key=bare.count)
+    """The separator and the names: the first lines have the same number of cells, as many as any separator gives."""
+    lines = [line for line in text[: 1 << 20].splitlines() if line.strip()][:20]
     try:
-        header, *rows = csv.reader(lines, delimiter=separator)
+        parsed = {one: list(csv.reader(lines, delimiter=one)) for one in SEPARATORS}
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV file: {_said(error)}: give a table with commas") from error
+    even = {one: rows for one, rows in parsed.items() if len({len(row) for row in rows}) == 1}
+    separator = max(even or parsed, key=lambda one: len(parsed[one][0]))
+    if len(parsed[separator][0]) == 1:
+        separator = max(SEPARATORS, key=lambda one: len(parsed[one][0]))
+    header, *rows = parsed[separator]
     names = [name.strip() for name in header]
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:  # pandas would rename the second
