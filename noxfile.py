@@ -62,7 +62,7 @@ RANKER_DEMO = [
 ]
 
 
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow"]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow", "polars"]
 SPOTTER_TOOLS = ["kaldi-native-fbank", *ONNX_TOOLS, "nir"]
 RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
 
@@ -82,6 +82,22 @@ def tests(session: nox.Session) -> None:
     """All tests but the slow ones, on two processes."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
+
+
+# Kernels of torch, threads, and the seed of the order of the tests.
+SETTINGS = [("default", "1", "11"), ("default", "2", "23"), ("avx2", "1", "37"), ("avx2", "2", "53")]
+CAPABILITY = "import torch; print('torch computes with', torch.backends.cpu.get_cpu_capability())"
+
+
+@nox.session
+def portable(session: nox.Session) -> None:
+    """The fast tests with the kernels of other processors, one and two threads, each time in another random order."""
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS, "pytest-randomly")
+    for capability, threads, seed in SETTINGS:
+        session.log(f"ATEN_CPU_CAPABILITY={capability}, {threads} threads, order {seed}")
+        env = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads}
+        session.run("python", "-c", CAPABILITY, env=env)
+        session.run("pytest", "-n", "2", "-m", "not slow", f"--randomly-seed={seed}", *session.posargs, env=env)
 
 
 @nox.session

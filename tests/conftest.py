@@ -1,4 +1,7 @@
-"""Settings for all tests: one thread, fixed seeds, and fresh memory that is NaN, so that reading it shows."""
+"""Settings for all tests: fixed seeds, and fresh memory that is NaN, so that reading it shows.
+
+Torch computes with ``$OMP_NUM_THREADS`` threads, one by default.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def _torch_settings(request: pytest.FixtureRequest):
     if torch is None:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
