@@ -71,13 +71,18 @@ def test_other_series_and_other_frequencies_are_refused(fitted):
         fitted.predict(data=quarters)
 
 
-def test_a_complaint_of_predict_names_no_option_that_it_lacks(fitted, tmp_path, capsys):
+def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fitted, tmp_path, capsys):
     fitted.save(tmp_path / "f.safetensors")
-    rows("a", 0, 60).drop(index=30).to_csv(tmp_path / "newer.csv", index=False)
-    assert main(["forecasting", "predict", str(tmp_path / "f.safetensors"), "--data", str(tmp_path / "newer.csv")]) == 2
-    said = capsys.readouterr().err
-    assert "add the missing rows, correct the stamp" in said
-    assert "--" not in said
+    newer = rows("a", 0, 60)
+    newer.drop(index=30).to_csv(tmp_path / "gap.csv", index=False)
+    newer.rename(columns={"ds": "when"}).to_csv(tmp_path / "when.csv", index=False)
+    command = ["forecasting", "predict", str(tmp_path / "f.safetensors"), "--data"]
+    for name, options in (("gap.csv", ["--fill", "interpolate"]), ("when.csv", ["--time", "when"])):
+        assert main([*command, str(tmp_path / name)]) == 2
+        assert options[0] in capsys.readouterr().err
+        assert main([*command, str(tmp_path / name), *options]) == 0
+        said = capsys.readouterr().out
+        assert ("1 of 60 rows at frequency h were missing" in said) == (name == "gap.csv")
 
 
 def test_mase_is_that_of_each_series_before_its_own_origins():

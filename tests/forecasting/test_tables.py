@@ -16,7 +16,7 @@ import pytest
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster
 from manyheads.forecasting.frames import Columns, Reading, read_panels
-from manyheads.forecasting.frequencies import find_grid, same_frequency, season_of
+from manyheads.forecasting.frequencies import axis, recognise, same_frequency, season_of
 from manyheads.forecasting.series import FitWarning
 
 HOURS = pd.date_range("2024-01-01", periods=60, freq="h")
@@ -133,17 +133,17 @@ def test_constant_and_short_series_get_the_naive_forecast_and_are_named():
 def test_a_frequency_is_recognised_through_gaps(freq, season, gaps):
     stamps = pd.date_range("2001-02-03", periods=60, freq=freq)
     kept = stamps.delete(list(gaps))
-    grid = find_grid(kept)
-    assert grid.stamps.equals(stamps)
-    assert season_of(grid.freq) == season
+    freq_found = recognise(kept)
+    assert axis(freq_found, kept[0], kept[-1]).union(stamps).equals(stamps)
+    assert season_of(freq_found) == season
     if gaps:
         frame = pd.DataFrame({"ds": kept, "y": np.arange(len(kept)) ** 2.0})
         [panel] = read_panels(frame, Reading(fill="interpolate"))
         assert panel.rows == 60
         first = stamps[gaps[0]]
-        assert f"{len(gaps)} of 60 rows at frequency {grid.freq} were missing" in panel.notes[0]
+        assert f"{len(gaps)} of 60 rows at frequency {freq_found} were missing" in panel.notes[0]
         assert str(first) in panel.notes[0]
-        with pytest.raises(DataError, match=f"expected {first} at frequency {grid.freq}: add the missing rows"):
+        with pytest.raises(DataError, match=f"expected {first} at frequency {freq_found}: add the missing rows"):
             read_panels(frame)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, DataError
+from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, collected_warnings
+from manyheads.forecasting.tables import Columns
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import check_suffix, write_atomically, write_figure
 from manyheads.lab.install import missing
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 
 PLAIN = Reading()
-_OPTION = re.compile(r" \(--[a-z][^)]*\)|: name it with --time")
 
 
 def fit(
@@ -69,6 +69,7 @@ def predict(
     /,
     *,
     data: Path | None = None,
+    reading: Reading = PLAIN,
     horizon: int | None = None,
     out: Path | None = None,
     plot: Path | None = None,
@@ -78,7 +79,8 @@ def predict(
 
     Args:
         model: what 'fit' saved.
-        data: a newer table of the same series; the forecaster is not fitted again.
+        data: a newer table of the same series, or of some; the forecaster is not fitted again.
+        reading: how the newer table is read; what is not given is as in the fit.
         horizon: fewer steps than it was fitted for.
         out: write the forecast there; .csv or .parquet.
         plot: draw one channel with its intervals there; .png, .svg or .pdf.
@@ -91,11 +93,8 @@ def predict(
     check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     forecaster = Forecaster.load(model)
     said: list[str] = []
-    try:
-        with collected_warnings(said):
-            forecast = forecaster.predict(horizon, data=data)
-    except DataError as error:
-        raise DataError(_OPTION.sub("", str(error))) from error  # options of 'fit', which were saved with the model
+    with collected_warnings(said):
+        forecast = forecaster.predict(horizon, data=data, reading=_changed(forecaster.reading, reading))
     closing = [f"warning: {warning}" for warning in said]
     if out is not None:
         _write_table(forecast, out)
@@ -242,6 +241,15 @@ def mase(frame: pd.DataFrame, panels: Sequence[Panel]) -> pd.Series:
     return (frame["y_hat"] - frame["y"]).abs().groupby(frame["unique_id"]).mean() / pd.Series(scale)
 
 
+def _changed(stored: Reading, given: Reading) -> Reading:
+    """``stored`` with what ``given`` sets."""
+    named = {
+        f.name: v for f in fields(Columns) if (v := getattr(given.columns, f.name)) != getattr(PLAIN.columns, f.name)
+    }
+    others = {f.name: v for f in fields(Reading) if (v := getattr(given, f.name)) != getattr(PLAIN, f.name)}
+    return replace(stored, **others | {"columns": replace(stored.columns, **named)})
+
+
 def _described(forecaster: Forecaster) -> list[dict]:
     described = []
     for part in forecaster.panels:
@@ -287,12 +295,14 @@ def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
         for column in rows.columns
         if column.startswith("lo-")
     }
-    stamps = part.panel.stamps[-len(past) :]
+    stamps = part.panel.stamps[-len(past) :].tz_localize(None)  # by the clock of the table
+    after = pd.DatetimeIndex(rows["ds"]).tz_localize(None)
+    continues = after[0] > stamps[-1]
     return plots.forecast_fan(
         past,
         rows["y_hat"].to_numpy(),
-        past_stamps=stamps if rows["ds"].iloc[0] > stamps[-1] else None,
-        forecast_stamps=rows["ds"].to_numpy() if rows["ds"].iloc[0] > stamps[-1] else None,
+        past_stamps=list(stamps) if continues else None,
+        forecast_stamps=list(after) if continues else None,
         intervals=intervals,
         title=chosen,
     )

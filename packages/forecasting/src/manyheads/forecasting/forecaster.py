@@ -13,12 +13,13 @@ import pandas as pd
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.forecasting.conformal import Intervals, check_levels
 from manyheads.forecasting.fitting import FittedPanel, Recipe, fit_panel
-from manyheads.forecasting.frames import Reading, read_panels
-from manyheads.forecasting.frequencies import frequency, future_stamps, same_frequency
+from manyheads.forecasting.frames import Reading, Table, read_panels
+from manyheads.forecasting.frequencies import axis, frequency, future_stamps, same_frequency
 from manyheads.forecasting.models import find_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, Scaler, fit_warning
-from manyheads.forecasting.stamps import zone_of
+from manyheads.forecasting.stamps import zone_name
+from manyheads.forecasting.tables import listed
 from manyheads.lab.storage import load_arrays, save_tensors
 
 KIND = "forecaster"
@@ -59,7 +60,7 @@ class Forecaster:
         self.reading = reading or Reading()
         self.panels: list[FittedPanel] = []
 
-    def fit(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> Forecaster:
+    def fit(self, data: Table) -> Forecaster:
         """Fit on all rows; the models trained by gradient descent hold the last fifth out to stop in time.
 
         A constant series, and one with too few rows, gets the naive forecast. :attr:`warnings` names these; without
@@ -80,40 +81,46 @@ class Forecaster:
             fit_warning(warning)
         return self
 
-    def predict(self, horizon: int | None = None, *, data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        horizon: int | None = None,
+        *,
+        data: Table | None = None,
+        reading: Reading | None = None,
+    ) -> pd.DataFrame:
         """The next rows as ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
 
-        Stamps are in the time zone of the table. ``horizon`` may be shorter than the fitted one. ``data`` continues
-        from newer rows without fitting again: of all series or some, in any order, each with its own last row.
+        Args:
+            horizon: steps; the fitted horizon or fewer.
+            data: newer rows of the same series, from which the forecast continues without fitting again: all of them
+                or some, in any order, each with at least the look-back of its model.
+            reading: how ``data`` is read; as the table of the fit by default.
 
-        Warns with :class:`FitWarning` of negative forecasts of a series that never was negative. Raises
-        :class:`DataError` for series that were not fitted, another frequency, and too few rows.
+        Raises :class:`DataError` if ``data`` holds other series, another frequency, or too few rows.
         """
         fitted = self._fitted()
         steps = self.horizon if horizon is None else horizon
         if not 1 <= steps <= self.horizon:
             raise ArgumentError(f"horizon: found {steps}, expected 1 to the fitted {self.horizon}")
-        frames = []
         if data is None:
-            continued = [(part, part.panel, part.panel.channels) for part in fitted]
+            continued = [(part, part.panel, np.arange(len(part.panel.channels))) for part in fitted]
         else:
-            continued = continuations(fitted, read_panels(data, self.reading, usual=_frequency_of(fitted)))
-        for part, panel, channels in continued:
-            if panel.rows < part.map.look_back:
-                raise DataError(f"{panel.name} has {panel.rows} rows, the model reads {part.map.look_back}: give more")
-            window = part.scaler.transform(panel.values[-part.map.look_back :])
-            forecast = part.map.forecast(window[None])[0]
-            frames.append(self._frame(part, panel, forecast, steps, channels))
-        return pd.concat(frames, ignore_index=True)
+            continued = self._continued(data, reading)
+            for note in dict.fromkeys(note for _, panel, _ in continued for note in panel.notes):
+                fit_warning(note)
+        forecasts = pd.concat([self._forecast(*one, steps) for one in continued], ignore_index=True)
+        for note in _fallen_below_zero(forecasts, fitted):
+            fit_warning(note)
+        order = {name: place for place, name in enumerate(c for part in fitted for c in part.panel.channels)}
+        by_fit = forecasts["unique_id"].map(order).argsort(kind="stable")
+        return forecasts.iloc[by_fit].reset_index(drop=True)
 
-    def cross_validation(
-        self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel], *, windows: int = 10, step: int | None = None
-    ) -> pd.DataFrame:
+    def cross_validation(self, data: Table, *, windows: int = 10, step: int | None = None) -> pd.DataFrame:
         """Forecasts from ``windows`` past origins, ``step`` rows apart (the horizon by default), by a model fitted once
         on the rows before the first: ``unique_id, ds, cutoff, y, y_hat, lo-80, hi-80, …``.
 
-        A series too short for all windows gets the last ones that fit, with a :class:`FitWarning`. Raises
-        :class:`DataError` where none fits in any.
+        A series with fewer rows has the last windows that fit, or is left out; a :class:`FitWarning` names it.
+        Raises :class:`DataError` if no series has a window.
         """
         step = self.horizon if step is None else step
         if windows < 1 or step < 1:
@@ -121,29 +128,31 @@ class Forecaster:
         frames = []
         panels = self._as_panels(data)
         for panel in panels:
+            # two rows more than a horizon to fit on
             fitting = min(windows, (panel.rows - 2 * self.horizon - 2) // step + 1)
             if fitting < windows:
-                found = f"{panel.name} has {panel.rows} rows, enough for {max(fitting, 0)} of {windows} windows of"
-                named = ", ".join(panel.channels[:5])
-                fit_warning(f"{found} {self.horizon} steps, {step} rows apart: only these are forecast ({named})")
+                fit_warning(
+                    f"{panel.name} has {panel.rows} rows, enough for {max(fitting, 0)} of {windows} windows of "
+                    f"{self.horizon} steps, {step} rows apart: only these are forecast ({listed(panel.channels)})"
+                )
             if fitting < 1:
                 continue
             first = panel.rows - self.horizon - (fitting - 1) * step
             part = fit_panel(_head(panel, first), self._recipe())
-            for index in range(fitting):
-                origin = first + index * step
+            for warning in part.warnings:
+                fit_warning(warning)
+            for origin in range(first, panel.rows - self.horizon + 1, step):
                 past = _head(panel, origin)
-                window = part.scaler.transform(past.values[-part.map.look_back :])
-                frame = self._frame(part, past, part.map.forecast(window[None])[0], self.horizon)
+                frame = self._forecast(part, past, np.arange(len(panel.channels)), self.horizon)
                 actual = panel.values[origin : origin + self.horizon]
                 frame.insert(2, "cutoff", past.stamps[-1])
                 frame.insert(3, "y", actual.T.reshape(-1))
                 frames.append(frame)
         if not frames:
-            most = max((panel.rows for panel in panels), default=0)
+            longest = max(panels, key=lambda panel: panel.rows)
             raise DataError(
-                f"the longest series has {most} rows, too few for one window of {self.horizon} steps: give more rows "
-                "or a shorter horizon"
+                f"{longest.name}: the longest series has {longest.rows} rows, too few for one window of {self.horizon} "
+                f"steps: give {2 * self.horizon + 2} rows or a shorter horizon"
             )
         return pd.concat(frames, ignore_index=True)
 
@@ -191,9 +200,10 @@ class Forecaster:
                     "name": part.panel.name,
                     "channels": part.panel.channels,
                     "season": part.panel.season,
-                    "last": str(stamps[-1] if stamps.tz is None else stamps[-1].tz_convert("UTC")),
-                    "zone": zone_of(stamps),
-                    "freq": frequency(stamps),
+                    "last": str(stamps[-1].tz_localize(None) if stamps.tz is None else stamps[-1].tz_convert("UTC")),
+                    "zone": zone_name(stamps.tz),
+                    "unit": stamps.unit,
+                    "freq": frequency(part.panel),
                     "levels": part.intervals.levels if part.intervals else (),
                     "windows": part.intervals.windows if part.intervals else 0,
                     "warnings": part.warnings,
@@ -224,10 +234,17 @@ class Forecaster:
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
             tail = part["tail"]
-            last = pd.Timestamp(described["last"])
-            last = last if described["zone"] is None else last.tz_convert(described["zone"])
-            stamps = pd.date_range(end=last, periods=len(tail), freq=described["freq"])
-            panel = Panel(tail, tuple(described["channels"]), stamps, described["season"], name=described["name"])
+            last: Any = pd.Timestamp(described["last"])
+            last = last if described.get("zone") is None else last.tz_convert(described["zone"])
+            stamps = axis(described["freq"], end=last, periods=len(tail)).as_unit(described.get("unit", "us"))
+            panel = Panel(
+                tail,
+                tuple(described["channels"]),
+                stamps,
+                described["season"],
+                name=described["name"],
+                freq=described["freq"],
+            )
             levels = tuple(described["levels"])
             intervals = (
                 Intervals(levels, part["half_widths"], part["coverage"], described["windows"]) if levels else None
@@ -237,14 +254,55 @@ class Forecaster:
             made.panels.append(FittedPanel(panel, scaler, linear_map, intervals, tuple(described["warnings"])))
         return made
 
-    def _as_panels(self, data: str | Path | pd.DataFrame | Panel | Sequence[Panel]) -> list[Panel]:
+    def _as_panels(self, data: Table, reading: Reading | None = None, usual_freq: str | None = None) -> list[Panel]:
         if isinstance(data, Panel):
             return [data]
-        if isinstance(data, list | tuple) and all(isinstance(one, Panel) for one in data):
-            if not data:
-                raise DataError("the table: found no panels, expected at least one")
+        if isinstance(data, list | tuple):
+            other = next((part for part in data if not isinstance(part, Panel)), None)
+            if other is not None or not data:
+                found = "no panels" if other is None else type(data).__name__
+                raise DataError(f"the table: found {found}, expected a table: give a DataFrame")
             return list(data)
-        return read_panels(data, self.reading)
+        return read_panels(data, reading or self.reading, usual_freq=usual_freq)
+
+    def _continued(self, data: Table, reading: Reading | None) -> list[tuple[FittedPanel, Panel, np.ndarray]]:
+        """For each fitted panel its channels among the newer rows, those with the same stamps together."""
+        freqs = [frequency(part.panel) for part in self.panels]
+        newer = self._as_panels(data, reading, usual_freq=max(freqs, key=freqs.count))
+        owner = {name: (number, c) for number, p in enumerate(self.panels) for c, name in enumerate(p.panel.channels)}
+        strange = [name for panel in newer for name in panel.channels if name not in owner]
+        if strange:
+            raise DataError(
+                f"{newer[0].name}: the model was fitted on the series {listed(list(owner))}; the new data hold "
+                f"{listed([name for panel in newer for name in panel.channels])}: give some of the series that were "
+                "fitted (--drop leaves others out)"
+            )
+        found = []
+        for panel in newer:
+            for number in dict.fromkeys(owner[name][0] for name in panel.channels):
+                part = self.panels[number]
+                own = [c for c, name in enumerate(panel.channels) if owner[name][0] == number]
+                one = replace(panel, values=panel.values[:, own], channels=tuple(panel.channels[c] for c in own))
+                self._check_continues(part, one, freqs[number])
+                found.append((part, one, np.array([owner[name][1] for name in one.channels])))
+        return found
+
+    def _check_continues(self, part: FittedPanel, panel: Panel, freq: str) -> None:
+        names = listed(panel.channels)
+        if not same_frequency(frequency(panel), freq):
+            raise DataError(
+                f"{panel.name}, series {panel.channels[0]!r}: found rows at frequency {frequency(panel)}, expected "
+                f"{freq}, as the model was fitted: give rows of that frequency, or fit again"
+            )
+        if panel.rows < part.map.look_back:
+            raise DataError(
+                f"{panel.name} has {panel.rows} rows, the model reads {part.map.look_back}: give more ({names})"
+            )
+        if not isinstance(part.map, LinearMap) and len(panel.channels) < len(part.panel.channels):
+            raise DataError(
+                f"{panel.name}: found {names} alone, but {self.model} reads {listed(part.panel.channels)} together, "
+                "expected all of them with the same stamps: give these"
+            )
 
     def _recipe(self) -> Recipe:
         return Recipe(self.horizon, self.model, self.look_back, self.levels, self.seed)
@@ -254,88 +312,36 @@ class Forecaster:
             raise ArgumentError("this Forecaster is not fitted: call fit first")
         return self.panels
 
-    def _frame(
-        self,
-        part: FittedPanel,
-        panel: Panel,
-        forecast_HC: np.ndarray,
-        steps: int,
-        channels: Sequence[str] | None = None,
-    ) -> pd.DataFrame:
-        """The rows of ``channels``, all by default; ``panel`` has all channels of ``part``, in their order."""
-        everything = part.panel.channels
-        channels = everything if channels is None else channels
-        chosen = [everything.index(name) for name in channels]
-        point = part.scaler.inverse(forecast_HC)[:steps, chosen]
-        _warn_of_negatives(part, point, chosen)
-        columns: dict[str, Any] = {
+    def _forecast(self, part: FittedPanel, panel: Panel, columns: np.ndarray, steps: int) -> pd.DataFrame:
+        """The forecast after a panel of some channels, ``columns`` of those that were fitted."""
+        window = np.tile(part.scaler.mean, (part.map.look_back, 1))
+        window[:, columns] = panel.values[panel.rows - part.map.look_back :]
+        point = part.scaler.inverse(part.map.forecast(part.scaler.transform(window)[None])[0])[:steps, columns]
+        stamps, channels = future_stamps(panel, steps), panel.channels
+        frame: dict[str, Any] = {
             "unique_id": np.repeat(channels, steps),
-            "ds": np.tile(future_stamps(panel.stamps, steps), len(channels)),
+            "ds": stamps.take(np.tile(np.arange(steps), len(channels))),
             "y_hat": point.T.reshape(-1),
         }
         if part.intervals is not None:
             for level, half in zip(part.intervals.levels, part.intervals.half_widths, strict=True):
-                width = (half[:steps] * part.scaler.scale)[:, chosen]
-                columns[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
-                columns[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
-        return pd.DataFrame(columns)
+                width = half[:steps, columns] * part.scaler.scale[columns]
+                frame[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
+                frame[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
+        return pd.DataFrame(frame)
 
 
-def continuations(
-    fitted: Sequence[FittedPanel], newer: Sequence[Panel]
-) -> list[tuple[FittedPanel, Panel, tuple[str, ...]]]:
-    """The newer rows of each fitted part, as panels of all its channels, and which of these are there.
-
-    Raises :class:`DataError` for series that no part was fitted on, for another frequency, and where a model that mixes
-    its channels lacks one.
-    """
-    known = {name for part in fitted for name in part.panel.channels}
-    given = [name for panel in newer for name in panel.channels]
-    if not set(given) <= known:
-        wanted = ", ".join([name for part in fitted for name in part.panel.channels][:5])
-        raise DataError(
-            f"the model was fitted on the series {wanted}; the new data hold {', '.join(given[:5])}: give some of the "
-            "series that were fitted"
-        )
-    found = []
-    for part in fitted:
-        for panel in newer:
-            channels = tuple(name for name in part.panel.channels if name in panel.channels)
-            if not channels:
-                continue
-            theirs, ours = frequency(panel.stamps), frequency(part.panel.stamps)
-            if not same_frequency(theirs, ours):
-                raise DataError(
-                    f"{panel.name}, series {channels[0]!r}: found rows at frequency {theirs}, expected {ours}, as the "
-                    "model was fitted: give rows of that frequency, or fit again"
-                )
-            if channels != part.panel.channels and not isinstance(part.map, LinearMap):
-                lacking = next(name for name in part.panel.channels if name not in channels)
-                raise DataError(
-                    f"{panel.name}: found no series {lacking!r} with the stamps of {channels[0]!r}, expected all that "
-                    "the model reads together: give them all"
-                )
-            values = np.repeat(part.scaler.mean[None], panel.rows, axis=0)  # what is not there has no effect
-            for name in channels:
-                values[:, part.panel.channels.index(name)] = panel.values[:, panel.channels.index(name)]
-            found.append((part, replace(panel, values=values, channels=part.panel.channels), channels))
-    return found
-
-
-def _frequency_of(fitted: Sequence[FittedPanel]) -> str | None:
-    return next((freq for part in fitted if (freq := frequency(part.panel.stamps))), None)
-
-
-def _warn_of_negatives(part: FittedPanel, point_HC: np.ndarray, chosen: Sequence[int]) -> None:
-    lowest = part.panel.values.min(axis=0)
-    for column, index in enumerate(chosen):
-        least = point_HC[:, column].min()
-        if lowest[index] >= 0 and least < -1e-6 * part.panel.values[:, index].max():
-            fit_warning(
-                f"{part.panel.name}: {part.panel.channels[index]} was never negative, and its forecast goes down to "
-                f"{least:.6g}: cut it at 0 where less has no meaning"
-            )
+def _fallen_below_zero(forecasts: pd.DataFrame, fitted: Sequence[FittedPanel]) -> list[str]:
+    """Notes of the series that never were negative, and whose forecast is."""
+    lowest = forecasts.groupby("unique_id")["y_hat"].min()
+    return [
+        f"{part.panel.name}: {name} was never negative, and its forecast goes down to {lowest[name]:.6g}: cut it at 0 "
+        "if less has no meaning"
+        for part in fitted
+        for past, name in zip(part.panel.values.T, part.panel.channels, strict=True)
+        if name in lowest.index and past.min() >= 0 and lowest[name] < -1e-6 * past.max()
+    ]
 
 
 def _head(panel: Panel, rows: int) -> Panel:
-    return Panel(panel.values[:rows], panel.channels, panel.stamps[:rows], panel.season, name=panel.name)
+    return replace(panel, values=panel.values[:rows], stamps=panel.stamps[:rows], split=None)

@@ -1,79 +1,163 @@
-"""The frequency of time stamps, through gaps and through changes of the clock, and the stamps that come next.
+"""Frequencies: recognised from stamps through gaps, and the axis of stamps that one makes.
 
-Days and longer steps are counted on the clock of the time zone, hours and shorter ones in absolute time: at the end of
-daylight saving a day has 25 hourly rows and one daily row.
+Frequencies below a day count absolute time; days, weeks, months, quarters and years follow the local clock. So both go
+through a change of the clock as their rows do: that day has 23 or 25 hourly rows and one daily row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
 from manyheads.core.errors import DataError
+from manyheads.forecasting.series import Panel
 
-_WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+_HOUR = np.timedelta64(1, "h")
+_DAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_LONGEST = 10_000_000  # stamps of an axis
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A regular grid from the first stamp to the last."""
-
-    freq: str
-    stamps: pd.DatetimeIndex
-
-    @classmethod
-    def spanning(cls, stamps: pd.DatetimeIndex, freq: str) -> Grid:
-        """Raises :class:`DataError` for a frequency that pandas does not know."""
-        try:
-            offset = to_offset(freq)
-            if offset.n < 1:
-                raise ValueError
-            return cls(offset.freqstr, pd.date_range(stamps[0], stamps[-1], freq=offset))
-        except (ValueError, TypeError, OverflowError, AttributeError) as error:
-            raise DataError(f"freq: found {freq!r}, expected a pandas alias such as h, 15min, D, W, MS") from error
-
-    def holds(self, stamps: pd.DatetimeIndex) -> bool:
-        return bool(stamps.isin(self.stamps).all())
+def offset_of(freq: str | pd.Timedelta) -> Any:
+    """Raises :class:`DataError` for what is no frequency that goes forward."""
+    try:
+        offset = to_offset(freq)
+        if offset.n < 1 or _usual_length(offset) <= pd.Timedelta(0):
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"freq: found {freq!r}, expected a pandas alias such as h, 15min, D, W, MS") from error
+    return offset
 
 
-def find_grid(stamps: pd.DatetimeIndex) -> Grid | None:
-    """The grid with the fewest rows that holds every stamp; None where there is none, or fewer than 3 stamps.
+def axis(
+    freq: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None, periods: int | None = None
+) -> pd.DatetimeIndex:
+    """Stamps at a frequency: two of ``start``, ``end`` and ``periods``.
 
-    Tried are the most frequent step, and the calendar: business days, weeks, months, quarters, years.
+    Raises :class:`DataError` if they leave the calendar of pandas, or are more than ten millions.
     """
+    offset, anchor = offset_of(freq), start if start is not None else end
+    assert anchor is not None
+    if start is not None and end is not None and (end - start) / _usual_length(offset) > _LONGEST:
+        raise DataError(f"from {start} to {end} are more than {_LONGEST} rows at frequency {freq}: correct the stamps")
+    zone, absolute = anchor.tz, isinstance(offset, pd.offsets.Tick) and not isinstance(offset, pd.offsets.Day)
+    try:
+        if zone is None or absolute:
+            return pd.date_range(start, end, periods, freq=freq)
+        clocks = [None if stamp is None else stamp.tz_localize(None) for stamp in (start, end)]
+        made = pd.date_range(*clocks, periods, freq=freq)
+        # where a day has no midnight, its first stamp
+        local = made.tz_localize(zone, nonexistent="shift_forward", ambiguous=np.ones(len(made), dtype=bool))
+    except (pd.errors.OutOfBoundsDatetime, OverflowError, ValueError) as error:
+        raise DataError(f"stamps at frequency {freq} from {anchor} leave the calendar: correct them") from error
+    try:
+        return pd.DatetimeIndex(local, freq=freq)
+    except ValueError:  # pandas knows no frequency with a shifted stamp
+        return pd.DatetimeIndex(local)
+
+
+def recognise(stamps: pd.DatetimeIndex) -> str | None:
+    """The frequency that most rising stamps lie on, and of several the one with the fewest missing; None if the stamps
+    are fewer than 3."""
     if len(stamps) < 3:
         return None
-    local = stamps if stamps.tz is None else stamps.tz_localize(None)
+    best, fewest = None, (1, 0)
+    for freq in dict.fromkeys(_candidates(stamps)):
+        if (stamps[-1] - stamps[0]) / _usual_length(offset_of(freq)) > 3 * len(stamps) + 10:
+            continue
+        made = axis(freq, stamps[0], stamps[-1])
+        found = (-int(stamps.isin(made).sum()), len(made))
+        if found < fewest:
+            best, fewest = freq, found
+    return best or next(_candidates(stamps))
+
+
+def is_regular(stamps: pd.Series) -> bool:
+    """Whether the different ones of some stamps are at one frequency without a gap."""
+    found = pd.DatetimeIndex(stamps.unique()).sort_values()
+    freq = recognise(found)
+    return freq is not None and is_complete(found, freq)
+
+
+def is_complete(stamps: pd.DatetimeIndex, freq: str) -> bool:
+    """Whether stamps are at a frequency without a gap."""
+    return bool((stamps == axis(freq, stamps[0], periods=len(stamps))).all())
+
+
+def _candidates(stamps: pd.DatetimeIndex) -> Iterator[str]:
+    """By the usual step between two stamps; the more usual frequency of several with equal stamps first."""
+    steps = np.diff(stamps.tz_convert("UTC").tz_localize(None) if stamps.tz else stamps)
+    step, clock = _mode(steps), pd.DatetimeIndex(stamps.tz_localize(None))
+    if step < 23 * _HOUR:
+        yield _alias(step)
+        yield from _inferred(clock)
+        return
+    dates = clock.normalize()
+    days = round(float(_mode(np.diff(dates)) / (24 * _HOUR))) or 1
+    yield from _months(clock, days)
+    weekday = _DAYS[int(_mode(clock.day_of_week.to_numpy()))]
+    for weeks in {days // 7, 1} if days % 7 == 0 else ():
+        yield f"W-{weekday}" if weeks == 1 else f"{weeks}W-{weekday}"
+    yield "D" if days == 1 else f"{days}D"
+    if days == 1:
+        yield "B"
+    yield from _inferred(clock)
+    if step % (24 * _HOUR) != np.timedelta64(0):
+        yield _alias(step)
+
+
+def _inferred(clock: pd.DatetimeIndex) -> Iterator[str]:
+    """What pandas finds if no row is missing, such as the third Friday of each month or the hours of an office."""
     try:
-        regular = pd.DatetimeIndex(local, freq="infer").freqstr
-    except ValueError:  # stamps that rise on the clock of UTC only
-        regular = None
-    if regular is not None and (stamps.tz is None or not _is_absolute(regular)):
-        grid = Grid.spanning(stamps, regular)
-        if grid.stamps.equals(stamps):
-            return grid
-    grids = []
-    for freq in _candidates(stamps, local):
-        grid = Grid.spanning(stamps, freq)
-        if grid.holds(stamps):
-            grids.append(grid)
-    return min(grids, key=lambda grid: len(grid.stamps), default=None)
+        found = pd.DatetimeIndex(clock, freq="infer").freqstr
+    except ValueError:  # an hour that comes twice on the clock
+        return
+    if found is not None:
+        yield found
 
 
-def usual_step(stamps: pd.DatetimeIndex) -> str:
-    """pandas' alias of the most frequent step."""
-    return _alias(pd.Series(stamps).diff().mode().iloc[0])
+def _months(clock: pd.DatetimeIndex, days: int) -> Iterator[str]:
+    if days < 28:
+        return
+    months = clock.year.to_numpy() * 12 + clock.month.to_numpy() - 1
+    apart = max(1, int(_mode(np.diff(months))))
+    last = _MONTHS[int(_mode(months)) % 12]
+    for first_or_last in ("S", "E"):
+        for business in ("", "B"):
+            name = f"{business}M{first_or_last}"
+            if apart == 12:
+                yield f"{business}Y{first_or_last}-{last}"
+            elif apart == 3:
+                # a quarter is named by its first month of the year, or by the year's last
+                month = int(_mode(months % 3)) + (0 if first_or_last == "S" else 9)
+                yield f"{business}Q{first_or_last}-{_MONTHS[month]}"
+            elif apart > 1:
+                yield f"{apart}{name}"
+            yield name
+
+
+def _alias(step: np.timedelta64) -> str:
+    return offset_of(pd.to_timedelta([step])[0]).freqstr
+
+
+def _mode(values: np.ndarray):
+    unique, counts = np.unique(values, return_counts=True)
+    return unique[np.argmax(counts)]
+
+
+def _usual_length(offset: Any) -> pd.Timedelta:
+    start = pd.Timestamp("2001-01-01")
+    return (start + 12 * offset - start) / 12
 
 
 def season_of(freq: str) -> int:
     """Rows in a season: a day for less than a day, a week for days (5 for business days), a year for the rest.
 
-    Raises nothing: 1, no season, where the frequency is unknown.
+    Raises nothing: 1, no season, if the frequency has none of these.
     """
     offset = to_offset(freq)
     base = offset.rule_code.split("-")[0]
@@ -92,80 +176,25 @@ def season_of(freq: str) -> int:
     return 7 if seconds == day else 1
 
 
-def same_frequency(one: str | None, other: str | None) -> bool:
+def same_frequency(one: str, other: str) -> bool:
     """Whether two aliases mean the same step, such as ``24h`` and ``D``."""
-    if one is None or other is None or one == other:
-        return True
+    first, second = to_offset(one), to_offset(other)
     try:
-        return pd.Timedelta(to_offset(one)) == pd.Timedelta(to_offset(other))
+        return first == second or pd.Timedelta(first) == pd.Timedelta(second)
     except ValueError:
-        return {one, other} in ({"24h", "D"}, {"168h", "7D"}) or to_offset(one) == to_offset(other)
+        return {first.freqstr, second.freqstr} in ({"24h", "D"}, {"168h", "7D"})
 
 
-def frequency(stamps: pd.DatetimeIndex) -> str | None:
-    """pandas' alias; None where the stamps have no regular one."""
-    if stamps.freqstr is not None:
-        return stamps.freqstr
-    grid = find_grid(stamps)
-    return grid.freq if grid is not None and len(grid.stamps) == len(stamps) else None
+def frequency(panel: Panel) -> str:
+    """pandas' alias of a panel's frequency. Raises :class:`DataError` if its stamps have none."""
+    found = panel.freq or panel.stamps.freqstr or recognise(panel.stamps)
+    if found is None or not panel.rows:
+        raise DataError(f"{panel.name}: {panel.rows} rows are too few to know the frequency: give at least 3")
+    return found
 
 
-def future_stamps(stamps: pd.DatetimeIndex, horizon: int) -> pd.DatetimeIndex:
-    """The next ``horizon`` stamps, in the same time zone."""
-    return pd.date_range(stamps[-1], periods=horizon + 1, freq=frequency(stamps))[1:]
-
-
-def _is_absolute(freq: str) -> bool:
-    """Whether the step is one of hours, minutes or seconds."""
-    offset = to_offset(freq)
-    return isinstance(offset, pd.tseries.offsets.Tick) and offset.rule_code.split("-")[0] != "D"
-
-
-def _candidates(stamps: pd.DatetimeIndex, local: pd.DatetimeIndex) -> Iterator[str]:
-    whole_days = len(local.normalize().unique()) == len(local) and (local - local.normalize()).nunique() == 1
-    if whole_days:
-        yield from _calendar(local)
-    yield from _steps(stamps)
-
-
-def _calendar(local: pd.DatetimeIndex) -> Iterator[str]:
-    """For stamps of one a day at most, all at the same time of the day."""
-    gaps = np.diff(local.normalize().to_numpy()).astype("timedelta64[D]").astype(int)
-    step = int(np.bincount(gaps).argmax()) if gaps.max() < 100_000 else int(gaps.min())
-    if step % 7 or not (gaps % 7 == 0).all():
-        yield f"{step}D"
-    else:
-        yield f"{step // 7}W-{_WEEKDAYS[local[0].day_of_week]}"
-    if (local.day_of_week < 5).all() and step == 1:
-        yield "B"
-    for starts, kind in ((local.is_month_start, "S"), (local.is_month_end, "E")):
-        if starts.all():
-            yield from _months(local, kind)
-    business = pd.offsets.BMonthBegin(), pd.offsets.BMonthEnd()
-    for offset, alias in zip(business, ("BMS", "BME"), strict=True):
-        if step > 20 and all(offset.is_on_offset(stamp) for stamp in local):
-            yield alias
-
-
-def _steps(stamps: pd.DatetimeIndex) -> Iterator[str]:
-    step = pd.Series(stamps).diff().mode().iloc[0]
-    if step < pd.Timedelta(days=1) or stamps.tz is None:
-        yield _alias(step)
-
-
-def _alias(step: pd.Timedelta) -> str:
-    days, rest = divmod(step.value, pd.Timedelta(days=1).value)
-    return to_offset(step).freqstr if rest else f"{days}D"
-
-
-def _months(local: pd.DatetimeIndex, kind: str) -> Iterator[str]:
-    """Months, quarters and years, whole ones, and every second … sixth month."""
-    count = np.diff((local.year * 12 + local.month).to_numpy())
-    step = int(np.bincount(count).argmax())
-    first = local[0].month
-    if step % 12 == 0:
-        yield f"{step // 12}Y{kind}-{_MONTHS[first - 1]}"
-    elif step == 3:
-        yield f"Q{kind}-{_MONTHS[(first - 1) % 3 + (0 if kind == 'S' else 9)]}"
-    yield f"{step}M{kind}"
-    yield f"M{kind}"
+def future_stamps(panel: Panel, horizon: int) -> pd.DatetimeIndex:
+    """The next ``horizon`` stamps, in the zone of the past."""
+    last = panel.stamps[-1]
+    made = axis(frequency(panel), last, periods=horizon + 2)
+    return made[made > last][:horizon]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 
@@ -31,8 +32,9 @@ def forecast_fan(
     if actual is not None:
         axes.plot(after, actual, color="0.35", linewidth=1, linestyle=":", label="what happened")
     for index, (coverage, (low, high)) in enumerate(sorted((intervals or {}).items(), reverse=True)):
-        alpha = min(0.18 + 0.14 * index, 1.0)  # the legend shows each band as dark as it is
-        axes.fill_between(after, low, high, color="C0", alpha=alpha, linewidth=0, label=f"{coverage:.0%} interval")
+        # opaque, so that the legend shows each band as dark as it is where they overlap
+        colour = 1 - (0.2 + 0.25 * min(index, 2)) * (1 - np.array(to_rgb("C0")))
+        axes.fill_between(after, low, high, color=colour, linewidth=0, label=f"{coverage:.0%} interval")
     axes.plot(after, forecast, color="C0", linewidth=1.4, label="forecast")
     axes.set(ylabel=unit, xlabel="" if past_stamps is not None else "steps from now")
     if past_stamps is not None:
@@ -41,6 +43,7 @@ def forecast_fan(
     figure.legend(loc="outside upper right", fontsize="small", frameon=False, ncols=5)
     axes.margins(x=0)
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     return figure
 
 

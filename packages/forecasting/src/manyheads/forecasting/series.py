@@ -81,7 +81,8 @@ class Panel:
     season: int  # rows in one season (24 for hourly data)
     split: Split | None = None
     name: str = "series"
-    notes: tuple[str, ...] = field(default=())  # what the loader found and left alone
+    notes: tuple[str, ...] = field(default=())  # what the loader found, left alone or filled
+    freq: str | None = None  # pandas' alias; that of the stamps by default
 
     @property
     def rows(self) -> int:

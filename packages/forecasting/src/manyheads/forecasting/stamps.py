@@ -1,113 +1,234 @@
-"""Time stamps of a table: text, dates, periods, years, with or without a time zone."""
+"""A column of time stamps: dates and times, texts of them, periods, and whole numbers that are years or dates."""
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.tseries.api import guess_datetime_format
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting.frequencies import frequency
-from manyheads.forecasting.tables import at
+from manyheads.forecasting.frequencies import is_regular
 
-_NO_YEAR_FIRST = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}")
-_YEAR_FIRST = re.compile(r"\d{4}-\d{2}")
-_QUARTER = re.compile(r"\d{4}-?Q[1-4]")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-# Whole numbers that are dates, by their length.
-_WRITTEN = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
+_EXPECTED = "expected stamps such as 2024-01-31 13:00"
+_YEAR_LAST = r"^(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)$"
+_YEAR = r"(?<!\d)\d{4}(?!\d)|^\d{8}"
+_OFFSET = r"(?<=\d)\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
+_QUARTER = r"^(\d{4})[- ]?Q([1-4])$"
+# dateutil would pass over any other word, among them the names of time zones
+_WORDS = re.compile(
+    r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|st|nd|rd|th|of|t|z"
+    "|utc|gmt",
+    re.IGNORECASE,
+)
 
 
-def read_stamps(column: pd.Series, name: str, place: str, rows: np.ndarray) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
-    """Read a column as stamps, in the time zone that it is written in, with notes for the user.
+def is_stamps(column: Any) -> bool:
+    """Whether the type of a column or an index holds stamps, dates or periods."""
+    kind = getattr(column, "dtype", None)
+    if isinstance(kind, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(kind):
+        return True
+    return (
+        kind is not None
+        and kind == np.dtype(object)
+        and len(column) > 0
+        and all(isinstance(v, datetime.date | pd.Period) for v in column)
+    )
 
-    Periods are named by their start. Whole numbers are years (2024), months (202401) or days (20240131). Stamps of
-    several offsets from UTC, which name no zone, become UTC.
 
-    Raises:
-        DataError: a cell that is no time stamp, dates of which day and month cannot be told apart, other numbers.
+def reads_as_dates(column: Any) -> bool:
+    """Whether a column or an index of texts or whole numbers is made of dates."""
+    try:
+        read_stamps(pd.Series(column).reset_index(drop=True), "", lambda row: "")
+    except DataError:
+        return False
+    return True
+
+
+def zone_name(zone: datetime.tzinfo | None) -> str | None:
+    """A name that pandas finds the zone by."""
+    if zone is None or hasattr(zone, "key"):
+        return getattr(zone, "key", None)
+    fixed = zone.utcoffset(None)
+    return str(zone) if fixed is None else str(datetime.timezone(fixed))
+
+
+def read_stamps(
+    column: pd.Series, name: str, at: Callable[[int], str], zone: str | None = None
+) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
+    """The stamps of a column, in their zone or without one, and notes.
+
+    Texts whose offsets from UTC differ are given in ``zone``; without it in UTC, or without a zone if all are at the
+    same time of the day by their own clock. Periods are their first stamp.
+
+    Args:
+        column: the cells.
+        name: of the column, for errors.
+        at: place of a row, for errors.
+        zone: name of the time zone in which stamps with an offset are given.
+
+    Raises :class:`DataError`.
     """
-    if isinstance(column.dtype, pd.PeriodDtype):
-        column = column.dt.to_timestamp()
-    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
-    if _are_numbers(column, text):
-        return _from_numbers(text, name, place, rows), ()
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
-        raise DataError(f"{place}, column {name!r}: found {column.iloc[0]}, expected stamps such as 2024-01-31 13:00")
-    no_year_first = _NO_YEAR_FIRST.match(text.iloc[0]) and not pd.api.types.is_datetime64_any_dtype(column)
-    parsed, notes = (_day_or_month_first(text, name, place), ()) if no_year_first else _parsed(column, text)
-    bad = np.flatnonzero(parsed.isna().to_numpy())
-    if len(bad):
-        found = column.iloc[bad[0]]
-        what = "an empty cell" if pd.isna(found) or not str(found).strip() else repr(found)
+    if zone is not None:
+        try:
+            pd.DatetimeTZDtype(tz=zone)
+        except Exception as error:
+            raise DataError(f"zone: found {zone!r}, expected a name such as Europe/Berlin") from error
+    missing = column.isna().to_numpy() | column.map(lambda cell: isinstance(cell, str) and not cell.strip()).to_numpy(
+        bool
+    )
+    if missing.any():
+        row = int(np.argmax(missing))
         raise DataError(
-            f"{at(place, rows[bad[0]])}, column {name!r}: found {what}, expected a time stamp like the first one "
+            f"{at(row)}, column {name!r}: found an empty cell, expected a time stamp like the first one "
             f"({column.iloc[0]}): correct it"
         )
-    return pd.DatetimeIndex(parsed), notes
-
-
-def _are_numbers(column: pd.Series, text: pd.Series) -> bool:
-    if pd.api.types.is_bool_dtype(column):
-        return False
-    return pd.api.types.is_numeric_dtype(column) or bool(text.str.fullmatch(_NUMBER).all())
-
-
-def _from_numbers(text: pd.Series, name: str, place: str, rows: np.ndarray) -> pd.DatetimeIndex:
-    whole = text.str.replace(r"\.0*$", "", regex=True)
-    lengths = whole.str.len().unique()
-    form = _WRITTEN.get(int(lengths[0])) if len(lengths) == 1 else None
-    parsed = pd.to_datetime(whole, format=form, errors="coerce") if form else None
-    if parsed is None or parsed.isna().any() or not parsed.dt.year.between(1600, 2250).all():
+    notes: tuple[str, ...] = ()
+    if isinstance(column.dtype, pd.PeriodDtype):
+        found = pd.DatetimeIndex(column.dt.to_timestamp(how="start"))
+    elif pd.api.types.is_datetime64_any_dtype(column.dtype):
+        found = pd.DatetimeIndex(column)
+    elif pd.api.types.is_numeric_dtype(column.dtype):
+        found = _of_numbers(column, name, at)
+    else:
+        found, notes = _of_texts(_as_texts(column, name, at), name, at, zone)
+    if found.tz is not None:
+        found = found.tz_convert(zone or zone_name(found.tz))
+    elif zone is not None:
         raise DataError(
-            f"{place}, column {name!r}: found the number {text.iloc[0]}, expected stamps such as 2024-01-31 13:00: "
-            "convert it, as pd.to_datetime(seconds, unit='s') does"
+            f"zone: found {zone!r}, but the stamps of column {name!r} have no offset from UTC: leave it out"
         )
-    return pd.DatetimeIndex(parsed)
+    return found, notes
 
 
-def _parsed(column: pd.Series, text: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return column, ()
-    if text.str.fullmatch(_QUARTER).all():
-        return pd.Series(pd.PeriodIndex(text, freq="Q").to_timestamp(), index=column.index), ()
-    first = text.iloc[0]
-    form = "ISO8601" if _YEAR_FIRST.match(first) else None
-    if form is None and guess_datetime_format(first) is None:
-        form = "mixed"
+def _as_texts(column: pd.Series, name: str, at: Callable[[int], str]) -> pd.Series:
+    """Dates, stamps and periods among texts as texts."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    texts = []
+    for row, cell in enumerate(column):
+        if isinstance(cell, pd.Period):
+            cell = cell.to_timestamp(how="start")
+        if isinstance(cell, np.datetime64):
+            cell = pd.Timestamp(cell)
+        if isinstance(cell, datetime.date):
+            cell = cell.isoformat()
+        if not isinstance(cell, str):
+            raise DataError(f"{at(row)}, column {name!r}: found {cell!r:.60}, {_EXPECTED}: correct it")
+        texts.append(cell.strip())
+    return pd.Series(texts, dtype=object)
+
+
+def _of_numbers(column: pd.Series, name: str, at: Callable[[int], str]) -> pd.DatetimeIndex:
+    """Years (2024), months (202401) and days (20240131) as whole numbers."""
+    first = column.iloc[0]
     try:
-        parsed = pd.to_datetime(text, format=form, errors="coerce")
-        if pd.api.types.is_datetime64_any_dtype(parsed):
-            return parsed, ()
-    except (ValueError, TypeError):  # several offsets from UTC
-        pass
-    parsed = pd.to_datetime(text, format=form, errors="coerce", utc=True)
-    return parsed, ("the stamps have several offsets from UTC and name no time zone: they are read as UTC",)
+        numbers = [int(number) for number in column]
+        whole = not pd.api.types.is_bool_dtype(column) and all(a == b for a, b in zip(numbers, column, strict=True))
+    except (ValueError, OverflowError, TypeError):
+        numbers, whole = [], False
+    for lowest, highest, parts in ((1600, 2200, "{}-01-01"), (160001, 220012, "{}-01"), (16000101, 22001231, "{}")):
+        if whole and all(lowest <= number <= highest for number in numbers):
+            texts = [str(number) for number in numbers]
+            if len(texts[0]) > 4:
+                texts = [f"{t[:4]}-{t[4:6]}-{t[6:] or '01'}" for t in texts]
+            else:
+                texts = [parts.format(t) for t in texts]
+            found = pd.to_datetime(pd.Series(texts), format="%Y-%m-%d", errors="coerce")
+            if found.notna().all():
+                return pd.DatetimeIndex(found)
+    raise DataError(
+        f"{at(0)}, column {name!r}: found the number {first}, {_EXPECTED}: convert it, as "
+        "pd.to_datetime(seconds, unit='s') does"
+    )
 
 
-def _day_or_month_first(text: pd.Series, name: str, place: str) -> pd.Series:
-    """Stamps such as 13.01.2024 or 01/13/2024: the one order that dates every row, or that alone is regular."""
-    first, second = (int(part) for part in re.split(r"[./-]", text.iloc[0])[:2])
-    found = []
-    for day_first, possible in ((True, second <= 12), (False, first <= 12)):
-        if possible:
-            form = guess_datetime_format(text.iloc[0], dayfirst=day_first) or "mixed"
-            found.append(pd.to_datetime(text, format=form, errors="coerce", dayfirst=day_first))
-    whole = [parsed for parsed in found if parsed.notna().all()]
-    if len(whole) == 2 and not whole[0].equals(whole[1]):
-        regular = [parsed for parsed in whole if frequency(pd.DatetimeIndex(parsed).unique().sort_values())]
-        if len(regular) == 1:
-            return regular[0]
+def _of_texts(
+    texts: pd.Series, name: str, at: Callable[[int], str], zone: str | None
+) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
+    codes, unique = pd.factorize(texts)
+    if all(text.isdigit() for text in unique):
+        return _of_numbers(texts.astype(float).astype("int64") if texts.str.len().max() < 16 else texts, name, at), ()
+    parts = pd.Series(unique, dtype="str")
+    offsets = parts.str.extract(_OFFSET, expand=False)
+    offsets = offsets.where(parts.str.contains(":", regex=False))
+    if offsets.isna().any() and offsets.notna().any():
+        _refuse(texts, offsets.isna().to_numpy()[codes] != offsets.isna().to_numpy()[codes[0]], name, at)
+    clocks = parts.str.replace(_OFFSET, "", regex=True) if offsets.notna().all() else parts
+    clocks = _iso(clocks, name, f"{texts.iloc[0]} … {texts.iloc[-1]}", at)
+    parsed = _parsed(clocks)
+    _refuse(texts, parsed.isna().to_numpy()[codes], name, at)
+    if offsets.isna().any():
+        return pd.DatetimeIndex(parsed.to_numpy()[codes]), ()
+    seconds = offsets.map(_seconds)
+    _refuse(texts, (seconds.abs() >= 86_400).to_numpy()[codes], name, at)
+    instants = pd.DatetimeIndex((parsed - pd.to_timedelta(seconds, unit="s")).to_numpy()[codes], tz="UTC")
+    if seconds.nunique() == 1:
+        fixed = datetime.timezone(datetime.timedelta(seconds=int(seconds.iloc[0])))
+        return instants.tz_convert("UTC" if seconds.iloc[0] == 0 else fixed), ()
+    if zone is not None:
+        return instants, ()
+    if (parsed - parsed.dt.normalize()).nunique() == 1:
+        said = "stamps have no zone, as the local clock says them"
+        instants = pd.DatetimeIndex(parsed.to_numpy()[codes])
+    else:
+        said = "stamps are given in UTC"
+    return instants, (f"column {name!r} has several offsets from UTC: {said}; name the zone for others (--zone)",)
+
+
+def _seconds(offset: str) -> int:
+    """+01:00, +0100, +01, Z -> seconds."""
+    digits = re.sub(r"\D", "", offset)
+    if not digits:
+        return 0
+    return (-1 if offset.startswith("-") else 1) * (int(digits[:2]) * 3600 + int(digits[2:] or 0) * 60)
+
+
+def _refuse(texts: pd.Series, wrong: np.ndarray, name: str, at: Callable[[int], str]) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
         raise DataError(
-            f"{place}, column {name!r}: {text.iloc[0]} … {text.iloc[-1]} are dates with the day first and with the "
-            "month first: write them as 2024-01-31"
+            f"{at(row)}, column {name!r}: found {texts.iloc[row]!r:.60}, expected a time stamp like the first one "
+            f"({texts.iloc[0][:60]}): correct it"
         )
-    best = min(found, key=lambda parsed: parsed.isna().sum(), default=None)
-    return pd.Series(pd.NaT, index=text.index) if best is None else best
 
 
-def zone_of(stamps: pd.DatetimeIndex) -> str | None:
-    """The name of the time zone; None without one."""
-    return None if stamps.tz is None else str(stamps.tz)
+def _iso(texts: pd.Series, name: str, ends: str, at: Callable[[int], str]) -> pd.Series:
+    """13.01.2024 and 01/13/2024 with the year first, whichever order gives a date to every row; both must not."""
+    texts = texts.str.replace(_QUARTER, lambda m: f"{m[1]}-{3 * int(m[2]) - 2:02}-01", regex=True)
+    if not texts.str.match(_YEAR_LAST).all():
+        return texts
+    parts = texts.str.extract(_YEAR_LAST)
+    year = parts[3].where(parts[3].str.len() == 4, parts[3].map(lambda y: f"{2000 + int(y) - 100 * (int(y) > 68)}"))
+    first, second = parts[0].str.zfill(2), parts[2].str.zfill(2)
+    orders = {"day": year + "-" + second + "-" + first, "month": year + "-" + first + "-" + second}
+    if (parts[3].str.len() == 2).any() and (parts[1] == "-").any():
+        orders["year"] = "20" + first + "-" + second + "-" + parts[3].str.zfill(2)
+    readings = {order: dates + parts[4] for order, dates in orders.items() if _parsed(dates).notna().all()}
+    if len({tuple(texts) for texts in readings.values()}) > 1:
+        regular = [order for order, dates in readings.items() if is_regular(_parsed(dates))]
+        if len(regular) != 1:
+            raise DataError(
+                f"{at(0)}, column {name!r}: {ends} are dates with the {' first and with the '.join(readings)} first: "
+                "write them as 2024-01-31"
+            )
+        return readings[regular[0]]
+    return next(iter(readings.values()), texts)
+
+
+def _parsed(texts: pd.Series) -> pd.Series:
+    """ISO 8601 and dates with names of months; NaT for anything else."""
+    parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce").astype("datetime64[us]")
+    rest = np.flatnonzero(parsed.isna().to_numpy())
+    rest = [n for n in rest if re.search(_YEAR, texts.iloc[n]) and _only_known_words(texts.iloc[n])]
+    if rest:
+        parsed.iloc[rest] = pd.to_datetime(texts.iloc[rest], format="mixed", errors="coerce").astype("datetime64[us]")
+    return parsed.where(texts.str.contains(_YEAR))
+
+
+def _only_known_words(text: str) -> bool:
+    words = re.findall(r"[^\W\d_]+", text)
+    return bool(words) and all(_WORDS.fullmatch(word) for word in words)
