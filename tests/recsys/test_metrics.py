@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
-from manyheads.recsys.calibration import calibrate, sigmoid, temperature_of
+from manyheads.recsys.calibration import Calibration, calibrate, chance_error, sigmoid, targets, temperature_of
 from manyheads.recsys.metrics import all_metrics, auc, calibration_bins, ece, grouped_auc, log_loss, ndcg
 
 
@@ -174,7 +174,7 @@ def test_the_temperature_minimises_the_log_loss(overconfident):
     assert losses[1] == min(losses)
 
 
-@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
 def test_calibration_lowers_the_error_on_rows_that_it_has_not_seen(overconfident, method):
     labels, logits = overconfident
     fitted = calibrate(labels[:10000], logits[:10000], method)
@@ -189,10 +189,78 @@ def test_temperature_keeps_the_order_and_isotonic_never_turns_it(overconfident):
     assert (np.diff(calibrate(labels, logits, "isotonic")(logits)[order]) >= 0).all()
 
 
-def test_the_isotonic_curve_is_scikit_learns(overconfident):
+def test_the_isotonic_curve_is_scikit_learns_blended_with_platts(overconfident):
     labels, logits = overconfident
-    reference = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(sigmoid(logits), labels)
-    np.testing.assert_allclose(calibrate(labels, logits, "isotonic")(logits), reference.predict(sigmoid(logits)))
+    platt = calibrate(labels, logits, "platt")(logits)
+    reference = IsotonicRegression().fit(platt, targets(labels)).predict(platt)
+    fewer = min(labels.sum(), (1 - labels).sum())
+    expected = (50 * platt + fewer * reference) / (50 + fewer)
+    np.testing.assert_allclose(calibrate(labels, logits, "isotonic")(logits), expected)
+
+
+def test_the_targets_of_the_rarer_class_are_platts_and_the_mean_is_kept():
+    labels = np.repeat([1.0, 0.0], [3, 40])
+    smoothed = targets(labels)
+    np.testing.assert_allclose(smoothed[:3], (3 + 1) / (3 + 2))  # (N+ + 1) / (N+ + 2), Platt 1999
+    assert smoothed.mean() == pytest.approx(3 / 43, abs=1e-15)
+    np.testing.assert_allclose(targets(1 - labels), 1 - smoothed)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+@pytest.mark.parametrize("positives", [1, 2, 7, 60])
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_mean_probability_is_the_share_of_positives_and_none_is_certain(method, positives, separable):
+    # the derivative by the intercept is the sum of p - t, and the targets keep the mean of the labels
+    rng = np.random.default_rng(positives)
+    labels = np.repeat([1, 0], [positives, 3000])
+    logits = rng.normal(size=labels.size) + 2.0 * labels + (100.0 * labels if separable else 0.0) - 9.0
+    found = calibrate(labels, logits, method)(logits)
+    assert found.mean() == pytest.approx(labels.mean(), rel=1e-5)
+    assert found.min() > 0.0
+    assert found.max() < 1.0 - 0.5 / (positives + 2)
+
+
+def test_slope_and_intercept_that_were_put_in_are_found():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-3.0, 1.5, 200_000)
+    labels = (rng.random(truth.size) < sigmoid(truth)).astype(int)
+    found = calibrate(labels, 4.0 * truth + 2.0, "platt")  # truth = (logit - 2) / 4
+    assert found.slope == pytest.approx(0.25, rel=0.02)
+    assert found.intercept == pytest.approx(-0.5, abs=0.05)
+
+
+def test_logits_that_rank_backwards_give_the_share_of_positives():
+    labels = np.repeat([1, 0], [20, 60])
+    found = calibrate(labels, np.where(labels == 1, -1.0, 1.0), "platt")
+    assert found.slope == 0.0
+    np.testing.assert_allclose(found(np.array([-5.0, 5.0])), 0.25, rtol=1e-6)
+
+
+def test_one_class_leaves_nothing_to_fit_and_says_so():
+    found = calibrate(np.zeros(30), np.linspace(-1, 1, 30), "platt")
+    assert found.method == "none"
+    assert found.doubts("bought") == [
+        "calibration of 'bought': found 0 positives in 30 validation rows, expected 10 or more of each class: give "
+        "more rows, or a larger share of them (validation)"
+    ]
+
+
+def test_an_error_that_chance_does_not_explain_is_named(overconfident):
+    labels, logits = overconfident
+    assert "found an error (ECE) of 0." in calibrate(labels, logits, "none").doubts("click")[0]
+    assert calibrate(labels, logits, "platt").doubts("click") == []
+
+
+def test_the_error_by_chance_is_that_of_labels_drawn_from_the_probabilities():
+    rng = np.random.default_rng(0)
+    p = rng.beta(1, 4, 800)
+    drawn = np.mean([ece((rng.random(p.size) < p).astype(int), p) for _ in range(400)])
+    assert chance_error(p) == pytest.approx(drawn, rel=0.1)
+
+
+def test_a_temperature_of_an_earlier_file_is_read_as_a_slope():
+    stored = {"method": "temperature", "temperature": 4.0, "x": [], "y": [], "ece_before": 0.1, "ece_after": 0.0}
+    assert Calibration.from_dict(stored)(np.array([2.0])) == pytest.approx(sigmoid(np.array([0.5])))
 
 
 def test_sigmoid_does_not_overflow():
@@ -201,5 +269,5 @@ def test_sigmoid_does_not_overflow():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ArgumentError, match="found 'platt', expected one of none, temperature, isotonic"):
-        calibrate(np.array([0, 1]), np.array([0.0, 1.0]), "platt")
+    with pytest.raises(ArgumentError, match="found 'beta', expected one of none, platt, temperature, isotonic"):
+        calibrate(np.array([0, 1]), np.array([0.0, 1.0]), "beta")

@@ -17,14 +17,12 @@ from manyheads.recsys.features import infer_spec
 from manyheads.recsys.metrics import auc
 from manyheads.recsys.recommender import Recommender
 
-QUICK = {"epochs": 6, "settings": {"dim": 8, "tower": (32,)}}
+QUICK = {"epochs": 6, "settings": {"dim": 8, "tower": (32,)}, "baselines": False}
 # Rows are scored in float32, where a batch of another size may add up in another order.
 EXCEPTIONS = {"check_methods_subset_invariance": "scores agree to float32, not to 1e-7"}
 
 
-@parametrize_with_checks(
-    [Recommender(epochs=20, settings=QUICK["settings"])], expected_failed_checks=lambda _: EXCEPTIONS
-)
+@parametrize_with_checks([Recommender(**{**QUICK, "epochs": 20})], expected_failed_checks=lambda _: EXCEPTIONS)
 def test_scikit_learns_contract(estimator, check):
     check(estimator)
 
@@ -44,7 +42,7 @@ def visits():
 @pytest.fixture(scope="module")
 def fitted(visits):
     frame = visits.drop(columns="bought")
-    return Recommender(label="clicked", epochs=15, settings=QUICK["settings"]).fit(frame.iloc[:1200])
+    return Recommender(label="clicked", **{**QUICK, "epochs": 15}).fit(frame.iloc[:1200])
 
 
 def test_it_learns_most_of_what_can_be_learned(visits, fitted):
@@ -63,9 +61,7 @@ def test_probabilities_of_the_two_classes_add_up_and_decide(visits, fitted):
 
 def test_features_and_labels_apart_give_the_same_model(visits, fitted):
     train = visits.iloc[:1200]
-    other = Recommender(epochs=15, settings=QUICK["settings"]).fit(
-        train[["kind", "item_id", "price"]], train["clicked"]
-    )
+    other = Recommender(**{**QUICK, "epochs": 15}).fit(train[["kind", "item_id", "price"]], train["clicked"])
     np.testing.assert_array_equal(other.predict_proba(visits), fitted.predict_proba(visits))
 
 
@@ -117,7 +113,7 @@ def test_several_labels_are_several_tasks_and_may_have_gaps(visits):
     assert len(model.calibration_) == 2
 
 
-@pytest.mark.parametrize("method", ["none", "temperature", "isotonic"])
+@pytest.mark.parametrize("method", ["none", "platt", "isotonic"])
 def test_calibration_is_fitted_on_rows_that_were_held_out(visits, method):
     calibration = Recommender(label="clicked", calibration=method, **QUICK).fit(visits).calibration_[0]
     assert calibration.method == method
@@ -125,7 +121,7 @@ def test_calibration_is_fitted_on_rows_that_were_held_out(visits, method):
     assert calibration.ece_before is not None
 
 
-@pytest.mark.parametrize("calibration", ["temperature", "isotonic"])
+@pytest.mark.parametrize("calibration", ["platt", "isotonic"])
 def test_a_saved_model_scores_as_before(visits, tmp_path, calibration):
     frame = visits.drop(columns="bought")
     model = Recommender(label="clicked", calibration=calibration, **QUICK).fit(frame)
@@ -164,7 +160,8 @@ def test_a_spec_of_ones_own_is_followed(visits, tmp_path):
     ("change", "error", "says"),
     [
         ({"model": "deepfn"}, UnknownNameError, "unknown model 'deepfn': did you mean 'deepfm'"),
-        ({"calibration": "platt"}, ArgumentError, "calibration: found 'platt', expected one of"),
+        ({"calibration": "beta"}, ArgumentError, "calibration: found 'beta', expected one of"),
+        ({"choose_by": "loss"}, ArgumentError, "choose_by: found 'loss', expected one of log_loss, auc"),
         ({"validation": 1.5}, ArgumentError, r"validation: found 1\.5, expected a share between 0 and 1"),
         ({"label": "sold"}, DataError, "column 'sold' is missing"),
         ({"label": "kind"}, DataError, "label 'kind': found 3 values"),

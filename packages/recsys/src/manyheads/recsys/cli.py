@@ -76,10 +76,14 @@ def fit(
     split: Literal["random", "time"] = "random",
     time: str | None = None,
     group: str | None = None,
-    epochs: int = 30,
+    epochs: int | None = None,
     batch_size: int = 512,
+    learning_rate: float = 1e-3,
     l2: float = 1e-4,
-    calibration: Literal["none", "temperature", "isotonic"] = "temperature",
+    choose_by: Literal["log_loss", "auc"] = "log_loss",
+    calibration: Literal["none", "platt", "temperature", "isotonic"] = "platt",
+    patience: int = 300,
+    baselines: bool = True,
     seed: int = 0,
 ) -> Outcome:
     """Fits a model on nine tenths of a table, measures it on the rest, and saves it.
@@ -94,13 +98,18 @@ def fit(
         split: how the tenth to measure on is chosen: drawn, or the newest rows.
         time: the column of the times for 'split time'.
         group: the column of the metrics by group, such as the user.
-        epochs: at most so many passes over the rows.
+        epochs: at most so many passes over the rows; without, 30, or as many as give 3,000 steps.
         batch_size: rows a step.
+        learning_rate: of Adam.
         l2: weight of the L2 on the embeddings.
+        choose_by: what the validation rows judge by, to choose the weights that are kept.
         calibration: how probabilities are calibrated.
+        patience: steps without a better validation measure before stopping.
+        baselines: measure base rate, popularity, logistic regression and gradient boosting on the same rows.
         seed: decides everything that is drawn.
     """
     from manyheads.lab.terminal import table
+    from manyheads.recsys.baselines import verdict
     from manyheads.recsys.features import infer_spec
     from manyheads.recsys.frames import check_frame
     from manyheads.recsys.recommender import Recommender
@@ -118,19 +127,24 @@ def fit(
         spec=chosen,
         epochs=epochs,
         batch_size=batch_size,
+        learning_rate=learning_rate,
         l2=l2,
+        choose_by=choose_by,
         calibration=calibration,
+        patience=patience,
+        baselines=baselines,
         seed=seed,
         verbose=True,
     ).fit(train)
     recommender.save(out)
     from rich.console import Group
 
-    metrics = measured(recommender, test, group)
+    metrics, compared = measured(recommender, test, group), recommender.compare(test)
     document = {
         "model": str(out),
         "rows": {"train": len(train), "test": len(test)},
         "metrics": metrics,
+        "compared": compared.astype(object).where(compared.notna(), None).to_dict("records"),
         "calibration": [asdict(c) for c in recommender.calibration_],
         "features": recommender.encoder_.report(),
     }
@@ -139,8 +153,13 @@ def fit(
     lines = [
         f"{task}: no AUC, as the measured rows hold one class only" for task in metrics if "auc" not in metrics[task]
     ]
+    lines += [line for _, found in compared.groupby("task", sort=False) if (line := verdict(found))]
     lines += [closing, f"next: manyheads recsys predict {out} --data {file}"]
-    return Outcome(document, Group(table(("label", "metric", "on rows not fitted"), rows), *lines))
+    shown = [table(("label", "metric", "on rows not fitted"), rows)]
+    if baselines:
+        beside = [(*row[:3], f"{row[4]:.4f}", f"{row[5]:.4f}") for row in compared.itertuples(index=False)]
+        shown.append(table(("label", "on the same rows", "chosen", "log-loss", "AUC"), beside))
+    return Outcome(document, Group(*shown, *lines))
 
 
 def predict(

@@ -67,3 +67,18 @@ class Rows:
 
         for start in range(0, len(self), size):
             yield self.batch(torch.arange(start, min(start + size, len(self))))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Several passes over the same rows as one part, drawn in one order: for training that is judged every so many
+    steps instead of after each pass."""
+
+    rows: Rows
+    times: int
+
+    def __len__(self) -> int:
+        return self.times * len(self.rows)
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.rows.batch(indices % len(self.rows))

@@ -6,13 +6,14 @@ scored, and :meth:`Recommender.unseen` counts them.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,16 +24,22 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
 from manyheads.lab.train import train_model
-from manyheads.recsys.calibration import METHODS, Calibration, Method, calibrate
+from manyheads.recsys.baselines import BaselineWarning, fit_baselines, scores, verdict
+from manyheads.recsys.calibration import METHODS, Calibration, CalibrationWarning, Method, calibrate
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder, TableWarning
 from manyheads.recsys.features import FeatureSpec, infer_spec
 from manyheads.recsys.frames import as_frame, check_frame, check_scores
 from manyheads.recsys.labels import Labels
-from manyheads.recsys.layout import Rows
+from manyheads.recsys.layout import Passes, Rows
 from manyheads.recsys.models import config_of
 from manyheads.recsys.models.common import Config
 from manyheads.recsys.train import LogLoss, predict_logits
+
+_PASSES, _STEPS = 30, 3000  # what is trained at most: the larger of so many passes and so many steps
+_APART = 50  # rows from which on some are held out
+_ROWS_TO_JUDGE = 100  # rows that are held out, at least, up to a quarter
+_JUDGED = 100  # steps between two judgements by the validation rows, at least
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,25 @@ class Recommender(ClassifierMixin, BaseEstimator):
         spec: a feature spec or the path of one; inferred from the rows without it.
         ignore: columns that are no features, where there is no spec.
         settings: changes to the model's settings, such as ``{"dim": 32}``.
-        epochs: at most so many passes over the rows.
+        epochs: at most so many passes over the rows; without, 30, or as many as give 3,000 steps.
         batch_size: rows a step; fewer where there are less than ten times as many.
-        learning_rate: of Adam; a tenth after each epoch without a better validation measure.
+        learning_rate: of Adam; a tenth after each judgement without a better validation measure. The validation rows
+            judge after each pass, and where a pass has fewer than 100 steps after as many passes as give 100.
         l2: lambda of the L2 on the embedding rows that a batch touches.
-        calibration: ``temperature``, ``isotonic`` or ``none``, fitted on the validation rows.
-        validation: share of the rows that choose the epoch and calibrate.
-        patience: epochs in a row without a better validation measure before stopping.
+        choose_by: what the validation rows judge by, ``log_loss`` or ``auc`` (of the first task); the weights of the
+            best judgement are kept.
+        calibration: ``platt``, ``isotonic``, ``temperature`` or ``none``, fitted on the validation rows; see
+            :mod:`manyheads.recsys.calibration`.
+        validation: share of the rows that judge and calibrate, the same of both classes; without, a tenth, or up to a
+            quarter where a tenth is less than 100 rows.
+        patience: steps without a better validation measure before stopping, at least two judgements.
+        baselines: fit and measure :mod:`manyheads.recsys.baselines` beside the model; a warning says where it loses.
         seed: decides everything that is drawn.
         verbose: show progress on standard error.
 
     Attributes (after fit): ``classes_`` (of the only task), ``spec_``, ``encoder_``, ``labels_``, ``network_``,
-    ``calibration_`` (one a task, with the calibration error before and after).
+    ``calibration_`` (one a task, with the calibration error before and after), ``baselines_`` (the model and the
+    baselines on the validation rows, as :meth:`compare`).
 
     Raises:
         DataError, ArgumentError, UnknownNameError: on fit; one line naming the place, what was found and expected.
@@ -80,13 +94,15 @@ class Recommender(ClassifierMixin, BaseEstimator):
         spec: FeatureSpec | str | Path | None = None,
         ignore: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
-        epochs: int = 30,
+        epochs: int | None = None,
         batch_size: int = 512,
         learning_rate: float = 1e-3,
         l2: float = 1e-4,
-        calibration: Method = "temperature",
-        validation: float = 0.1,
-        patience: int = 3,
+        choose_by: Literal["log_loss", "auc"] = "log_loss",
+        calibration: Method = "platt",
+        validation: float | None = None,
+        patience: int = 300,
+        baselines: bool = True,
         seed: int = 0,
         verbose: bool = False,
     ) -> None:
@@ -99,45 +115,59 @@ class Recommender(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.l2 = l2
+        self.choose_by = choose_by
         self.calibration = calibration
         self.validation = validation
         self.patience = patience
+        self.baselines = baselines
         self.seed = seed
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Recommender:
         """Fits on a DataFrame that holds the label, or on features and ``y``."""
-        if self.calibration not in METHODS:
-            raise ArgumentError(f"calibration: found {self.calibration!r}, expected one of {', '.join(METHODS)}")
-        if not 0.0 < self.validation < 1.0:
-            raise ArgumentError(f"validation: found {self.validation}, expected a share between 0 and 1")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("seed", 0), ("l2", 0)):
-            if not getattr(self, name) >= least:
-                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected {least} or more")
-        if self.spec is not None and len(self.ignore):
-            raise ArgumentError(f"ignore: found {list(self.ignore)} beside a spec, expected one of them: edit the spec")
+        self._check()
         config = config_of(self.model, self.settings)
         frame, tasks = self._with_labels(X, y)
         labels = Labels.of(frame, tasks)
-        train, held = self._parts(len(frame))
+        train, held = self._parts(labels.encode(frame)[:, 0])
         features = frame.drop(columns=list(tasks))
         spec = self._spec(features.iloc[train])
         encoder = Encoder.fit(features.iloc[train], spec)
         parts = [encode(frame.iloc[rows], encoder, labels) for rows in (train, held)]
-        splits = Splits(parts[0], parts[1], parts[1], facts(encoder, labels))
         size = max(2, min(self.batch_size, len(train) // 10), min(len(train), 16))
+        passes, budget = self._budget(len(train) // size, size)
         experiment = Experiment(
             f"recommender-{self.model}",
-            Prepared(splits),
+            Prepared(Splits(Passes(parts[0], passes), parts[1], parts[1], facts(encoder, labels))),
             config,
-            LogLoss(self.l2, "batch"),
+            LogLoss(self.l2, "batch", choose_by=self.choose_by),
             Optimiser("adam", self.learning_rate, schedule="plateau"),
-            Budget(epochs=self.epochs, batch_size=size, patience=self.patience),
+            budget,
         )
         with _own_random_numbers():
             network, _ = train_model(experiment, self.seed, None, progress=self.verbose)
         self.set_fitted(spec, encoder, labels, network, config, self._calibrate(network, parts[1]))
+        self._warn_of_probabilities(len(frame))
+        self._baselines, layout = {}, encoder.layout(labels.tasks)
+        if self.baselines and len(frame) >= _APART:
+            for index, task in enumerate(labels.tasks):
+                self._baselines[task] = fit_baselines(layout, *parts, index, seed=self.seed)
+        self.baselines_ = self._compare(parts[1])
+        for _, found in self.baselines_.groupby("task", sort=False):
+            if line := verdict(found):
+                warnings.warn(line, BaselineWarning, stacklevel=2)
         return self
+
+    def compare(self, frame: Any) -> pd.DataFrame:
+        """The model and the baselines on labelled rows that were not fitted: ``task``, ``model``, ``chosen``, ``rows``,
+        ``log_loss``, ``auc``; the model first.
+
+        Raises :class:`ArgumentError` for a recommender that was loaded: baselines are not saved.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "_baselines"):
+            raise ArgumentError("compare: found a recommender from a file, expected a fitted one: fit it again")
+        return self._compare(encode(_text_names(as_frame(frame)), self.encoder_, self.labels_))
 
     def predict_proba(self, X: Any) -> Any:
         """``(n, 2)``, the columns in the order of ``classes_``; a list of these, one a task, for several tasks."""
@@ -262,24 +292,72 @@ class Recommender(ClassifierMixin, BaseEstimator):
             return self.spec
         return infer_spec(features, ignore=self.ignore) if self.spec is None else FeatureSpec.load(self.spec)
 
-    def _parts(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation rows; all rows are both where there are fewer than 50."""
-        if rows < 50:
-            return np.arange(rows), np.arange(rows)
-        order = np.random.default_rng(self.seed).permutation(rows)
-        held = max(1, round(rows * self.validation))
-        return order[held:], order[:held]
+    def _compare(self, rows: Rows) -> pd.DataFrame:
+        logits, found = predict_logits(self.network_, rows), []
+        for index, task in enumerate(self.labels_.tasks):
+            labels = rows.labels[:, index].numpy()
+            known = ~np.isnan(labels)
+            own = [(self.model, "", self.calibration_[index](logits[:, index]))]
+            others = [(one.name, one.chosen, one.predict(rows)) for one in self._baselines.get(task, [])]
+            for name, chosen, p in [*own, *others] if known.any() else []:
+                row = {"task": task, "model": name, "chosen": chosen, "rows": int(known.sum())}
+                found.append(row | scores(labels[known], p[known]))
+        return pd.DataFrame(found, columns=["task", "model", "chosen", "rows", "log_loss", "auc"])
+
+    def _warn_of_probabilities(self, rows: int) -> None:
+        if rows < _APART and self.calibration != "none":
+            warnings.warn(
+                f"calibration: found {rows} rows, expected {_APART} or more: probabilities are calibrated on the rows "
+                "that were fitted; give more rows",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+        for task, calibration in zip(self.labels_.tasks, self.calibration_, strict=True):
+            for doubt in calibration.doubts(task) if rows >= _APART else []:
+                warnings.warn(doubt, CalibrationWarning, stacklevel=3)
+
+    def _check(self) -> None:
+        for name, allowed in (("calibration", METHODS), ("choose_by", ("log_loss", "auc"))):
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+        if self.validation is not None and not 0.0 < self.validation < 1.0:
+            raise ArgumentError(f"validation: found {self.validation}, expected a share between 0 and 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("seed", 0), ("l2", 0)):
+            value = getattr(self, name)
+            if not (value is None and name == "epochs") and not value >= least:
+                raise ArgumentError(f"{name}: found {value}, expected {least} or more")
+        if self.spec is not None and len(self.ignore):
+            raise ArgumentError(f"ignore: found {list(self.ignore)} beside a spec, expected one of them: edit the spec")
+
+    def _budget(self, steps: int, size: int) -> tuple[int, Budget]:
+        """How many passes, of ``steps`` each, lie between two judgements, and the budget that counts these."""
+        total = self.epochs * steps if self.epochs else max(_PASSES * steps, _STEPS)
+        passes = max(1, math.ceil(min(_JUDGED, total) / steps))
+        rounds = math.ceil(total / (passes * steps))
+        patience = max(2, math.ceil(self.patience / (passes * steps)))
+        return passes, Budget(epochs=rounds, batch_size=size, patience=patience, max_steps=total)
+
+    def _parts(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation rows, with the same share of each class of the first task (a gap is one too); all
+        rows are both where there are fewer than 50."""
+        if len(labels) < _APART:
+            return np.arange(len(labels)), np.arange(len(labels))
+        share = self.validation or max(0.1, min(0.25, _ROWS_TO_JUDGE / len(labels)))
+        order = np.random.default_rng(self.seed).permutation(len(labels))
+        classes = np.nan_to_num(labels[order], nan=2.0)
+        held = np.zeros(len(labels), bool)
+        for value in np.unique(classes):
+            own = np.flatnonzero(classes == value)
+            held[own[: max(int(len(own) > 1), round(len(own) * share))]] = True
+        return order[~held], order[held]
 
     def _calibrate(self, network: torch.nn.Module, held: Rows) -> list[Calibration]:
-        logits = predict_logits(network, held)
-        found = []
-        for task in range(logits.shape[1]):
-            labels = held.labels[:, task].numpy()
-            known = ~np.isnan(labels)
-            both = len(np.unique(labels[known])) == 2
-            method = self.calibration if both else "none"
-            found.append(calibrate(labels[known], logits[known, task], method) if known.any() else Calibration())
-        return found
+        logits, labels = predict_logits(network, held), held.labels.numpy()
+        known = ~np.isnan(labels)
+        return [
+            calibrate(labels[known[:, task], task], logits[known[:, task], task], self.calibration)
+            for task in range(logits.shape[1])
+        ]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
