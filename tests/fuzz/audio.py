@@ -179,13 +179,17 @@ ANYWHERE: tuple[Harm, ...] = (
 
 def damaged_audio(seed: int = 0) -> Iterator[Damaged]:
     """Endless; the n-th depends on the seed and on n alone. All kinds of files and of harm come round."""
-    for n in itertools.count():
-        random = np.random.default_rng((seed, n))
-        suffix, form, subtype = KINDS[n % len(KINDS)]
-        content, done = whole_file(n, random), []
-        for _ in range(1 + int(random.random() < 0.3)):
-            heads: tuple[Harm, ...] = (set_field, set_field, nudge_field) * 3 if form in FIELDS else ()
-            every = heads + ANYWHERE
-            said, content = every[int(random.integers(len(every)))](content or b"\0", form, random)
-            done.append(said)
-        yield Damaged(f"{n}: {form} {subtype}: {'; '.join(done)}", content, suffix)
+    return (damaged(seed, n) for n in itertools.count())
+
+
+def damaged(seed: int, n: int) -> Damaged:
+    """One file."""
+    random = np.random.default_rng((seed, n))
+    suffix, form, subtype = KINDS[n % len(KINDS)]
+    content, done = whole_file(n, random), []
+    for _ in range(1 + int(random.random() < 0.3)):
+        heads: tuple[Harm, ...] = (set_field, set_field, nudge_field) * 3 if form in FIELDS else ()
+        every = heads + ANYWHERE
+        said, content = every[int(random.integers(len(every)))](content or b"\0", form, random)
+        done.append(said)
+    return Damaged(f"{n}: {form} {subtype}: {'; '.join(done)}", content, suffix)

@@ -193,7 +193,7 @@ def test_parquet_is_read(shop, tmp_path):
         ("a.xlsx", b"x", r"found \.xlsx, expected one of \.csv"),
         ("a.csv", b"", "cannot be read as a table"),
         ("b.csv", b"\xff\xfe\x00", "cannot be read as a table"),
-        ("a.csv.gz", b"not gzip", "cannot be read as a table"),
+        ("a.csv.gz", b"\x1f\x8bnot gzip", "is truncated or damaged"),
         ("a.parquet", b"PAR1", "cannot be read as a table"),
     ],
 )

@@ -58,6 +58,24 @@ def load_arrays(path: str | Path, *, kind: str, fix: str) -> tuple[dict[str, np.
     return _loaded(load, raw, path, kind, fix), header
 
 
+def checked_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``tensors``, which must have the names, shapes and dtypes of ``expected`` and hold finite numbers.
+
+    Raises :class:`ValueError` that names the first that does not.
+    """
+    names = sorted(set(tensors) ^ set(expected))
+    if names:
+        raise ValueError(f"{names[0]}: {'not expected' if names[0] in tensors else 'missing'}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise ValueError(f"{name}: found {found}, expected {wanted.dtype} of shape {tuple(wanted.shape)}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name}: found a number that is not finite")
+    return tensors
+
+
 def save_document(path: str | Path, document: Mapping[str, Any], *, kind: str) -> None:
     """Write a JSON object with its digest, atomically. Raises :class:`ValueError` for NaN and infinities."""
     write_atomically(path, packed_document(document, kind=kind))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, CheckpointError, DataError
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError, ManyheadsError
 from manyheads.forecasting.conformal import Intervals, check_levels
 from manyheads.forecasting.fitting import FittedPanel, Recipe, fit_panel
 from manyheads.forecasting.frames import Reading, Table, read_panels
@@ -20,10 +20,53 @@ from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, Scaler, fit_warning
 from manyheads.forecasting.stamps import zone_name
 from manyheads.forecasting.tables import listed
+from manyheads.lab.fields import from_json
 from manyheads.lab.storage import load_arrays, save_tensors
 
 KIND = "forecaster"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the header of a file says of one panel."""
+
+    name: str
+    channels: tuple[str, ...]
+    season: int
+    last: str
+    zone: str | None
+    unit: Literal["s", "ms", "us", "ns"]
+    freq: str
+    levels: tuple[float, ...]
+    windows: int
+    warnings: tuple[str, ...]
+
+    def check(self, arrays: Mapping[str, np.ndarray], horizon: int) -> None:
+        """Raise :class:`ValueError` for arrays of other shapes or types, and for numbers that are not finite."""
+        channels, look_back = len(self.channels), arrays["weight"].shape[1]
+        if not channels or len(set(self.channels)) < channels or self.season < 1:
+            raise ValueError(f"channels {self.channels}, season {self.season}")
+        shared = arrays["weight"].shape[0]
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight": (shared, look_back, horizon),
+            "bias": (shared, horizon),
+            "scale_bias": (shared, horizon),
+            "mean": (channels,),
+            "scale": (channels,),
+            "tail": (max(look_back, len(arrays["tail"])), channels),
+            "half_widths": (len(self.levels), horizon, channels),
+            "coverage": (len(self.levels), horizon),
+        }
+        if shared not in (1, channels) or look_back < 1 or not (arrays["scale"] > 0).all():
+            raise ValueError(f"weight of shape {arrays['weight'].shape} for {channels} channels, or a scale of 0")
+        for name, array in arrays.items():
+            if array.shape != shapes[name] or array.dtype != np.float64:
+                raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected float64 of {shapes[name]}")
+            if name != "coverage" and not np.isfinite(array).all():
+                raise ValueError(f"{name}: a number that is not finite")
+        if self.levels and (arrays["half_widths"] < 0).any():
+            raise ValueError("half_widths: a width below 0")
 
 
 class Forecaster:
@@ -222,36 +265,30 @@ class Forecaster:
             raise CheckpointError(f"{path}: found format {header.get('format')}, this version reads {FORMAT}: {fix}")
         try:
             return cls._restored(header, arrays)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ManyheadsError) as error:
+            said = " ".join(str(error).split())[:120] or type(error).__name__
             raise CheckpointError(
-                f"{path}: its arrays and its description do not fit each other ({type(error).__name__}): {fix}"
+                f"{path}: its arrays and its description do not fit each other ({said}): {fix}"
             ) from error
 
     @classmethod
     def _restored(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Forecaster:
         settings = {name: header[name] for name in ("model", "look_back", "levels", "seed")}
-        made = cls(header["horizon"], reading=Reading.from_dict(header["reading"]), **settings)
+        made = cls(header["horizon"], reading=from_json(Reading, header["reading"]), **settings)
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
+            stored = from_json(_Stored, described, place=f"panels[{index}]")
+            stored.check(part, made.horizon)
             tail = part["tail"]
-            last: Any = pd.Timestamp(described["last"])
-            last = last if described.get("zone") is None else last.tz_convert(described["zone"])
-            stamps = axis(described["freq"], end=last, periods=len(tail)).as_unit(described.get("unit", "us"))
-            panel = Panel(
-                tail,
-                tuple(described["channels"]),
-                stamps,
-                described["season"],
-                name=described["name"],
-                freq=described["freq"],
-            )
-            levels = tuple(described["levels"])
-            intervals = (
-                Intervals(levels, part["half_widths"], part["coverage"], described["windows"]) if levels else None
-            )
+            last: Any = pd.Timestamp(stored.last)
+            last = last if stored.zone is None else last.tz_convert(stored.zone)
+            stamps = axis(stored.freq, end=last, periods=len(tail)).as_unit(stored.unit)
+            panel = Panel(tail, stored.channels, stamps, stored.season, name=stored.name, freq=stored.freq)
+            levels = check_levels(stored.levels)
+            intervals = Intervals(levels, part["half_widths"], part["coverage"], stored.windows) if levels else None
             linear_map = LinearMap(part["weight"], part["bias"], part.get("scale_bias"))
             scaler = Scaler(part["mean"], part["scale"])
-            made.panels.append(FittedPanel(panel, scaler, linear_map, intervals, tuple(described["warnings"])))
+            made.panels.append(FittedPanel(panel, scaler, linear_map, intervals, stored.warnings))
         return made
 
     def _as_panels(self, data: Table, reading: Reading | None = None, usual_freq: str | None = None) -> list[Panel]:

@@ -8,7 +8,6 @@ the series that share one. Bad input never yields a number: each fault raises :c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,13 +43,6 @@ class Reading:
     """Columns, or series of a long table, to leave out."""
     zone: str | None = None
     """Time zone, such as Europe/Berlin, of stamps that are written with an offset from UTC."""
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Reading:
-        """What :func:`dataclasses.asdict` made, by way of JSON."""
-        fields = dict(stored)
-        fields["columns"], fields["drop"] = Columns(**stored["columns"]), tuple(stored["drop"])
-        return cls(**fields)
 
 
 @dataclass(frozen=True)

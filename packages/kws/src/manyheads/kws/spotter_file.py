@@ -13,7 +13,8 @@ from manyheads.kws.features import Features
 from manyheads.kws.hearing import Surround
 from manyheads.kws.models import config_from_json
 from manyheads.kws.spotter import KeywordSpotter
-from manyheads.lab.storage import load_tensors, save_tensors
+from manyheads.lab.fields import from_json
+from manyheads.lab.storage import checked_tensors, load_tensors, save_tensors
 
 KIND = "keyword spotter"
 VERSION = 1
@@ -52,17 +53,19 @@ def read_spotter(path: str | Path, *, labels: Sequence[str] | None = None, **cha
         )
     rule_changes = {name: changes.pop(name) for name in [f.name for f in fields(Rule)] if name in changes}
     try:
-        features = Features(**header["features"])
+        features = from_json(Features, header["features"])
         network = config_from_json(header["model"]).make(features.bins, found)
-        network.load_state_dict(tensors)
-        rule = Rule(**header["rule"])
+        network.load_state_dict(checked_tensors(tensors, network.state_dict()))
         stored: dict[str, Any] = {
             "tau": float(header["tau"]),
-            "surround": Surround(**header["surround"]),
-            "trained": header["trained"],
+            "surround": from_json(Surround, header["surround"]),
+            "trained": dict(header["trained"]),
         }
-        rule = replace(rule, background=tuple(rule.background))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ManyheadsError) as error:
+        rule = from_json(Rule, header["rule"]).check()
+        spotter = KeywordSpotter(network, features, rule=rule, **stored)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, ManyheadsError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: its weights and its description do not fit each other ({reason})") from error
+    if not changes and not rule_changes:
+        return spotter
     return KeywordSpotter(network, features, rule=replace(rule, **rule_changes), **stored, **changes)

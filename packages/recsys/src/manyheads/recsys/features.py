@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
+from manyheads.core.errors import ArgumentError, DataError, ManyheadsError, UnknownNameError
 from manyheads.lab.files import write_atomically
 from manyheads.recsys.cells import MARKS, SECONDS, Family, Unit
 from manyheads.recsys.columns import as_family, epoch_unit, family_of, read
@@ -170,7 +170,12 @@ class FeatureSpec:
         except (ValueError, RecursionError) as error:
             said = " ".join(str(error).split())[:160]
             raise DataError(f"{path}: found no JSON ({said}), expected what 'manyheads recsys spec' writes") from error
-        return cls.from_dict(stored, str(path))
+        try:
+            return cls.from_dict(stored, str(path))
+        except ManyheadsError as error:
+            if str(path) in str(error):
+                raise
+            raise ArgumentError(f"{path}: {error}") from error
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Field)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from manyheads.core.errors import CheckpointError, ManyheadsError
 from manyheads.lab.command import plain
-from manyheads.lab.storage import MODEL_FILE, load_model, save_model
+from manyheads.lab.fields import from_json
+from manyheads.lab.storage import MODEL_FILE, checked_tensors, load_model, save_model
 from manyheads.recsys.calibration import Calibration
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.labels import Labels
@@ -47,23 +48,26 @@ def load(folder: Path) -> Recommender:
         raise CheckpointError(f"{folder} holds no model.safetensors: {mend}")
     fix = "fit or train again"
     tensors, header = load_model(folder, fix=fix)
-    about = header.get("recommender", {})
-    if about.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}: fit again")
-    encoder, labels = Encoder.load(folder), Labels.load(folder)
     try:
-        config = config_from(header.get("experiment", {}).get("model", {}))
+        about = dict(header.get("recommender", {}))
+        if about.get("format", FORMAT) != FORMAT:
+            raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}: fit again")
+        encoder, labels = Encoder.load(folder), Labels.load(folder)
+        config = config_from(dict(header.get("experiment", {})).get("model", {}))
         network = config.make(encoder.layout(labels.tasks))
-        network.load_state_dict(tensors)
+        network.load_state_dict(checked_tensors(tensors, network.state_dict()))
         stored = about.get("calibration") or [{} for _ in labels.tasks]
-        calibrations = [Calibration.from_dict(values) for values in stored]
-        settings: dict[str, Any] = {**about.get("settings", {}), "spec": encoder.spec}
+        calibrations = [from_json(Calibration, values) for values in stored]
+        if len(calibrations) != len(labels.tasks):
+            raise ValueError(f"{len(calibrations)} calibrations for {len(labels.tasks)} tasks")
+        settings: dict[str, Any] = {**dict(about.get("settings", {})), "spec": encoder.spec}
         made = Recommender(**settings)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, ManyheadsError):
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, ManyheadsError) as error:
+        if isinstance(error, CheckpointError) and str(folder) in str(error):
             raise
+        said = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(
-            f"{folder}: weights, encoder and settings do not belong together ({type(error).__name__}): {fix}"
+            f"{folder}: weights, encoder and settings do not belong together ({said}): {fix}"
         ) from error
     made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations)
     return made

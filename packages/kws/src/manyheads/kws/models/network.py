@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.state import State, leaves
 from manyheads.lab.experiment import Splits
+from manyheads.lab.fields import from_json
 
 
 class NetworkState(NamedTuple):
@@ -294,12 +295,8 @@ def _common(held: Tensor) -> int:
 
 
 def from_fields(kind: type[NetworkConfig], values: dict[str, Any]) -> NetworkConfig:
-    """A config from what :meth:`NetworkConfig.to_json` wrote, without its kind; lists become tuples."""
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ArgumentError(f"{kind.kind}: found {unknown}, expected fields among {sorted(known)}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    """A config from what :meth:`NetworkConfig.to_json` wrote, without its kind. Raises :class:`ArgumentError`."""
+    return from_json(kind, values, place=kind.kind)
 
 
 def step_macs(module: nn.Module, positions: int = 1) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
+from manyheads.lab.fields import from_json
 from manyheads.lab.install import need_package
 from manyheads.lab.onnx_files import session
 from manyheads.lab.storage import check_beside, load_document, save_document, sha256
@@ -71,14 +72,14 @@ class Ranker:
         self.about = read_about(folder)
         self.encoder, self.labels = Encoder.load(folder), Labels.load(folder)
         try:
-            self.layout = Layout(**{name: tuple(values) for name, values in self.about["layout"].items()})
-            self.calibration = [Calibration.from_dict(values) for values in self.about["calibration"]]
+            self.layout = from_json(Layout, self.about["layout"])
+            self.calibration = [from_json(Calibration, values) for values in self.about["calibration"]]
             self.request: dict[str, Any] | None = self.about["request"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{folder / FILE}: damaged ({type(error).__name__}): export the model again"
-            ) from error
-        admitted = bool((self.about.get("int8") or {}).get("admitted"))
+            admitted = bool(dict(self.about.get("int8") or {}).get("admitted"))
+            self._check()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            said = " ".join(str(error).split())[:160] or type(error).__name__
+            raise CheckpointError(f"{folder / FILE}: damaged ({said}): export the model again") from error
         self.int8 = admitted if int8 is None else int8
 
         def opened(name: str) -> Any:
@@ -88,6 +89,19 @@ class Ranker:
         self.network = opened(NETWORK)
         self.sessions = {} if self.request is None else {name: opened(name) for name in (REQUEST, CANDIDATES)}
         self._encoders: dict[frozenset[str], tuple[Encoder, list[int], list[int]]] = {}
+
+    def _check(self) -> None:
+        """Raises :class:`ValueError` where the parts of the folder do not belong together."""
+        if self.layout != self.encoder.layout(self.labels.tasks) or len(self.calibration) != len(self.labels.tasks):
+            raise ValueError("the layout, the calibration and the encoder do not belong together")
+        if not {str(name) for name in self.about["shared"]} <= set(self.columns) or not isinstance(
+            self.about["model"], str
+        ):
+            raise ValueError("the shared columns are none of the model")
+        if self.request is not None:
+            for name, most in (("names", len(self.layout.names)), ("numeric", len(self.layout.numeric))):
+                if not all(type(at) is int and 0 <= at < most for at in self.request[name]):
+                    raise ValueError(f"request: {name}: a place that the layout lacks")
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> Ranker:
