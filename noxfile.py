@@ -95,9 +95,18 @@ def portable(session: nox.Session) -> None:
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS, "pytest-randomly")
     for capability, threads, seed in SETTINGS:
         session.log(f"ATEN_CPU_CAPABILITY={capability}, {threads} threads, order {seed}")
-        env = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads}
+        env = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
         session.run("python", "-c", CAPABILITY, env=env)
-        session.run("pytest", "-n", "2", "-m", "not slow", f"--randomly-seed={seed}", *session.posargs, env=env)
+        workers = "2" if threads == "1" else "1"
+        session.run("pytest", "-n", workers, "-m", "not slow", f"--randomly-seed={seed}", *session.posargs, env=env)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Ten thousand generated inputs, counted by what comes of them: benchmarks/results/fuzz.csv."""
+    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
+    words = session.posargs or ["--csv", "benchmarks/results/fuzz.csv"]
+    session.run("python", "-m", "tests.fuzz.run", *words, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

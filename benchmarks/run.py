@@ -68,6 +68,7 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads kws train {name} --root {RUNS}/words" for name in WORDS),
         f"manyheads report --root {RUNS}/words --csv {{csv}}",
     ],
+    "fuzz": ["python -m tests.fuzz.run --csv {csv}"],
     "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
     "int8": [
         *(
