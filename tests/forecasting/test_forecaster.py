@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
 from manyheads.forecasting import Forecaster, Panel, fit_ridge
@@ -16,6 +17,7 @@ from manyheads.forecasting.conformal import (
     windows_needed,
 )
 from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.plots import forecast_fan
 from manyheads.forecasting.series import History, Scaler
 
 pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
@@ -50,6 +52,26 @@ def test_a_fit_is_the_ridge_of_the_standardised_rows(hourly):
     window = scaler.transform(values[-24:])[None]
     forecast = forecaster.predict()["y_hat"].to_numpy().reshape(2, 6).T
     np.testing.assert_allclose(forecast, scaler.inverse(expected.forecast(window)[0]), atol=1e-9)
+
+
+@pytest.mark.parametrize(("form", "model"), [("nlinear", "nlinear-cf"), ("linear", "linear-cf")])
+def test_the_closed_forms_are_fitted_on_all_rows_with_the_penalty_chosen_before(form, model):
+    """The series changes in its last fifth, which the choice holds out; ridge regression by brute force on all rows."""
+    t = np.arange(300)
+    noise = np.random.default_rng(0).normal(size=300)
+    y = np.where(t < 240, np.sin(t / 4), np.sin(t / 3)) + 0.1 * noise
+    table = pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=300, freq="h"), "y": y})
+    found = Forecaster(4, model=model, look_back=12, levels=()).fit(table).predict()["y_hat"]
+    z = (y - y.mean()) / y.std()
+    [penalty] = fit_ridge(History(z[:, None], 240, 24), 4, form=form, look_back=12).penalties
+    windows = np.lib.stride_tricks.sliding_window_view(z, 16)
+    last = windows[:, 11:12] if form == "nlinear" else np.zeros((len(windows), 1))
+    past, future = windows[:, :12] - last, windows[:, 12:] - last
+    centred = past - past.mean(axis=0)
+    weight = np.linalg.solve(centred.T @ centred + penalty * np.eye(12), centred.T @ (future - future.mean(axis=0)))
+    level = z[-1] if form == "nlinear" else 0.0
+    expected = level + future.mean(axis=0) + (z[-12:] - level - past.mean(axis=0)) @ weight
+    np.testing.assert_allclose(found, expected * y.std() + y.mean(), rtol=1e-9)
 
 
 def test_quantiles_are_order_statistics_of_n_plus_one():
@@ -251,3 +273,15 @@ def test_bad_arguments_are_named(hourly):
 def test_a_panel_is_as_good_as_a_table(hourly):
     panel = Panel(hourly[["a", "b"]].to_numpy(), ("a", "b"), pd.DatetimeIndex(hourly["ds"]), 24)
     pd.testing.assert_frame_equal(Forecaster(5).fit(panel).predict(), Forecaster(5).fit(hourly).predict())
+
+
+def test_each_interval_has_in_the_legend_the_colour_that_it_has_in_the_picture(hourly):
+    forecast = Forecaster(12).fit(hourly).predict().head(12)
+    bands = {level / 100: (forecast[f"lo-{level}"], forecast[f"hi-{level}"]) for level in (80, 95)}
+    figure = forecast_fan(hourly["a"].to_numpy()[-30:], forecast["y_hat"].to_numpy(), intervals=bands)
+    [axes], [legend] = figure.axes, figure.legends
+    patches = [handle for handle in legend.legend_handles if isinstance(handle, Rectangle)]
+    drawn = [tuple(band.get_facecolor()[0]) for band in axes.collections]
+    assert [tuple(patch.get_facecolor()) for patch in patches] == drawn
+    assert len(set(drawn)) == 2
+    assert all(colour[3] == 1.0 for colour in drawn)  # no third colour where they overlap
