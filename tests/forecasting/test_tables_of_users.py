@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting import Forecaster
+from manyheads.forecasting import Forecaster, Panel
 from manyheads.forecasting.frames import Columns, Reading, read_panels
 from manyheads.forecasting.series import FitWarning
+from manyheads.lab.cli import main
 
 DAYS = pd.date_range("2024-01-01", periods=60)
 VALUES = np.arange(60.0) ** 2 % 17
@@ -303,3 +304,51 @@ def test_spans_of_arrow_are_no_numbers():
     spans = pd.array([pd.Timedelta(1)] * 60, dtype=pd.ArrowDtype(pyarrow.duration("ns")))
     with pytest.raises(DataError, match="column 'y': found 0 days"):
         read_panels(frame(values=spans))
+
+
+# what is asked for
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (("y",), "drop: found 'y', the column of the values"),
+        (("a",), "every series is dropped"),
+        (("z",), "no column or series 'z' to drop, found a"),
+    ],
+)
+def test_dropping_all_or_what_is_not_there_is_refused(drop, message):
+    with pytest.raises(DataError, match=message):
+        read_panels(frame(unique_id="a"), Reading(drop=drop))
+
+
+@pytest.mark.parametrize("season", [0, -1, 1.5])
+def test_a_season_is_a_number_of_rows(season):
+    with pytest.raises(DataError, match=f"season: found {season}, expected 1 or more rows"):
+        read_panels(frame(), Reading(season=season))
+
+
+@pytest.mark.parametrize("freq", ["-1D", "0D", "fortnight", "99999999999h", "nan"])
+def test_a_frequency_that_leads_nowhere_is_refused(freq):
+    with pytest.raises(DataError, match=f"freq: found '{freq}', expected a pandas alias"):
+        read_panels(frame(), Reading(freq=freq))
+
+
+def test_panels_without_a_frequency_or_with_a_name_twice_are_refused():
+    gaps = Panel(VALUES[:6, None], ("a",), DAYS[[0, 1, 4, 8, 31, 40]], 1)
+    with pytest.raises(DataError, match="found stamps without a frequency"):
+        Forecaster(2, model="repeat", levels=()).fit(gaps).predict()
+    with pytest.raises(DataError, match="found the series 'y' twice"):
+        Forecaster(2, model="repeat").fit([*read_panels(frame()), *read_panels(frame())])
+
+
+def test_a_channel_that_the_newer_table_lacks_is_not_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame(z=VALUES[::-1]).to_csv("both.csv", index=False)
+    frame().to_csv("one.csv", index=False)
+    assert main(["forecasting", "fit", "both.csv", "--horizon", "3", "--model", "repeat"]) == 0
+    command = ["forecasting", "predict", "forecaster.safetensors", "--data", "one.csv", "--plot", "f.png"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--channel", "z"]) == 2
+    assert "channel: found 'z', expected one of y" in capsys.readouterr().err

@@ -336,7 +336,9 @@ def file_of(rng: Rng, truth: dict[str, pd.Series], freq: str) -> OddTable:
     if form == "offset":
         fixed = pd.Timestamp("2024-01-01 00:00+02:00").tz
         truth = {n: pd.Series(s.to_numpy(), pd.DatetimeIndex(s.index).tz_localize(fixed)) for n, s in truth.items()}
-    text = table.assign(ds=stamps).to_csv(sep=separator, decimal=decimal, index=False)
+    numbered = bool(rng.random() < 0.15)
+    text = table.assign(ds=stamps).to_csv(sep=separator, decimal=decimal, index=numbered)
+    text = with_blank_lines(rng, text) if rng.random() < 0.2 else text
     told_apart = form != "%d.%m.%Y %H:%M" or (table["ds"].dt.day > 12).any()
     verdict: Verdict = "read" if told_apart else "either"
     try:
@@ -348,6 +350,13 @@ def file_of(rng: Rng, truth: dict[str, pd.Series], freq: str) -> OddTable:
     suffix = str(rng.choice(list(PACKERS)))
     what = f"{'long' if long else 'wide'} {suffix}, {separator!r}, decimal {decimal!r}, {encoding}, {form}"
     return spoilt(rng, PACKERS[suffix](content), what, suffix, Oracle(truth, verdict))
+
+
+def with_blank_lines(rng: Rng, text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    for _ in range(rng.integers(1, 4)):
+        lines.insert(int(rng.integers(0, len(lines) + 1)), "\n")
+    return "".join(lines)
 
 
 ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "cp1252", "utf-16"]

@@ -283,7 +283,7 @@ def _panel_line(panel: dict) -> str:
 def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
     from manyheads.forecasting import plots
 
-    names = [name for part in forecaster.panels for name in part.panel.channels]
+    names = list(dict.fromkeys(forecast["unique_id"]))
     chosen = names[-1] if channel is None else channel
     if chosen not in names:
         raise ArgumentError(f"channel: found {chosen!r}, expected one of {', '.join(names[:20])}")

@@ -293,12 +293,18 @@ class Forecaster:
 
     def _as_panels(self, data: Table, reading: Reading | None = None, usual_freq: str | None = None) -> list[Panel]:
         if isinstance(data, Panel):
-            return [data]
+            data = [data]
         if isinstance(data, list | tuple):
             other = next((part for part in data if not isinstance(part, Panel)), None)
             if other is not None or not data:
                 found = "no panels" if other is None else type(data).__name__
                 raise DataError(f"the table: found {found}, expected a table: give a DataFrame")
+            names = [name for panel in data for name in panel.channels]
+            twice = (
+                next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+            )
+            if twice is not None:
+                raise DataError(f"the table: found the series {twice!r} twice, expected it once: rename one of them")
             return list(data)
         return read_panels(data, reading or self.reading, usual_freq=usual_freq)
 

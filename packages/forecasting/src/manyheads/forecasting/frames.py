@@ -85,6 +85,8 @@ def read_panels(source: Table, reading: Reading | None = None, *, usual_freq: st
         raise DataError(f"{cells.place} has no rows below its header: give at least two seasons of data")
     found, notes = _observed(cells, reading)
     kept = [series for series in found if not np.isnan(series.values).all()]
+    if not found:
+        raise DataError(f"{cells.place}: every series is dropped, expected one at least: drop fewer")
     if not kept:
         raise DataError(f"{cells.place}, {found[0].what} has no values at all: give some")
     empty = [series.name for series in found if np.isnan(series.values).all()]
@@ -109,6 +111,10 @@ def _observed(cells: Cells, reading: Reading) -> tuple[list[Observed], tuple[str
         if name not in found and name not in cells.frame:
             kind = "column or series" if long else "column"
             raise DataError(f"{place}: no {kind} {name!r} to drop, found {listed(found)}")
+    if long and columns.target in reading.drop:
+        raise DataError(
+            f"{place}: drop: found {columns.target!r}, the column of the values, expected another: leave it out"
+        )
     cells = cells.without([name for name in reading.drop if name in cells.frame and name != cells.time])
     stamps, notes = read_stamps(cells.frame[cells.time], cells.time, cells.at, reading.zone)
     notes = cells.notes + notes
@@ -255,7 +261,7 @@ def _panels(regular: list[Regular], place: str, reading: Reading, notes: tuple[s
     panels = []
     for (freq, _, _), members in groups.items():
         season = reading.season if reading.season is not None else season_of(freq)
-        if season < 1:
+        if season < 1 or season != int(season):
             raise DataError(f"season: found {season}, expected 1 or more rows")
         values = np.stack([series.values for series in members], axis=1)
         said = [note for series in members if (note := _sentinel_note(series, place))]

@@ -187,9 +187,14 @@ def same_frequency(one: str, other: str) -> bool:
 
 def frequency(panel: Panel) -> str:
     """pandas' alias of a panel's frequency. Raises :class:`DataError` if its stamps have none."""
-    found = panel.freq or panel.stamps.freqstr or recognise(panel.stamps)
-    if found is None or not panel.rows:
+    found = panel.freq or panel.stamps.freqstr
+    if found is not None:
+        return found
+    found = recognise(panel.stamps)
+    if found is None:
         raise DataError(f"{panel.name}: {panel.rows} rows are too few to know the frequency: give at least 3")
+    if not is_complete(panel.stamps, found):
+        raise DataError(f"{panel.name}: found stamps without a frequency, expected regular ones: give a regular panel")
     return found
 
 
