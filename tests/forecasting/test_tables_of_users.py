@@ -139,6 +139,25 @@ def test_years_of_two_digits_are_read_by_the_one_regular_order():
         assert only(frame(DAYS.strftime(form))).stamps.equals(DAYS)
 
 
+@pytest.mark.parametrize("form", ["{y}Q{q}", "{y}-Q{q}", "{y} Q{q}", "Q{q} {y}", "Q{q}/{y}"])
+def test_every_way_to_write_a_quarter_is_read(form):
+    quarters = [form.format(y=y, q=q) for y in range(2000, 2015) for q in (1, 2, 3, 4)]
+    assert only(frame(quarters)).stamps.equals(pd.date_range("2000-01-01", periods=60, freq="QS"))
+
+
+@pytest.mark.parametrize("form", ["%m/%Y", "%m.%Y", "%Y-%m", "%Y%m", "%b %Y", "%B %Y"])
+def test_every_way_to_write_a_month_is_read(form):
+    months = pd.date_range("2020-01-01", periods=60, freq="MS")
+    assert only(frame(months.strftime(form))).stamps.equals(months)
+
+
+def test_stamps_of_python_keep_their_zone():
+    hours = pd.date_range("2024-03-30", periods=60, freq="h", tz="Europe/Berlin")
+    panel = only(frame(pd.Series(list(hours), dtype=object)))
+    assert panel.stamps.equals(hours)
+    assert panel.notes == ()
+
+
 def test_offsets_in_some_rows_only_are_refused():
     hours = [str(hour) for hour in pd.date_range("2024-01-01", periods=60, freq="h", tz="+01:00")]
     for row in (0, 7):

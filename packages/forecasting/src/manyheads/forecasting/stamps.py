@@ -17,7 +17,8 @@ _EXPECTED = "expected stamps such as 2024-01-31 13:00"
 _YEAR_LAST = r"^(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)$"
 _YEAR = r"(?<!\d)\d{4}(?!\d)|^\d{8}"
 _OFFSET = r"(?<=\d)\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
-_QUARTER = r"^(\d{4})[- ]?Q([1-4])$"
+_QUARTERS = (r"^(?P<year>\d{4})[- ]?Q(?P<quarter>[1-4])$", r"^Q(?P<quarter>[1-4])[-/ ](?P<year>\d{4})$")
+_MONTH = r"^(\d{1,2})[./-](\d{4})$"
 # dateutil would pass over any other word, among them the names of time zones
 _WORDS = re.compile(
     r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|st|nd|rd|th|of|t|z"
@@ -87,6 +88,7 @@ def read_stamps(
             f"({column.iloc[0]}): correct it"
         )
     notes: tuple[str, ...] = ()
+    column = column.infer_objects()  # stamps of one zone keep it
     if isinstance(column.dtype, pd.PeriodDtype):
         found = pd.DatetimeIndex(column.dt.to_timestamp(how="start"))
     elif pd.api.types.is_datetime64_any_dtype(column.dtype):
@@ -141,8 +143,8 @@ def _of_numbers(column: pd.Series, name: str, at: Callable[[int], str]) -> pd.Da
             if found.notna().all():
                 return pd.DatetimeIndex(found)
     raise DataError(
-        f"{at(0)}, column {name!r}: found the number {first}, {_EXPECTED}: convert it, as "
-        "pd.to_datetime(seconds, unit='s') does"
+        f"{at(0)}, column {name!r}: found the number {first}, {_EXPECTED}: give a "
+        "date in each row, by pd.to_datetime(column, unit='s') if these are seconds since 1970"
     )
 
 
@@ -198,7 +200,9 @@ def _refuse(texts: pd.Series, wrong: np.ndarray, name: str, at: Callable[[int], 
 
 def _iso(texts: pd.Series, name: str, ends: str, at: Callable[[int], str]) -> pd.Series:
     """13.01.2024 and 01/13/2024 with the year first, whichever order gives a date to every row; both must not."""
-    texts = texts.str.replace(_QUARTER, lambda m: f"{m[1]}-{3 * int(m[2]) - 2:02}-01", regex=True)
+    for quarter in _QUARTERS:
+        texts = texts.str.replace(quarter, lambda m: f"{m['year']}-{3 * int(m['quarter']) - 2:02}-01", regex=True)
+    texts = texts.str.replace(_MONTH, lambda m: f"{m[2]}-{m[1].zfill(2)}-01", regex=True)
     if not texts.str.match(_YEAR_LAST).all():
         return texts
     parts = texts.str.extract(_YEAR_LAST)
