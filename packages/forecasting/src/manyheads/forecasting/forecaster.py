@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, ManyheadsError
 from manyheads.forecasting.conformal import Intervals, check_levels
+from manyheads.forecasting.continuation import continuations, fallen_below_zero
 from manyheads.forecasting.fitting import FittedPanel, Recipe, fit_panel
 from manyheads.forecasting.frames import Reading, Table, read_panels
-from manyheads.forecasting.frequencies import axis, frequency, future_stamps, same_frequency
+from manyheads.forecasting.frequencies import axis, frequency, future_stamps
 from manyheads.forecasting.models import find_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, Scaler, fit_warning
@@ -148,11 +150,13 @@ class Forecaster:
         if data is None:
             continued = [(part, part.panel, np.arange(len(part.panel.channels))) for part in fitted]
         else:
-            continued = self._continued(data, reading)
+            freqs = [frequency(part.panel) for part in fitted]
+            newer = self._as_panels(data, reading, usual_freq=max(freqs, key=freqs.count))
+            continued = continuations(fitted, newer, self.model)
             for note in dict.fromkeys(note for _, panel, _ in continued for note in panel.notes):
                 fit_warning(note)
         forecasts = pd.concat([self._forecast(*one, steps) for one in continued], ignore_index=True)
-        for note in _fallen_below_zero(forecasts, fitted):
+        for note in fallen_below_zero(forecasts, fitted):
             fit_warning(note)
         order = {name: place for place, name in enumerate(c for part in fitted for c in part.panel.channels)}
         by_fit = forecasts["unique_id"].map(order).argsort(kind="stable")
@@ -299,53 +303,12 @@ class Forecaster:
             if other is not None or not data:
                 found = "no panels" if other is None else type(data).__name__
                 raise DataError(f"the table: found {found}, expected a table: give a DataFrame")
-            names = [name for panel in data for name in panel.channels]
-            twice = (
-                next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-            )
+            counts = Counter(name for panel in data for name in panel.channels)
+            twice = next((name for name, count in counts.items() if count > 1), None)
             if twice is not None:
                 raise DataError(f"the table: found the series {twice!r} twice, expected it once: rename one of them")
             return list(data)
         return read_panels(data, reading or self.reading, usual_freq=usual_freq)
-
-    def _continued(self, data: Table, reading: Reading | None) -> list[tuple[FittedPanel, Panel, np.ndarray]]:
-        """For each fitted panel its channels among the newer rows, those with the same stamps together."""
-        freqs = [frequency(part.panel) for part in self.panels]
-        newer = self._as_panels(data, reading, usual_freq=max(freqs, key=freqs.count))
-        owner = {name: (number, c) for number, p in enumerate(self.panels) for c, name in enumerate(p.panel.channels)}
-        strange = [name for panel in newer for name in panel.channels if name not in owner]
-        if strange:
-            raise DataError(
-                f"{newer[0].name}: the model was fitted on the series {listed(list(owner))}; the new data hold "
-                f"{listed([name for panel in newer for name in panel.channels])}: give some of the series that were "
-                "fitted (--drop leaves others out)"
-            )
-        found = []
-        for panel in newer:
-            for number in dict.fromkeys(owner[name][0] for name in panel.channels):
-                part = self.panels[number]
-                own = [c for c, name in enumerate(panel.channels) if owner[name][0] == number]
-                one = replace(panel, values=panel.values[:, own], channels=tuple(panel.channels[c] for c in own))
-                self._check_continues(part, one, freqs[number])
-                found.append((part, one, np.array([owner[name][1] for name in one.channels])))
-        return found
-
-    def _check_continues(self, part: FittedPanel, panel: Panel, freq: str) -> None:
-        names = listed(panel.channels)
-        if not same_frequency(frequency(panel), freq):
-            raise DataError(
-                f"{panel.name}, series {panel.channels[0]!r}: found rows at frequency {frequency(panel)}, expected "
-                f"{freq}, as the model was fitted: give rows of that frequency, or fit again"
-            )
-        if panel.rows < part.map.look_back:
-            raise DataError(
-                f"{panel.name} has {panel.rows} rows, the model reads {part.map.look_back}: give more ({names})"
-            )
-        if not isinstance(part.map, LinearMap) and len(panel.channels) < len(part.panel.channels):
-            raise DataError(
-                f"{panel.name}: found {names} alone, but {self.model} reads {listed(part.panel.channels)} together, "
-                "expected all of them with the same stamps: give these"
-            )
 
     def _recipe(self) -> Recipe:
         return Recipe(self.horizon, self.model, self.look_back, self.levels, self.seed)
@@ -372,18 +335,6 @@ class Forecaster:
                 frame[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
                 frame[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
         return pd.DataFrame(frame)
-
-
-def _fallen_below_zero(forecasts: pd.DataFrame, fitted: Sequence[FittedPanel]) -> list[str]:
-    """Notes of the series that never were negative, and whose forecast is."""
-    lowest = forecasts.groupby("unique_id")["y_hat"].min()
-    return [
-        f"{part.panel.name}: {name} was never negative, and its forecast goes down to {lowest[name]:.6g}: cut it at 0 "
-        "if less has no meaning"
-        for part in fitted
-        for past, name in zip(part.panel.values.T, part.panel.channels, strict=True)
-        if name in lowest.index and past.min() >= 0 and lowest[name] < -1e-6 * past.max()
-    ]
 
 
 def _head(panel: Panel, rows: int) -> Panel:
