@@ -30,7 +30,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 # On MovieLens what there is to regularise depends on the model; the number of settings does not.
-_PLAIN = [{"l2": l2} for l2 in (0.05, 0.2, 0.02, 0.01, 0.005, 0.002)]
+_PLAIN = [{"l2": l2} for l2 in (0.05, 0.2, 0.02, 0.01, 0.005, 0.002, 1e-3, 1e-4, 1e-5, 0.0)]
 _TOWER = [
     *({"l2": l2} for l2 in (0.05, 0.2)),
     *({"l2": l2, "dropout": dropout} for dropout in (0.5, 0.7) for l2 in (0.05, 0.2)),

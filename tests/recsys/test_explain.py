@@ -18,6 +18,7 @@ from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.lab.command import run_commands
 from manyheads.recsys.cli import commands
 from manyheads.recsys.explain import explain, rank_correlation, upper
+from manyheads.recsys.fitted_rows import fitted_among
 from manyheads.recsys.layout import Layout, Rows
 from manyheads.recsys.maps import WITH_MAPS, attention_maps, has_maps
 from manyheads.recsys.models import MODELS, config_of
@@ -104,7 +105,11 @@ def test_the_pruned_layer_has_the_tasks_rows_of_the_whole_one(name, rows):
     assert len(full.full) == 2
     assert len(cut.full) == 1
     np.testing.assert_allclose(cut.layers[1], full.layers[1][-2:], atol=1e-6)
-    np.testing.assert_allclose(cut.mean, full.layers[0], atol=1e-6)
+    np.testing.assert_allclose(cut.mean[:5], full.layers[0][:5], atol=1e-6)
+    np.testing.assert_allclose(cut.mean[5:], full.mean[5:], atol=1e-6)
+    np.testing.assert_allclose(full.mean, (full.layers[0] + full.layers[1]) / 2)
+    assert cut.title == "attention, mean over rows, heads and layers (fields' rows: layer 1)"
+    assert full.title == "attention, mean over rows, heads and layers"
     np.testing.assert_allclose(full.mean.sum(1), 1.0, atol=1e-6)
     assert cut.tokens == (*FIELDS, "task click", "task buy")
 
@@ -124,7 +129,8 @@ def test_pairs_are_both_directions_and_importance_is_what_the_tasks_look_at(rows
 
 def test_one_pruned_layer_tells_of_fields_and_not_of_pairs(rows):
     found = attention_maps(network("hiformer", layers=1), LAYOUT, rows)
-    assert found.mean is None
+    np.testing.assert_array_equal(found.mean, found.layers[0])
+    assert found.mean.shape == (2, 7)
     assert found.pairs() is None
     assert found.importance().shape == (5,)
 
@@ -371,3 +377,48 @@ def test_a_single_repeat_has_no_deviation():
     one = Importance(("a",), 0.7, np.array([0.1234]), np.array([0.0]), None, None, 10, 1)
     assert one.text(0) == "0.1234"
     assert replace(one, single_sd=np.array([0.01]), repeats=3).text(0) == "0.1234 ± 0.0100"
+
+
+def test_the_tasks_rows_of_the_map_are_what_the_table_says(rows):
+    for layers in (1, 2, 3):
+        found = attention_maps(network("hiformer", layers=layers), LAYOUT, rows)
+        expected = np.mean([layer[-2:] for layer in found.layers], (0, 1))[:5]
+        np.testing.assert_allclose(found.mean[-2:, :5].mean(0), expected)
+        np.testing.assert_allclose(found.importance(), expected)
+
+
+def test_a_map_of_the_tasks_rows_is_drawn_in_square_cells(rows):
+    from manyheads.recsys.explain_plots import heat_maps
+
+    found = attention_maps(network("hiformer", layers=1), LAYOUT, rows)
+    axes = heat_maps([(found.mean, found.tokens, found.title, "")]).axes[0]
+    assert axes.get_aspect() == 1.0
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["task click", "task buy"]
+
+
+def test_of_equal_rows_as_many_were_fitted_as_were():
+    fitted, rows = np.array([7, 3, 7]), np.array([7, 1, 7, 3, 7, 3, 9])
+    assert fitted_among(rows, fitted).tolist() == [True, False, True, True, False, False, False]
+
+
+def test_rows_that_were_fitted_are_left_out_and_named(frame, fitted, saved):
+    for model in (fitted, Recommender.load(saved)):
+        train = fitted._parts(frame["clicked"].iloc[:2000].to_numpy())[0]
+        found = explain(model, frame, pairs=False, repeats=1, rows=5000)
+        assert (found.importance.rows, found.fitted) == (3000 - len(train), 0)
+        assert found.rows_used == f"{3000 - len(train):,} rows that were not fitted"
+        every = explain(model, frame, pairs=False, repeats=1, rows=5000, which="all")
+        assert every.rows_used == f"3,000 rows, of which {len(train):,} were fitted"
+        known = explain(model, frame.iloc[train], pairs=False, repeats=1)
+        assert known.fitted == known.importance.rows == len(train)
+        assert "all fitted" in known.rows_used
+
+
+def test_a_run_does_not_tell_which_rows_were_fitted(frame, fitted):
+    from sklearn.base import clone
+
+    other = clone(fitted)
+    other.set_fitted(
+        fitted.spec_, fitted.encoder_, fitted.labels_, fitted.network_, fitted.config_, fitted.calibration_
+    )
+    assert "not known" in explain(other, frame, pairs=False, repeats=1).rows_used

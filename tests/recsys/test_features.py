@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
+from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.features import FeatureSpec, Field, infer_spec
 
 
@@ -39,7 +40,7 @@ def test_few_whole_numbers_are_categories_and_many_are_numbers():
 def test_seconds_since_1970_are_times():
     frame = pd.DataFrame({"timestamp": [881250949, 891717742, 878887116], "n": [1, 2, 3]})
     field = infer_spec(frame).fields[0]
-    assert (field.kind, field.parts) == ("time", ("hour", "weekday", "month"))
+    assert (field.kind, field.parts) == ("time", ("hour", "weekday"))
 
 
 def test_texts_that_are_dates_are_times_and_lists_are_multi_valued():
@@ -125,3 +126,15 @@ def test_tables_that_give_no_spec(frame, says):
 def test_an_absent_label_is_named(shop):
     with pytest.raises(DataError, match="column 'sold' is missing; found device, item_id"):
         infer_spec(shop, label="sold")
+
+
+@pytest.mark.parametrize(("days", "parts"), [(1, ("hour",)), (9, ("hour",)), (200, ("hour", "weekday")), (900, None)])
+def test_the_newest_rows_have_no_part_of_a_time_that_older_ones_lack(days, parts):
+    stamps = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(0, days * 24 * 60, 37), unit="min")
+    table = pd.DataFrame({"at": stamps, "clicked": np.arange(len(stamps)) % 2})
+    older, newest = table.iloc[: len(table) * 9 // 10], table.iloc[len(table) * 9 // 10 :]
+    spec = infer_spec(older, label="clicked")
+    assert spec.fields[0].parts == (parts or ("hour", "weekday", "month"))
+    assert ("left out" in spec.fields[0].why) == (1 < days < 900)
+    if days > 1:
+        assert Encoder.fit(older, spec).transform(newest).unseen == {}

@@ -120,19 +120,45 @@ def _popularity(layout: Layout, train: Rows, labels: np.ndarray) -> Baseline:
     return Baseline(f"popularity of {name}", f"m={rates.mass:g}", lambda rows: rates(rows.ids.numpy()[:, columns]))
 
 
+@dataclass(frozen=True)
+class Design:
+    """Encoded rows as a sparse matrix: one column a value (a share of 1 for each of several), a standardised number,
+    and a missing number."""
+
+    layout: Layout
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, layout: Layout, rows: Rows) -> Design:
+        """With the means and deviations of ``rows``."""
+        numbers = rows.numbers.numpy().astype(np.float64)
+        known = ~np.isnan(numbers)
+        count = np.maximum(known.sum(0), 1)
+        mean = np.where(known, numbers, 0.0).sum(0) / count
+        spread = np.sqrt((np.where(known, numbers - mean, 0.0) ** 2).sum(0) / count)
+        return cls(layout, mean, np.where(spread > 0, spread, 1.0))
+
+    def __call__(self, rows: Rows):
+        from scipy import sparse
+
+        parts, ids = [], rows.ids.numpy()
+        for name, size in zip(self.layout.names, self.layout.rows, strict=True):
+            own = ids[:, self.layout.columns_of(name)]
+            row, column = np.nonzero(own != PADDING)
+            weights = 1.0 / np.bincount(row, minlength=len(ids))[row]
+            parts.append(sparse.csr_array((weights, (row, own[row, column])), shape=(len(ids), size)))
+        numbers = rows.numbers.numpy().astype(np.float64)
+        missing = np.isnan(numbers)
+        parts.append(sparse.csr_array(np.where(missing, 0.0, (numbers - self.mean) / self.spread)))
+        parts.append(sparse.csr_array(missing.astype(np.float64)))
+        return sparse.hstack(parts, format="csr")
+
+
 def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task: int) -> Baseline:
     from sklearn.linear_model import LogisticRegression
 
-    numbers = train.numbers.numpy().astype(np.float64)
-    known = ~np.isnan(numbers)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, numbers, 0.0).sum(0) / count
-    spread = np.sqrt((np.where(known, numbers - mean, 0.0) ** 2).sum(0) / count)
-    spread = np.where(spread > 0, spread, 1.0)
-
-    def design(rows: Rows):
-        return _one_hot(layout, rows, mean, spread)
-
+    design = Design.of(layout, train)
     x, judged, wanted = design(train), design(held), held.labels[:, task].numpy()
     best = None
     for strength in STRENGTHS:
@@ -143,23 +169,6 @@ def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
     assert best is not None
     _, strength, fitted = best
     return Baseline("logistic regression", f"C={strength:g}", lambda rows: fitted.predict_proba(design(rows))[:, 1])
-
-
-def _one_hot(layout: Layout, rows: Rows, mean: np.ndarray, spread: np.ndarray):
-    """One column a value (a share of 1 for each of several), a number, and a missing number."""
-    from scipy import sparse
-
-    parts, ids = [], rows.ids.numpy()
-    for name, size in zip(layout.names, layout.rows, strict=True):
-        own = ids[:, layout.columns_of(name)]
-        row, column = np.nonzero(own != PADDING)
-        weights = 1.0 / np.bincount(row, minlength=len(ids))[row]
-        parts.append(sparse.csr_array((weights, (row, own[row, column])), shape=(len(ids), size)))
-    numbers = rows.numbers.numpy().astype(np.float64)
-    missing = np.isnan(numbers)
-    parts.append(sparse.csr_array(np.where(missing, 0.0, (numbers - mean) / spread)))
-    parts.append(sparse.csr_array(missing.astype(np.float64)))
-    return sparse.hstack(parts, format="csr")
 
 
 def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task: int, seed: int) -> Baseline:

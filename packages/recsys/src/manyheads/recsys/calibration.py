@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from manyheads.core.errors import ArgumentError, ManyheadsWarning
+from manyheads.lab.fields import from_json
 from manyheads.recsys.metrics import calibration_bins, ece
 
 Method = Literal["none", "platt", "temperature", "isotonic"]
@@ -68,11 +69,13 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """What ``dataclasses.asdict`` gave, also after a passage through JSON; a temperature is read as a slope."""
-        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if "temperature" in typed:
-            typed["slope"] = 1.0 / typed.pop("temperature")
-        return cls(**typed)
+        """What ``dataclasses.asdict`` gave, also after a passage through JSON; a temperature is read as a slope.
+
+        Raises :class:`ArgumentError` for anything else.
+        """
+        if isinstance(values, Mapping) and isinstance(stored := values.get("temperature"), int | float) and stored > 0:
+            values = {"slope": 1.0 / stored, **{k: v for k, v in values.items() if k != "temperature"}}
+        return from_json(cls, values)
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         probabilities = sigmoid(self.slope * np.asarray(logits, np.float64) + self.intercept)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
+from manyheads.recsys.fitted_rows import fitted_among, row_hashes
 from manyheads.recsys.frames import check_frame
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Rows
@@ -32,6 +33,19 @@ class Explanation:
     task: str
     importance: Importance
     maps: AttentionMaps | None
+    fitted: int | None  # of the rows that were taken; None where it is not known
+
+    @property
+    def rows_used(self) -> str:
+        """How many rows were taken, and whether the model knew them."""
+        rows = f"{self.importance.rows:,} rows"
+        if self.fitted is None:
+            return f"{rows} (whether the model was fitted on them is not known)"
+        if self.fitted == 0:
+            return f"{rows} that were not fitted"
+        if self.fitted == self.importance.rows:
+            return f"{rows} that were all fitted (figures on new rows are lower)"
+        return f"{rows}, of which {self.fitted:,} were fitted"
 
     @property
     def without(self) -> str:
@@ -82,10 +96,10 @@ class Explanation:
     def document(self) -> dict[str, Any]:
         """All of it as JSON holds it."""
         measured, maps = self.importance, self.maps
-        mean = None if maps is None else maps.mean
         return {
             "task": self.task,
             "rows": measured.rows,
+            "fitted_rows": self.fitted,
             "repeats": measured.repeats,
             "auc": measured.auc,
             "fields": list(measured.fields),
@@ -97,7 +111,7 @@ class Explanation:
             if maps is None
             else {
                 "tokens": list(maps.tokens),
-                "mean": None if mean is None else mean.tolist(),
+                "mean": maps.mean.tolist(),
                 "layers": [layer.tolist() for layer in maps.layers],
                 "importance": maps.importance().tolist(),
             },
@@ -111,6 +125,7 @@ def explain(
     frame: pd.DataFrame,
     *,
     task: str | None = None,
+    which: Literal["held-out", "all"] = "held-out",
     rows: int = 2000,
     pairs: bool = True,
     repeats: int = 3,
@@ -119,11 +134,16 @@ def explain(
 ) -> Explanation:
     """Explains a fitted model on at most ``rows`` drawn rows that have a label.
 
-    Raises :class:`ArgumentError` for fewer than 2 rows asked for, :class:`UnknownNameError` for an unknown task,
-    :class:`DataError` for rows that cannot be scored, have no label or one class only.
+    ``which``: rows that the model was fitted on are left out, unless ``all`` are asked for or none is left; of equal
+    rows as many count as fitted as were. :attr:`Explanation.rows_used` says which were taken.
+
+    Raises :class:`ArgumentError` for fewer than 2 rows asked for and another ``which``, :class:`UnknownNameError` for
+    an unknown task, :class:`DataError` for rows that cannot be scored, have no label or one class only.
     """
     if rows < 2:
         raise ArgumentError(f"rows: found {rows}, expected 2 or more")
+    if which not in ("held-out", "all"):
+        raise ArgumentError(f"which: found {which!r}, expected held-out or all")
     labels = recommender.labels_
     task = labels.tasks[0] if task is None else task
     if task not in labels.tasks:
@@ -132,20 +152,28 @@ def explain(
     known = frame[frame[task].notna()]
     if len(known) == 0:
         raise DataError(f"label {task!r}: found no value in {len(frame)} rows, expected some: give labelled rows")
-    if len(known) > rows:
-        known = known.iloc[np.sort(np.random.default_rng(seed).choice(len(known), rows, replace=False))]
     index = labels.tasks.index(task)
     encoded = recommender.encoder_.transform(known)
+    fitted = None
+    if recommender.fitted_rows_ is not None:
+        fitted = fitted_among(row_hashes(encoded.ids.numpy(), encoded.numbers.numpy()), recommender.fitted_rows_)
+    chosen = np.arange(len(known))
+    if which == "held-out" and fitted is not None and not fitted.all():
+        chosen = chosen[~fitted]
+    if len(chosen) > rows:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, rows, replace=False))
+    known = known.iloc[chosen]
     target = Labels((task,), (labels.classes[index],)).encode(known)
     every = torch.full((len(known), len(labels.tasks)), float("nan"))
     every[:, index] = torch.from_numpy(target[:, 0])
-    held = Rows(encoded.ids, encoded.numbers, every)
+    held = Rows(encoded.ids[chosen], encoded.numbers[chosen], every)
     layout, network = recommender.encoder_.layout(labels.tasks), recommender.network_
     measured = permutation_importance(
         network, layout, held, task=index, pairs=pairs, repeats=repeats, seed=seed, advance=advance
     )
     maps = attention_maps(network, layout, held) if has_maps(network) else None
-    return Explanation(type(network).__name__, task, measured, maps)
+    known_rows = None if fitted is None else int(fitted[chosen].sum())
+    return Explanation(type(network).__name__, task, measured, maps, known_rows)
 
 
 def upper(matrix: np.ndarray) -> np.ndarray:

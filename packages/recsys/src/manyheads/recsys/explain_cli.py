@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from manyheads.core.errors import ArgumentError
 from manyheads.lab.command import Outcome
@@ -16,6 +17,7 @@ def explain(
     data: Path,
     out: Path | None = None,
     label: str | None = None,
+    which: Literal["held-out", "all"] = "held-out",
     rows: int = 2000,
     repeats: int = 3,
     pairs: bool = True,
@@ -25,9 +27,11 @@ def explain(
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        data: a table with the label; best rows that were not fitted.
+        data: a table with the label.
         out: draw the interaction map there, .png or .svg, or write a page, .html.
         label: the task, where the model has several; the first without.
+        which: leave out the rows that the model was fitted on, or take all; where all were fitted they are taken, and
+            the result says so.
         rows: at most so many rows are drawn from the table.
         repeats: how often each field is permuted.
         pairs: permute pairs of fields too; half the square of the fields times over the rows.
@@ -52,7 +56,15 @@ def explain(
     frame = read_table(data)
     with progress("permuting", repeats) as advance:
         found = explained(
-            recommender, frame, task=label, rows=rows, pairs=pairs, repeats=repeats, seed=seed, advance=advance
+            recommender,
+            frame,
+            task=label,
+            which=which,
+            rows=rows,
+            pairs=pairs,
+            repeats=repeats,
+            seed=seed,
+            advance=advance,
         )
     measured, maps = found.importance, found.maps
     attended = maps.importance() if maps and maps.tokens[: maps.fields] == measured.fields else None
@@ -65,7 +77,7 @@ def explain(
         for i in (-measured.single).argsort()
     ]
     lines = [
-        f"{found.task}: {measured.rows:,} rows, AUC {measured.auc:.4f}, each field permuted {measured.repeats} times",
+        f"{found.task}: {found.rows_used}, AUC {measured.auc:.4f}, each field permuted {measured.repeats} times",
         table(("field", "AUC lost when permuted", "attention"), shown),
     ]
     if best := found.pairs()[:10]:

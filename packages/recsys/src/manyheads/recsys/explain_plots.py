@@ -16,22 +16,15 @@ def draw(found: Explanation) -> Figure:
     """The map beside the pairs that predictions depend on."""
     panels = []
     if found.maps is not None:
-        mean = found.maps.mean
-        panels.append(
-            (
-                found.maps.layers[-1] if mean is None else mean,
-                found.maps.tokens,
-                "attention, mean over rows, heads and layers" if mean is not None else "attention of the tasks' rows",
-                "attends to",
-            )
-        )
+        panels.append((found.maps.mean, found.maps.tokens, found.maps.title, "attends to"))
     if found.importance.mixed is not None:
         panels.append((found.importance.mixed, found.importance.fields, "mixed logit, from permutations", ""))
     return heat_maps(panels)
 
 
 def heat_maps(panels: Sequence[tuple[np.ndarray, Sequence[str], str, str]]) -> Figure:
-    """Side by side: matrix ``(Q, T)``, the names of its columns (its rows are the last Q), title, label below."""
+    """Side by side, in square cells: matrix ``(Q, T)``, the names of its columns (its rows are the last Q), title,
+    label below."""
     widest = max(len(names) for _, names, _, _ in panels)
     longest = max(len(name) for _, names, _, _ in panels for name in names)
     side = max(3.0, 0.24 * widest) + 0.085 * longest
@@ -39,7 +32,7 @@ def heat_maps(panels: Sequence[tuple[np.ndarray, Sequence[str], str, str]]) -> F
     for axes, (matrix, names, title, below) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=float(matrix.max()) or 1.0, aspect="auto")
+        image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=float(matrix.max()) or 1.0, aspect="equal")
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(matrix)), names[-len(matrix) :], fontsize=7)
         axes.set_xlabel(below)
@@ -53,8 +46,7 @@ def write_page(found: Explanation, path: Path) -> Path:
     measured, maps = found.importance, found.maps
     page = HtmlReport(
         f"What the model looks at: {found.task}",
-        f"{found.network} on {measured.rows:,} rows, AUC {measured.auc:.4f}; each field permuted "
-        f"{measured.repeats} times.",
+        f"{found.network} on {found.rows_used}, AUC {measured.auc:.4f}; each field permuted {measured.repeats} times.",
     )
     if maps is None:
         page.text(f"{found.without}. What predictions depend on is measured for all models.")

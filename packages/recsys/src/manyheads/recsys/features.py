@@ -5,7 +5,8 @@
     spec = FeatureSpec.load("spec.json")
 
 Kinds: ``categorical`` (a table row for each value), ``multi`` (several values in a cell, their mean), ``numeric`` (one
-scaled number), ``time`` (its parts, each categorical; one that was never seen takes the row of the nearest that was).
+scaled number), ``time`` (its parts, each categorical; one that was never seen takes the row of the nearest of its cycle
+that was).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FORMAT = 1
 Kind = Literal["categorical", "multi", "numeric", "time"]
 Part = Literal["hour", "weekday", "day", "month"]
 PART_SIZES: dict[str, int] = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
-_USUAL: tuple[Part, ...] = ("hour", "weekday", "month")
+_CYCLES: dict[Part, int] = {"hour": 1, "weekday": 7, "month": 365}  # of the usual parts, in days
 _MOST = 256  # values of a cell, where the widest cell decides
 _BUCKETS = 2**31 - 4  # rows of a table whose ids are int32
 _ID = re.compile(r"(^|[_\W])(id|ids|code|zip|user|item|uid|iid|postcode)$", re.IGNORECASE)
@@ -269,10 +270,17 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
 def _time_field(column: pd.Series, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s") -> Field:
     found = as_family(column, "time", marks, unit)
     stamps = found.values[~found.missing]
-    # "day" is only worth a table of its own where it is asked for
-    parts = tuple(p for p in _USUAL if len(np.unique(part_of(stamps, p))) > 1) or ("weekday",)
-    of = f"{SECONDS[unit]} since 1970" if family in ("integer", "number") else family
-    return Field(str(column.name), "time", family, parts=parts, unit=unit, missing=marks, why=f"{of} read as times")
+    varied = [p for p in _CYCLES if len(np.unique(part_of(stamps, p))) > 1]
+    days = float(np.ptp(stamps)) / (86400 * 10**9) if len(stamps) else 0.0
+    # before two whole cycles the newest rows have parts that older ones lack: a month would be noise for these
+    parts = tuple(p for p in varied if days >= 2 * _CYCLES[p]) or tuple(varied[:1]) or ("weekday",)
+    short = [p for p in varied if p not in parts]
+    why = f"{SECONDS[unit]} since 1970" if family in ("integer", "number") else family
+    why += " read as times"
+    if short:
+        need = ", ".join(f"{2 * _CYCLES[p]} days" for p in short)
+        why += f"; they span {days:.3g} days: {', '.join(short)} left out, worth a part from {need} on"
+    return Field(str(column.name), "time", family, parts=parts, unit=unit, missing=marks, why=why)
 
 
 def part_of(stamps: np.ndarray, part: str) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Interaction maps: which field attends to which, mean over rows, heads and layers.
 
     A_l[i, j] = mean_{rows, heads} softmax_j(q_i . k_j / sqrt(E))        of layer l
-    map[i, j] = mean_l A_l[i, j]                                         over the layers that compute all rows
+    map[i, j] = mean_l A_l[i, j]                                         over the layers that compute row i
     pair(i, j) = (map[i, j] + map[j, i]) / 2
-    field(j) = mean_{l, tasks} A_l[task, j], or where no token is a task's  mean_i map[i, j]
+    field(j) = mean_tasks map[task, j], or where no token is a task's  mean_i map[i, j]
 
 Shapes: T tokens (F fields, then one for each of K tasks), Q queries: T, or K in a layer that is pruned to the tasks'
-rows; such a layer tells of fields, and not of pairs.
+rows. Such a layer has no fields' rows, so that these are means over the other layers, while the tasks' rows are means
+over all of them; a network with that layer alone has K rows, which tell of fields, and not of pairs.
 
 What a map is of. In vanilla, heterogeneous and AutoInt layers row i of the first layer is what field i looks for; in
 later layers a row holds what was mixed into it before. In a Hiformer layer already the first query, key and value of
@@ -48,23 +49,37 @@ class AttentionMaps:
         return tuple(layer for layer in self.layers if len(layer) == len(self.tokens))
 
     @property
-    def mean(self) -> np.ndarray | None:
-        """``(T, T)``, the mean of the full layers; None where there is none."""
-        return np.mean(self.full, 0) if self.full else None
+    def mean(self) -> np.ndarray:
+        """``(T, T)``, or ``(K, T)`` for a pruned layer alone: each row's mean over the layers that compute it."""
+        shape = (max(map(len, self.layers)), len(self.tokens))
+        total, count = np.zeros(shape), np.zeros((shape[0], 1))
+        for layer in self.layers:
+            total[-len(layer) :] += layer
+            count[-len(layer) :] += 1
+        return total / count
+
+    @property
+    def title(self) -> str:
+        """What :attr:`mean` is the mean of."""
+        layers, full = len(self.layers), len(self.full)
+        if layers == 1:
+            return "attention, mean over rows and heads" + ("" if full else ", of the tasks' rows")
+        if full == layers:
+            return "attention, mean over rows, heads and layers"
+        whole = "layer 1" if full == 1 else f"layers 1 to {full}"
+        return f"attention, mean over rows, heads and layers (fields' rows: {whole})"
 
     def pairs(self) -> np.ndarray | None:
         """``(F, F)``, symmetric: attention in both directions, halved."""
-        mean = self.mean
-        if mean is None:
+        if not self.full:
             return None
-        own = mean[: self.fields, : self.fields]
+        own = self.mean[: self.fields, : self.fields]
         return (own + own.T) / 2
 
     def importance(self) -> np.ndarray:
         """``(F,)``: what the tasks' rows attend to, or without task tokens all rows."""
         tasks = len(self.tokens) - self.fields
-        rows = [layer[-tasks:] if tasks else layer for layer in self.layers]
-        return np.mean([part.mean(0) for part in rows], 0)[: self.fields]
+        return (self.mean[-tasks:] if tasks else self.mean).mean(0)[: self.fields]
 
 
 def has_maps(network: nn.Module) -> bool:

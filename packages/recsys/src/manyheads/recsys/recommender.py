@@ -29,6 +29,7 @@ from manyheads.recsys.calibration import METHODS, Calibration, CalibrationWarnin
 from manyheads.recsys.data import encode, facts
 from manyheads.recsys.encoder import Encoder, TableWarning
 from manyheads.recsys.features import FeatureSpec, infer_spec
+from manyheads.recsys.fitted_rows import MOST, row_hashes
 from manyheads.recsys.frames import as_frame, check_frame, check_scores
 from manyheads.recsys.labels import Labels
 from manyheads.recsys.layout import Passes, Rows
@@ -147,6 +148,8 @@ class Recommender(ClassifierMixin, BaseEstimator):
         with _own_random_numbers():
             network, _ = train_model(experiment, self.seed, None, progress=self.verbose)
         self.set_fitted(spec, encoder, labels, network, config, self._calibrate(network, parts[1]))
+        if len(train) <= MOST:
+            self.fitted_rows_ = row_hashes(parts[0].ids.numpy(), parts[0].numbers.numpy())
         self._warn_of_probabilities(len(frame))
         self._baselines, layout = {}, encoder.layout(labels.tasks)
         if self.baselines and len(frame) >= _APART:
@@ -223,8 +226,10 @@ class Recommender(ClassifierMixin, BaseEstimator):
         network: torch.nn.Module,
         config: Config,
         calibrations: list[Calibration],
+        fitted_rows: np.ndarray | None = None,
     ) -> None:
         """What ``fit`` and ``load`` leave."""
+        self.fitted_rows_ = fitted_rows
         self.spec_, self.encoder_, self.labels_ = spec, encoder, labels
         self.network_, self.config_, self.calibration_ = network.eval(), config, calibrations
         if len(labels.tasks) == 1:

@@ -1,4 +1,5 @@
-"""A fitted recommender as a folder: ``model.safetensors``, ``encoder.json``, ``encoder.safetensors``, ``labels.json``.
+"""A fitted recommender as a folder: ``model.safetensors``, ``encoder.json``, ``encoder.safetensors``, ``labels.json``,
+``fitted.safetensors``.
 
 It is the folder that a seed of ``manyheads recsys train`` leaves, with settings and calibration added to the header.
 """
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from manyheads.core.errors import CheckpointError, ManyheadsError
 from manyheads.lab.command import plain
-from manyheads.lab.fields import from_json
 from manyheads.lab.storage import MODEL_FILE, checked_tensors, load_model, save_model
+from manyheads.recsys import fitted_rows
 from manyheads.recsys.calibration import Calibration
 from manyheads.recsys.encoder import Encoder
 from manyheads.recsys.labels import Labels
@@ -32,7 +33,11 @@ def save(recommender: Recommender, folder: Path) -> None:
     settings = {k: plain(v) for k, v in recommender.get_params().items() if k not in ("spec", "verbose")}
     about = {"format": FORMAT, "settings": settings, "calibration": [asdict(c) for c in recommender.calibration_]}
     header = {"experiment": {"model": described}, "recommender": about}
-    beside = {**recommender.encoder_.files(), **recommender.labels_.files()}
+    beside = {
+        **recommender.encoder_.files(),
+        **recommender.labels_.files(),
+        **fitted_rows.files(recommender.fitted_rows_),
+    }
     save_model(folder, recommender.network_.state_dict(), header, beside)
 
 
@@ -52,12 +57,12 @@ def load(folder: Path) -> Recommender:
         about = dict(header.get("recommender", {}))
         if about.get("format", FORMAT) != FORMAT:
             raise CheckpointError(f"{folder} has format {about['format']}, this version reads {FORMAT}: fit again")
-        encoder, labels = Encoder.load(folder), Labels.load(folder)
+        encoder, labels, rows = Encoder.load(folder), Labels.load(folder), fitted_rows.load(folder)
         config = config_from(dict(header.get("experiment", {})).get("model", {}))
         network = config.make(encoder.layout(labels.tasks))
         network.load_state_dict(checked_tensors(tensors, network.state_dict()))
         stored = about.get("calibration") or [{} for _ in labels.tasks]
-        calibrations = [from_json(Calibration, values) for values in stored]
+        calibrations = [Calibration.from_dict(values) for values in stored]
         if len(calibrations) != len(labels.tasks):
             raise ValueError(f"{len(calibrations)} calibrations for {len(labels.tasks)} tasks")
         settings: dict[str, Any] = {**dict(about.get("settings", {})), "spec": encoder.spec}
@@ -69,5 +74,5 @@ def load(folder: Path) -> Recommender:
         raise CheckpointError(
             f"{folder}: weights, encoder and settings do not belong together ({said}): {fix}"
         ) from error
-    made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations)
+    made.set_fitted(encoder.spec, encoder, labels, network, config, calibrations, rows)
     return made

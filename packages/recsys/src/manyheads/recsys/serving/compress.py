@@ -211,7 +211,9 @@ def _with_network(model: Recommender, network: nn.Module, rank: int) -> Recommen
     made = Recommender(**settings)
     assert isinstance(model.config_, TransformerConfig)
     config = replace(model.config_, rank=rank)
-    made.set_fitted(model.spec_, model.encoder_, model.labels_, network.eval(), config, model.calibration_)
+    made.set_fitted(
+        model.spec_, model.encoder_, model.labels_, network.eval(), config, model.calibration_, model.fitted_rows_
+    )
     return made
 
 

@@ -73,7 +73,7 @@ class Ranker:
         self.encoder, self.labels = Encoder.load(folder), Labels.load(folder)
         try:
             self.layout = from_json(Layout, self.about["layout"])
-            self.calibration = [from_json(Calibration, values) for values in self.about["calibration"]]
+            self.calibration = [Calibration.from_dict(values) for values in self.about["calibration"]]
             self.request: dict[str, Any] | None = self.about["request"]
             admitted = bool(dict(self.about.get("int8") or {}).get("admitted"))
             self._check()
