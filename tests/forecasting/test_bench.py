@@ -12,8 +12,8 @@ import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
 from manyheads.forecasting import plots
-from manyheads.forecasting.bench import as_table, choose_sets, run_bench
-from manyheads.forecasting.bench_report import best_cells, table_rows
+from manyheads.forecasting.bench import Row, as_table, choose_sets, run_bench
+from manyheads.forecasting.bench_report import best_cells, summary_rows, table_rows
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.lab.cli import main
 
@@ -213,3 +213,24 @@ def test_bad_arguments_of_the_function_are_named():
         run_bench(["national_illness"], look_back=-1)
     with pytest.raises(DataError, match="fewer than look-back"):
         run_bench(["national_illness"], [24], ["nlinear-cf"], look_back=5000)
+
+
+def test_the_summary_is_the_mean_over_the_horizons_and_the_change_against_the_best_naive():
+    def row(name, horizon, model, mse):
+        return Row(name, horizon, model, "honest", mse, 0.0, 1, 1, 0.0, 0.0, None, None)
+
+    errors = {"repeat": (4.0, 8.0), "seasonal-naive": (3.0, 5.0), "nlinear-cf": (1.0, 4.0), "closed-form-auto": (1, 2)}
+    rows = [row("a", h, m, e[i]) for m, e in errors.items() for i, h in enumerate((24, 48))]
+    header, cells = summary_rows(rows)
+    assert header == ("set", "protocol", "horizons", *errors, "against naive")
+    assert cells == [("a", "honest", "24, 48", "6.000", "4.000", "2.500", "1.500", "-62%")]  # 100 (1.5 / 4 - 1)
+    _, [alone] = summary_rows([row("a", 24, "repeat", 1.0)])
+    assert alone[-1] == ""
+
+
+def test_the_command_prints_the_summary_alone(capsys):
+    words = ("--sets", "national_illness", "--horizons", "24", "36", "--models", "repeat", "nlinear-cf")
+    code, out, _ = run(capsys, "bench", *words, "--summary")
+    assert code == 0
+    assert len([line for line in out.splitlines() if "national_illness " in line]) == 1
+    assert "24, 36" in out

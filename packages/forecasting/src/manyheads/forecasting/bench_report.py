@@ -10,6 +10,7 @@ import numpy as np
 
 from manyheads.forecasting.bench import BenchResult, Row
 from manyheads.forecasting.data import standardise
+from manyheads.forecasting.models import MODELS
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.lab.html import HtmlReport
 
@@ -50,6 +51,22 @@ def table_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ..
     return BOTH_HEADER, cells
 
 
+def summary_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Header and one line a set and protocol: each model's test MSE, averaged over the horizons. The last column is
+    100 (m / n - 1), where n is the lowest naive error and m the lowest error of the other models; empty if one of them did not run."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    cells = []
+    for name, protocol in dict.fromkeys((row.set, row.protocol) for row in rows):
+        own = [row for row in rows if (row.set, row.protocol) == (name, protocol)]
+        mse = {model: float(np.mean([row.mse for row in own if row.model == model])) for model in models}
+        naive = min((mse[model] for model in models if MODELS[model].kind == "naive"), default=0.0)
+        other = min((mse[model] for model in models if MODELS[model].kind != "naive"), default=np.nan)
+        change = f"{100 * (other / naive - 1):+.0f}%" if naive and np.isfinite(other) else ""
+        horizons = ", ".join(str(h) for h in sorted({row.horizon for row in own}))
+        cells.append((name, protocol, horizons, *(f"{value:.3f}" for value in mse.values()), change))
+    return ("set", "protocol", "horizons", *models, "against naive"), cells
+
+
 def best_cells(rows: list[tuple[Any, ...]], column: int = 3) -> set[tuple[int, int]]:
     """The lowest figure of each (set, horizon)."""
     lowest: dict[tuple[Any, Any], tuple[float, int]] = {}
@@ -69,6 +86,9 @@ def write_report(result: BenchResult, path: Path, command: str) -> Path:
     )
     report.text("Made by:", quiet=True)
     report.code(command)
+    report.section("Summary")
+    report.text("Test MSE, mean over the horizons; the best model against the best naive forecast.", quiet=True)
+    report.table(*summary_rows(result.rows))
     report.section("Errors")
     header, cells = table_rows(result.rows)
     report.table(header, cells, best=best_cells(cells))

@@ -22,6 +22,7 @@ def bench(
     look_back: int | None = None,
     seed: int = 0,
     clean: bool = False,
+    summary: bool = False,
     report: Path | None = None,
     csv: Path | None = None,
 ) -> Outcome:
@@ -37,11 +38,12 @@ def bench(
         look_back: past steps; by default the paper's 336, and 104 for illness.
         seed: seed of the models trained by gradient descent.
         clean: interpolate the sentinels and gaps of a set instead of leaving them as published.
-        report: write a page with plots there.
+        summary: print one line a set, the mean over its horizons; all rows go to --report and --csv.
+        report: write a page with all rows and plots there.
         csv: write the rows there.
     """
     from manyheads.forecasting.bench import DEFAULT_MODELS, as_table, choose_sets, run_bench
-    from manyheads.forecasting.bench_report import table_rows, write_report
+    from manyheads.forecasting.bench_report import summary_rows, table_rows, write_report
     from manyheads.forecasting.models import MODELS, fitted_together
     from manyheads.lab.files import write_csv
     from manyheads.lab.terminal import progress, table
@@ -87,7 +89,9 @@ def bench(
         closing.append(f"report: {written.resolve()}")
     from rich.console import Group
 
-    return Outcome(document, Group(table(*table_rows(result.rows)), *closing))
+    shown = summary_rows(result.rows) if summary else table_rows(result.rows)
+    title = "Test MSE, mean over the horizons" if summary else None
+    return Outcome(document, Group(table(*shown, title=title), *closing))
 
 
 def models() -> Outcome:
