@@ -91,7 +91,7 @@ def stream(
     """Hears a file or the microphone and prints a line for each keyword, as it is detected.
 
     Args:
-        file: a WAV or FLAC file; other rates are resampled and channels averaged, which is said.
+        file: a WAV, FLAC, OGG, MP3, AIFF or AU file; other rates are resampled and channels averaged, which is said.
         microphone: hear the microphone instead, until Ctrl-C or for --seconds.
         spotter: what 'train' wrote; the newest below runs/ by default.
         threshold: score from which a keyword counts, from 0 to 1; the spotter's own by default.
