@@ -52,8 +52,10 @@ def table_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ..
 
 
 def summary_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and one line a set and protocol: each model's test MSE, averaged over the horizons. The last column is
-    100 (m / n - 1), where n is the lowest naive error and m the lowest error of the other models; empty if one of them did not run."""
+    """Header and one line a set and protocol: each model's test MSE, averaged over the horizons.
+
+    The last column is 100 (m / n - 1), where n is the lowest naive error and m the lowest of the other models; it is
+    empty if one of them did not run."""
     models = list(dict.fromkeys(row.model for row in rows))
     cells = []
     for name, protocol in dict.fromkeys((row.set, row.protocol) for row in rows):
