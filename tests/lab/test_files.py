@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from manyheads.lab import files
 from manyheads.lab.files import PART, remove_parts, write_atomically, write_figure
 
 
@@ -159,3 +160,24 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, suffix, monkeypatch):
         write_figure(tmp_path / f"{n}{suffix}", figure)
         written.append((tmp_path / f"{n}{suffix}").read_bytes())
     assert written[0] == written[1]
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
+    with files.folder_atomically(tmp_path / "set") as part:
+        (part / "a").write_text("1")
+        assert not (tmp_path / "set").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert (tmp_path / "set/a").read_text() == "1"
+    with pytest.raises(ZeroDivisionError), files.folder_atomically(tmp_path / "other") as part:
+        (part / "a").write_text(str(1 / 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path):
+    orphan = tmp_path / f".set.0123{files.PART}"
+    orphan.mkdir()
+    (orphan / "half").write_text("1")
+    with files.folder_atomically(tmp_path / "set") as mine:
+        assert not orphan.exists()
+        files.remove_parts(tmp_path, "set")
+        assert mine.is_dir()

@@ -14,7 +14,6 @@ import io
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from manyheads.core.errors import DataError
 from manyheads.lab.data import ENVIRONMENT, Origin, cache_folder
+from manyheads.lab.files import folder_atomically
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,15 @@ class Collection:
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpacks beside ``target`` and renames, so that half an archive is never taken for a whole one."""
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(beside)  # zipfile strips absolute paths and parent folders itself
-        else:
-            with tarfile.open(archive) as packed:
-                packed.extractall(beside, filter="data")
-        beside.rename(target)
+        with folder_atomically(target) as beside:
+            if zipfile.is_zipfile(archive):
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(beside)  # zipfile strips absolute paths and parent folders itself
+            else:
+                with tarfile.open(archive) as packed:
+                    packed.extractall(beside, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
             f"{archive} is truncated or damaged ({type(error).__name__}): remove it and fetch again"
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

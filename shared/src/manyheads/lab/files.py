@@ -9,6 +9,7 @@ import fcntl
 import io
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,26 @@ def remove_parts(folder: str | os.PathLike[str], name: str | None = None) -> Non
         for entry in entries:
             if entry.name.startswith(_prefix(name)) and entry.name.endswith(PART):
                 _remove_unless_locked(entry.path)
+
+
+@contextlib.contextmanager
+def folder_atomically(target: Path) -> Generator[Path]:
+    """Give a new folder beside ``target`` that takes its name if the block ends without an error.
+
+    A folder that a killed process left half full is removed by the next call.
+    """
+    remove_parts(target.parent, target.name)
+    part = target.parent / f"{_prefix(target.name)}{secrets.token_hex(4)}{PART}"
+    part.mkdir()
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield part
+        part.rename(target)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -173,6 +194,9 @@ def _remove_unless_locked(path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
         finally:
             os.close(descriptor)

@@ -12,8 +12,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,21 @@ def train_model(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> tuple[nn.Module, SeedResult]:
-    """As :func:`fit_supervised`, with the model itself. Threads take turns: they share torch's random generator."""
-    with _ONE_AT_A_TIME:
+    """As :func:`fit_supervised`, with the model itself. Threads take turns: they share the random generators."""
+    with _ONE_AT_A_TIME, _own_random_numbers():
         return _train_model(experiment, seed, folder, resume, progress, tensorboard)
+
+
+@contextmanager
+def _own_random_numbers() -> Generator[None]:
+    """Training seeds the global generators; those of the caller are put back."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)  # noqa: NPY002
 
 
 def _train_model(

@@ -7,10 +7,8 @@ scored, and :meth:`Recommender.unseen` counts them.
 from __future__ import annotations
 
 import math
-import random
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,8 +143,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
             Optimiser("adam", self.learning_rate, schedule="plateau"),
             budget,
         )
-        with _own_random_numbers():
-            network, _ = train_model(experiment, self.seed, None, progress=self.verbose)
+        network, _ = train_model(experiment, self.seed, None, progress=self.verbose)
         self.set_fitted(spec, encoder, labels, network, config, self._calibrate(network, parts[1]))
         if len(train) <= MOST:
             self.fitted_rows_ = row_hashes(parts[0].ids.numpy(), parts[0].numbers.numpy())
@@ -385,15 +382,3 @@ def _text_names(frame: pd.DataFrame) -> pd.DataFrame:
 def _as_frame(values: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
     return frame.infer_objects()
-
-
-@contextmanager
-def _own_random_numbers() -> Generator[None]:
-    """Training seeds the global generators; a caller's are put back."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
