@@ -10,14 +10,12 @@ from scipy import stats
 from table_rows import RESULTS, Row, markdown, read
 
 NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
-BARS = {  # AUC and log-loss on Frappe_x1, 2205.09626; best published first
+BARS = {  # AUC and log-loss on Frappe_x1, 2205.09626, of the same functions; best published first
     "final-mlp": (0.986072, 0.148415),
-    "autoint+": (0.984812, 0.149007),
     "dcnv2": (0.984478, 0.149149),
     "deepfm": (0.984243, 0.148174),
     "dnn": (0.984036, 0.157776),
-    "dlrm": (0.983995, 0.144441),
-    "autoint": (0.983085, 0.163684),
+    "dnn-cat": (0.983995, 0.144441),  # "DLRM" there
     "fm": (0.967108, 0.206515),
     "lr": (0.935584, 0.307643),
 }
@@ -34,6 +32,12 @@ def _results(job: str) -> dict[str, dict[str, Row]]:
         for row in read(job):
             found.setdefault(row["experiment"], {})[row["metric"]] = row
     return found
+
+
+def _with_peers(job: str, prefix: str) -> dict[str, dict[str, Row]]:
+    """The results of a job, with scikit-learn's and LightGBM's on the same rows."""
+    peers = {name: rows for name, rows in _results("recsys_peers").items() if name.startswith(prefix)}
+    return {**_results(job), **peers} if _results(job) else {}
 
 
 def _values(row: Row) -> Values:
@@ -81,7 +85,9 @@ def _paired_table(job: str, pairs: Iterable[tuple[str, str]], metric: str = "auc
 
 def recsys_frappe() -> str:
     """The leaderboard: ours and BARS' side by side, the best first; what was not run here stands with BARS' alone."""
-    results = {name.removeprefix("frappe-x1r-"): rows for name, rows in _results("recsys_frappe").items()}
+    results = {
+        name.removeprefix("frappe-x1r-"): rows for name, rows in _with_peers("recsys_frappe", "frappe-x1r-").items()
+    }
     if not results:
         return NOT_YET
     order = {model: float(rows["auc"]["mean"]) for model, rows in results.items()}
@@ -149,7 +155,7 @@ def _tried(row: Row | None, best: float) -> str:
 
 def recsys_synthetic() -> str:
     """The layers where the interactions are known."""
-    results = _results("recsys_synthetic")
+    results = _with_peers("recsys_synthetic", "synthetic-")
     if not results:
         return NOT_YET
     shown = [
@@ -180,7 +186,7 @@ def recsys_synthetic_paired() -> str:
 
 def recsys_movielens() -> str:
     """MovieLens-100K by time: every model, and Hiformer+ against it."""
-    results = _results("recsys_movielens")
+    results = _with_peers("recsys_movielens", "ml-100k-time-")
     ours = results.get("ml-100k-time-hiformer+")
     if ours is None:
         return NOT_YET
@@ -193,6 +199,18 @@ def recsys_movielens() -> str:
         shown.append((model, str(_seeds(rows["auc"])), *cells, *against, _cpu(rows["auc"])))
     header = ("ml-100k-time, test", "seeds", "AUC", "log-loss", "GAUC", "hiformer+ minus it", "paired t-test p")
     return markdown((*header, "CPU s a seed"), shown)
+
+
+def recsys_adult() -> str:
+    """Adult: what scikit-learn and LightGBM reach."""
+    results = {name: rows for name, rows in _results("recsys_peers").items() if name.startswith("adult-")}
+    if not results:
+        return NOT_YET
+    shown = [
+        (name.removeprefix("adult-"), str(_seeds(rows["auc"])), _spread(rows["auc"]), _spread(rows["log_loss"]))
+        for name, rows in results.items()
+    ]
+    return markdown(("adult, test", "seeds", "AUC", "log-loss"), shown)
 
 
 def recsys_throughput() -> str:

@@ -26,7 +26,7 @@ FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dl
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
 RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
-FRAPPE = ["lr", "fm", "dnn", "dlrm", "final-mlp", *RECOMMENDERS]
+FRAPPE = ["lr", "fm", "dnn", "dnn-cat", "dlrm", "final-mlp", *RECOMMENDERS]
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
 SYNTHETIC = ["vanilla", "vanilla-positions", "heterogeneous", "hiformer"]
 SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "tables-vanilla")]
@@ -93,6 +93,7 @@ JOBS: dict[str, list[str]] = {
         f"{TUNE} frappe-x1r vanilla+ --only 1 4 5 7 --csv {{csv}}",
         f"{TUNE} frappe-x1r heterogeneous+ --only 4 5 7 --csv {{csv}}",
         f"{TUNE} ml-100k-time {' '.join(BASELINES)} --only 1 2 --csv {{csv}}",
+        f"{TUNE} ml-100k-time lr fm --only 7 8 9 10 --csv {{csv}}",
         f"{TUNE} ml-100k-time hiformer+ final-mlp --csv {{csv}}",
     ],
     "recsys_frappe": [
@@ -114,6 +115,7 @@ JOBS: dict[str, list[str]] = {
         f"manyheads recsys train ml-100k-time-hiformer --model.dim 64 --seeds 2021 --root {RUNS}/ranks",
         f"python benchmarks/recsys_ranks.py --root {RUNS}/ranks --csv {{csv}} --picture docs/pictures/recsys-rank.png",
     ],
+    "recsys_peers": ["python benchmarks/recsys_peers.py --csv {csv}"],
     "recsys_memory": ["python benchmarks/recsys_memory.py --csv {csv}"],
     "recsys_movielens": [
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),

@@ -14,6 +14,7 @@ from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_speed, kws_
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
 from recsys_more_tables import recsys_maps, recsys_memory
 from recsys_tables import (
+    recsys_adult,
     recsys_calibrated,
     recsys_frappe,
     recsys_frappe_paired,
@@ -189,7 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(cost, peers),
         *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_spikes, kws_speed),
         *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
-        *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_throughput),
+        *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_adult, recsys_throughput),
         *(recsys_maps, recsys_memory),
         *(serving_latency, serving_sharing, serving_ratios, recsys_ranks),
         *(int8_spotters, int8_recommenders),
