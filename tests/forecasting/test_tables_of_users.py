@@ -272,6 +272,16 @@ def test_a_forecast_beyond_the_calendar_is_one_line():
         Forecaster(30, model="repeat", levels=()).fit(frame(last)).predict()
 
 
+def test_rows_without_a_frequency_are_refused_with_a_fix_that_works():
+    middle = pd.date_range("2020-01-01", periods=60, freq="MS") + pd.Timedelta("14D")
+    with pytest.raises(DataError, match="expected rows at one frequency: date each row by the first day of its month"):
+        read_panels(frame(middle))
+    assert only(frame(middle.to_period("M"))).stamps.freqstr == "MS"
+    uneven = pd.DatetimeIndex(DAYS + pd.to_timedelta(VALUES.cumsum(), unit="h"))
+    with pytest.raises(DataError, match=r"expected rows at one frequency: resample them, or name the frequency"):
+        read_panels(frame(uneven))
+
+
 # ids, values and objects
 
 

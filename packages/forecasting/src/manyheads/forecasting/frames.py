@@ -216,6 +216,14 @@ def _axis(
     strange = np.flatnonzero(~stamps.isin(grid))
     at = int(strange[0] if len(strange) else wrong[0])
     row = _where(series, at, cells)
+    if reading.freq is None and 2 * len(strange) > len(stamps):
+        fix = "date each row by the first day of its month"
+        if len(set(stamps.day)) > 1:
+            fix = "resample them, or name the frequency (--freq)"
+        raise DataError(
+            f"{row}: found {len(strange)} of {len(stamps)} stamps apart from {freq}, the most usual step, expected "
+            f"rows at one frequency: {fix}"
+        )
     if len(strange):
         nearest = grid[min(grid.searchsorted(stamps[at]), len(grid) - 1)] if len(grid) else expected[at]
         wanted = expected[at] if at == wrong[0] else nearest
