@@ -223,7 +223,7 @@ def test_the_summary_is_the_mean_over_the_horizons_and_the_change_against_the_be
     rows = [row("a", h, m, e[i]) for m, e in errors.items() for i, h in enumerate((24, 48))]
     header, cells = summary_rows(rows)
     assert header == ("set", "protocol", "horizons", *errors, "against naive")
-    assert cells == [("a", "honest", "24, 48", "6.000", "4.000", "2.500", "1.500", "-62%")]  # 100 (1.5 / 4 - 1)
+    assert cells == [("a", "honest", "24-48", "6.000", "4.000", "2.500", "1.500", "-62%")]  # 100 (1.5 / 4 - 1)
     _, [alone] = summary_rows([row("a", 24, "repeat", 1.0)])
     assert alone[-1] == ""
 
@@ -233,4 +233,4 @@ def test_the_command_prints_the_summary_alone(capsys):
     code, out, _ = run(capsys, "bench", *words, "--summary")
     assert code == 0
     assert len([line for line in out.splitlines() if "national_illness " in line]) == 1
-    assert "24, 36" in out
+    assert "24-36" in out

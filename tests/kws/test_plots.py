@@ -1,4 +1,4 @@
-"""The DET curve as it is drawn: monotone, and its labels apart."""
+"""Pictures as they are drawn: the DET curve is monotone, and labels lie apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from manyheads.kws.detection import Detection
 from manyheads.kws.misses import DetCurve, OperatingPoint
-from manyheads.kws.plots import best_points, det
+from manyheads.kws.plots import best_points, det, timeline
+from manyheads.kws.tape import Spoken
 
 
 def curve(seed, *, hours=0.1, keywords=180, thresholds=61, most=200):
@@ -57,3 +59,26 @@ def test_labels_of_the_det_axes_lie_apart(curves):
         assert len(boxes) >= 2
         for n, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[n + 1 :])
+
+
+def test_labels_of_a_judged_timeline_lie_apart():
+    """A missed word with a false alarm in it, and two alarms a second and a half apart."""
+    spoken = [Spoken("open", 0.8, 1.1), Spoken("stop", 2.2, 2.6)]
+    found = [Detection("start", 1.05, 0.9, 0.0), Detection("start", 2.55, 0.9, 0.0)]
+    random = np.random.default_rng(0)
+    figure = timeline(
+        random.standard_normal(64000).astype(np.float32) * 0.1,
+        8000,
+        np.arange(400) / 50,
+        random.random((400, 3)),
+        ("open", "start", "stop"),
+        found,
+        threshold=0.8,
+        truth=spoken,
+        verdicts=["false alarm", "false alarm"],
+        missed=spoken,
+    )
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

@@ -355,6 +355,8 @@ def test_a_checkpoint_of_another_set_or_version_is_refused(tmp_path):
         (np.zeros((2, 100), np.float32), None, r"found shape \(2, 100\), expected \(N,\)"),
         (np.zeros(10, np.uint8), None, "found uint8"),
         (np.array(["a"]), None, "found <U1"),
+        ([[0.1], [0.2, 0.3]], None, "found a list that is no array of numbers"),
+        (torch.zeros(9, dtype=torch.bfloat16), None, "found a Tensor that is no array of numbers"),
     ],
 )
 def test_bad_chunks_are_refused_and_leave_the_stream_as_it_was(chunk, rate, said):

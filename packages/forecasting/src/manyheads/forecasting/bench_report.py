@@ -64,7 +64,8 @@ def summary_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, 
         naive = min((mse[model] for model in models if MODELS[model].kind == "naive"), default=0.0)
         other = min((mse[model] for model in models if MODELS[model].kind != "naive"), default=np.nan)
         change = f"{100 * (other / naive - 1):+.0f}%" if naive and np.isfinite(other) else ""
-        horizons = ", ".join(str(h) for h in sorted({row.horizon for row in own}))
+        steps = sorted({row.horizon for row in own})
+        horizons = f"{steps[0]}-{steps[-1]}" if len(steps) > 1 else str(steps[0])
         cells.append((name, protocol, horizons, *(f"{value:.3f}" for value in mse.values()), change))
     return ("set", "protocol", "horizons", *models, "against naive"), cells
 

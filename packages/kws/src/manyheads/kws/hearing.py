@@ -83,7 +83,12 @@ def samples_of(
             f"chunk: found {sample_rate} Hz, expected {expected_rate} Hz: resample it, or read the file with "
             "manyheads.kws.read_sound, which does"
         )
-    array = np.asarray(chunk)
+    try:
+        array = np.asarray(chunk)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged rows, tensors that numpy has no dtype for
+        raise ArgumentError(
+            f"chunk: found a {type(chunk).__name__} that is no array of numbers, expected floats, int16 or int32"
+        ) from error
     if array.ndim == 1 and streams == 1:
         array = array[None]
     if array.ndim != 2 or len(array) != streams:

@@ -66,16 +66,17 @@ def timeline(
         )
         if word in missed:
             wave.axvspan(word.start, word.end, fill=False, edgecolor=WRONG, linewidth=1.4, linestyle="--")
-            wave.text(word.start, -1.08 * top, MISSED, va="top", fontsize=7, color=WRONG, style="italic")
+            middle = (word.start + word.end) / 2
+            wave.text(middle, 1.06 * top, MISSED, ha="center", va="top", fontsize=7, color=WRONG, style="italic")
     for index, found in enumerate(detections):
         verdict = None if verdicts is None else verdicts[index]
         colour = colours.get(found.label, "black")
         judged = colour if verdict is None else CORRECT if verdict == RIGHT else WRONG
         wave.axvline(found.time, color=judged, linewidth=1.2 if verdict is None else 1.8)
-        said = found.label if verdict in (None, RIGHT) else f"{found.label}: {verdict}"
+        said = found.label if verdict in (None, RIGHT) else f"{found.label}\n{verdict}"
         wave.text(found.time, -1.08 * top, said, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
         score.plot([found.time], [found.score], marker="v", color=colour, markersize=6, clip_on=False, zorder=3)
-    wave.set(ylim=(-1.45 * top, 1.45 * top), yticks=[], ylabel="said / heard" if truth else "heard")
+    wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="said / heard" if truth else "heard")
     for index, label in enumerate(labels):
         shown = label in colours
         score.plot(
