@@ -44,9 +44,9 @@ def test_layer_that_says_so_compiles_whole(name, config):
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     expected, found = layer(x).y, compiled(x).y
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    for one, other in ((found, expected), gradients):  # beside the largest, as sums may be rounded in another order
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item()))
 
 
 @pytest.mark.parametrize(("name", "config"), list(configurations(compiles=False)))

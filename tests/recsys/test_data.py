@@ -177,7 +177,7 @@ def test_every_table_format_gives_the_same_rows(shop, tmp_path):
     for name in ("a.csv", "a.csv.xz", "a.tsv"):
         splits = Table(str(tmp_path / name), ("bought",)).open()
         assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [320, 40, 40]
-        assert splits.facts["layout"].tokens == 8
+        assert splits.facts["layout"].tokens == 7  # device, item, tags, hour, weekday, price, age
 
 
 def test_parquet_is_read(shop, tmp_path):

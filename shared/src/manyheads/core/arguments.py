@@ -30,6 +30,8 @@ Kind = TypeVar("Kind", bound=type)
 LARGEST = 2**24  # of a number: a larger size is a mistake, and would ask for memory until the process is killed
 SEED = (-(2**63), 2**63 - 1, "a whole number of 64 bits")
 BATCH = (0, LARGEST, "a whole number from 0 to 2**24")
+WIDTHS = ("dim", "inputs", "outputs", "fields", "num_features")
+WIDTH = (1, LARGEST, "1 or more, up to 2**24")
 OTHER = (-LARGEST, LARGEST, "a whole number up to 2**24")
 
 
@@ -178,7 +180,7 @@ def _expectation(name: str, annotation: Any) -> Expectation | None:
     if annotation is None or annotation is type(None):
         return Expectation(["None"], lambda value: None if value is None else NotImplemented)
     if annotation is int:
-        least, most, words = {"seed": SEED, "batch": BATCH}.get(name, OTHER)
+        least, most, words = {"seed": SEED, "batch": BATCH, **dict.fromkeys(WIDTHS, WIDTH)}.get(name, OTHER)
         return Expectation([words], functools.partial(_whole, least=least, most=most))
     simple = {
         float: Expectation(["a finite number up to 2**24"], _finite),

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import ArgumentError
 
 
+@checked_constructor
 class SequenceBatchNorm(nn.BatchNorm1d):
     """``x (B, T, C)``, ``real (B, T)`` bool or None for all. In evaluation an affine map a channel with the running
     statistics; in training the statistics of this call, which update the running ones (cumulative average where

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import ArgumentError, StateError
 
 
@@ -30,6 +31,7 @@ class ConvolutionState(NamedTuple):
     frames: Tensor  # (B, d (k - 1) + 1 - s, …)
 
 
+@checked_constructor
 class CausalConvolution(nn.Module):
     """``(B, T, C) -> (B, T / s, C')``; the weight is ``(C', C, k)``, as in ``nn.Conv1d``.
 
@@ -106,6 +108,7 @@ class CausalConvolution(nn.Module):
         self.row_weight = self.weight.detach().transpose(1, 2).flatten(1).contiguous()
 
 
+@checked_constructor
 class CausalConvolution2d(nn.Module):
     """``(B, T, M, C) -> (B, T / s, M', C')``, causal along time, centred along the bins: M' = ceil(M / bin_stride).
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.arguments import checked, checked_constructor
 from manyheads.core.errors import ArgumentError, UnknownNameError
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -23,6 +24,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@checked
 def find_activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name; raises :class:`UnknownNameError` with the nearest."""
     if name not in ACTIVATIONS:
@@ -30,6 +32,7 @@ def find_activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+@checked_constructor
 class FeedForward(nn.Module):
     """``W2 act(W1 x)``; raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError`."""
 
@@ -44,6 +47,7 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(x)))
 
 
+@checked_constructor
 class GatedFeedForward(nn.Module):
     """``W3 (act(W1 x) o W2 x)``; with ``normed`` one layer norm of width F is applied to both factors.
 

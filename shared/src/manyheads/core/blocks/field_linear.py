@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked_constructor
 
+
+@checked_constructor
 class FieldLinear(nn.Module):
     """``y[b, t] = W_t x[b, t] + b_t``: ``(B, T, I)`` -> ``(B, T, O)`` for exactly T = ``fields`` tokens.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.blocks.gates import create_gate
 from manyheads.core.errors import StateError
 from manyheads.core.layer import Layer, LayerOutput
@@ -19,6 +20,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
+@checked_constructor
 class GatedResidual(nn.Module):
     """Args:
     dim: width D.

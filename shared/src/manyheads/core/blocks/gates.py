@@ -20,9 +20,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked, checked_constructor
 from manyheads.core.errors import ArgumentError, UnknownNameError
 
 
+@checked_constructor
 class ResidualGate(nn.Module):
     """``x + y``: no gate, and no parameters."""
 
@@ -33,6 +35,7 @@ class ResidualGate(nn.Module):
         return x + y
 
 
+@checked_constructor
 class InputGate(nn.Module):
     """``s(W x) x + y``."""
 
@@ -44,43 +47,47 @@ class InputGate(nn.Module):
         return torch.sigmoid(self.weight(x)) * x + y
 
 
+@checked_constructor
 class OutputGate(nn.Module):
     """``x + s(W x - b) y``."""
 
     def __init__(self, dim: int, *, bias: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Parameter(torch.full((dim,), bias))
+        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + torch.sigmoid(self.weight(x) - self.bias) * y
 
 
+@checked_constructor
 class HighwayGate(nn.Module):
     """``g x + (1 - g) y`` with ``g = s(W x + b)``."""
 
     def __init__(self, dim: int, *, bias: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Parameter(torch.full((dim,), bias))
+        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return y + torch.sigmoid(self.weight(x) + self.bias) * (x - y)
 
 
+@checked_constructor
 class SigmoidTanhGate(nn.Module):
     """``x + s(W y - b) tanh(U y)``."""
 
     def __init__(self, dim: int, *, bias: float = 1.0) -> None:
         super().__init__()
         self.weights = nn.Linear(dim, 2 * dim, bias=False)  # W, U
-        self.bias = nn.Parameter(torch.full((dim,), bias))
+        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         opening, candidate = self.weights(y).chunk(2, -1)
         return x + torch.sigmoid(opening - self.bias) * torch.tanh(candidate)
 
 
+@checked_constructor
 class GRUGate(nn.Module):
     """``(1 - z) x + z tanh(W_g y + U_g (r x))`` with ``r = s(W_r y + U_r x)`` and ``z = s(W_z y + U_z x - b)``."""
 
@@ -89,7 +96,7 @@ class GRUGate(nn.Module):
         self.from_output = nn.Linear(dim, 3 * dim, bias=False)  # W_r, W_z, W_g
         self.from_stream = nn.Linear(dim, 2 * dim, bias=False)  # U_r, U_z
         self.from_reset = nn.Linear(dim, dim, bias=False)  # U_g
-        self.bias = nn.Parameter(torch.full((dim,), bias))
+        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         r_y, z_y, h_y = self.from_output(y).chunk(3, -1)
@@ -109,6 +116,7 @@ GATES: Mapping[str, type[nn.Module]] = {
 }
 
 
+@checked
 def create_gate(name: str, dim: int, *, bias: float | None = None) -> nn.Module:
     """A gate ``(x, y) -> (…, D)`` by name; ``bias`` is where b starts, None for the paper's.
 

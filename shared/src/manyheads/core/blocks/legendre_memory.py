@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.legendre import LegendreSystem, legendre_memory, legendre_system
 from manyheads.core.functional.recurrent_mask import carried
 
 
+@checked_constructor
 class LegendreMemory(nn.Module):
     """``m[t] = A' m[t - 1] + B' u[t]``, see :mod:`manyheads.core.functional.legendre`.
 

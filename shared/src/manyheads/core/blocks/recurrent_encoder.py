@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked_constructor
 from manyheads.core.functional import gru_scan, pack, pack_order, segment_ids, unpack
 from manyheads.core.mask import Mask
 
 
+@checked_constructor
 class RecurrentEncoder(nn.Module):
     """torch's unit and weights; honours ``mask.padding`` and ``mask.reset``, each direction of both.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked_constructor
 
+
+@checked_constructor
 class SharedValue(nn.Module):
     """``(B, S, E)`` -> ``(B, S, H, E)``: every head's value is the token itself. A view: no copy a head is made.
 

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from manyheads.core.arguments import checked
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention, fused_attention_with_lse
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
@@ -37,6 +38,7 @@ from manyheads.core.functional.stream_k import flash_decoding_splits, stream_k
 PART = 4096  # tokens; below it the merge and the second thread cost more than they save
 
 
+@checked
 def lean_decode(
     q: Tensor,
     k: Tensor,
@@ -82,6 +84,7 @@ def lean_decode(
     return out.reshape(batch, heads, 1, v.shape[-1]).to(q.dtype)
 
 
+@checked
 def split_decode(
     q: Tensor,
     k: Tensor,
@@ -118,6 +121,7 @@ def split_decode(
     return out if heads == caches else out.reshape(batch, heads, 1, v.shape[-1])
 
 
+@checked
 def decode_splits(caches: int, tokens: int, threads: int | None = None) -> int:
     """S: the fewest parts that fill at least 85 % of what the best cut fills of the threads' rounds.
 

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked
 from manyheads.core.blocks.shared_value import SharedValue
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
 
 
+@checked
 def mixing_matrix(layer: Layer, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
     """``P (B, H, T, S)`` with ``mixed[b, t, h] = sum_s P[b, h, t, s] value[b, s, h]`` for this ``x (B, *grid, D)``.
 
@@ -81,6 +83,7 @@ def recover(
             hook.remove()
 
 
+@checked
 def influence(layer: Layer, x: Tensor, *, mask: Mask | None = None) -> Tensor:
     """``(B, T, T)``: sum over widths of the absolute derivatives of output token t by input token s.
 

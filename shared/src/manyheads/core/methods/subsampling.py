@@ -17,10 +17,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.arguments import checked
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.ssa import SubsampledAttention
 
 
+@checked
 def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
     """The model's ssa layers in module order. Raises :class:`ArgumentError` where there is none."""
     found = [module for module in model.modules() if isinstance(module, SubsampledAttention)]
@@ -29,12 +31,14 @@ def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
     return found
 
 
+@checked
 def set_ratio(model: nn.Module, ratio: float) -> None:
     """All ssa layers keep this part of their sources in training from now on; 1 is dense."""
     for layer in subsampled_layers(model):
         layer.set_ratio(ratio)
 
 
+@checked
 def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> float:
     """``ratio`` until the last ``dense`` share of the steps, then 1: the dense fine-tuning before inference.
 
@@ -49,6 +53,7 @@ def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> floa
     return ratio if step < steps - round(dense * steps) else 1.0
 
 
+@checked
 def ensemble(model: nn.Module, run: Callable[[], Tensor], *, passes: int, seed: int = 0) -> Tensor:
     """The mean of ``run()`` over stochastic passes of the model: give it probabilities, not logits.
 
