@@ -18,7 +18,6 @@ from manyheads.core.state import State, tree_map
 
 Causality = Literal["no", "weak", "strict"]
 StateKind = Literal["none", "recurrent", "window", "growing"]
-SecondDerivatives = Literal["yes", "math", "no"]
 
 
 class LayerOutput(NamedTuple):
@@ -57,7 +56,7 @@ class LayerInfo:
     compiles: bool = True  # torch.compile(fullgraph=True)
     exports: bool = True  # torch.export with a batch of any size
     vmaps: bool = True  # torch.func.vmap of torch.func.grad: a gradient for each sample
-    second_derivatives: SecondDerivatives = "yes"  # "math": under torch's math kernel only; where not, they raise
+    second_derivatives: bool = True  # under create_graph; where not, they raise DerivativeError
     deviations: tuple[str, ...] = field(default=())
 
     @property
@@ -169,6 +168,11 @@ class Layer(nn.Module):
     def grid(self) -> tuple[int, ...] | None:
         """The size of each grid axis that every input must have; None for any."""
         return None
+
+    @property
+    def tokens(self) -> int | None:
+        """The number of tokens that every input must have, the product of ``grid``; None for any."""
+        return None if self.grid is None else math.prod(self.grid)
 
     @property
     def state_carries_gradient(self) -> bool:

@@ -7,7 +7,6 @@ Shapes: B batch, H heads, T queries, S keys, E key width, F value width. A row t
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from manyheads.core.errors import ArgumentError
-from manyheads.core.functional.own_backward import differentiated_twice, must_be_plain, refuse_derivative
+from manyheads.core.functional.own_backward import differentiated_twice, must_be_plain, plain_gradients
 
 # Private to torch: named here only, and every use has another way to go.
 _CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -33,9 +32,8 @@ def attention(
     ``T == S`` and no ``allowed``. Runs on torch's fused kernel; values of another width than the keys are padded to it
     so that the fused kernel stays in use.
 
-    The fused kernels have a first derivative only; a second one raises :class:`DerivativeError`, unless the forward
-    pass runs under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, as nested ``torch.func`` transforms do by
-    themselves.
+    The fused kernels have a first derivative only. A backward pass under ``create_graph`` computes its gradients with
+    torch's math kernel instead, which has every derivative and materialises the ``(T, S)`` scores.
     """
     width = v.shape[-1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -43,19 +41,38 @@ def attention(
         v = functional.pad(v, (0, q.shape[-1] - width))
     elif width > q.shape[-1]:
         q, k = (functional.pad(part, (0, width - part.shape[-1])) for part in (q, k))
-    with sdpa_kernel(SDPBackend.MATH) if differentiated_twice() else nullcontext():
+    if differentiated_twice():
+        out = _by_math(q, k, v, allowed, causal, scale)
+    else:
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, scale=scale)
     if not must_be_plain() and out.grad_fn is not None and out.grad_fn.name().startswith("ScaledDotProduct"):
-        out.grad_fn.register_hook(_refuse_second)
+        out = _Again.apply(out, q, k, v, allowed, causal, scale)
     return out[..., :width]
 
 
-def _refuse_second(gradients: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> Any:
-    """In place of torch's error, which does not say what to do."""
-    if not torch.is_grad_enabled():
-        return None
-    fix = "run the forward pass under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-    return refuse_derivative(gradients, [g for g in gradients if g is not None], "attention", fix)
+def _by_math(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool, scale: float) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, scale=scale)
+
+
+class _Again(torch.autograd.Function):
+    """The fused kernel's output as it is. Its gradient goes to the fused kernel, or under ``create_graph`` past it:
+    to ``q``, ``k`` and ``v`` by the math kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, allowed)
+        ctx.causal, ctx.scale = causal, scale
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return *gradients, None, None, None, None, None, None
+        inputs = (*ctx.saved_tensors, ctx.causal, ctx.scale)
+        return None, *plain_gradients(_by_math, inputs, *gradients)
 
 
 def attention_with_lse(

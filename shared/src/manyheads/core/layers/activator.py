@@ -90,7 +90,7 @@ class Activator(Layer):
         if (tokens is None) == (axis == "token") or (tokens is not None and tokens < 1):
             expected = "1 or more" if axis == "token" else "None"
             raise ArgumentError(f"activator: tokens: found {tokens} with axis={axis!r}, expected {expected}")
-        self.axis, self.tokens = axis, tokens
+        self.axis = axis
         acted = dim if tokens is None else tokens
         self.norm = nn.LayerNorm(dim)
         self.gated = GatedFeedForward(acted, hidden or 2 * acted, activation=activation, normed=True)
@@ -98,7 +98,7 @@ class Activator(Layer):
 
     @property
     def grid(self) -> tuple[int, ...] | None:
-        return None if self.tokens is None else (self.tokens,)
+        return None if self.axis == "channel" else (self.config["tokens"],)
 
     @property
     def causality(self) -> Causality:

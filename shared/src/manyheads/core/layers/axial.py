@@ -61,7 +61,6 @@ class AxialAttention(Layer):
         positional=True,
         full_context=False,
         linear_in_value=True,
-        second_derivatives="math",
         deviations=("one layer along one axis, without the shifts and embeddings of the paper's model",),
     )
 

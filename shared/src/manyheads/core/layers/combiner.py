@@ -95,7 +95,6 @@ class CombinerFixed(Layer):
         positional=True,
         lengths="any; the last segment may be short (its missing keys are masked)",
         linear_in_value=True,
-        second_derivatives="math",
         deviations=("no dropout on the attention", "the last segment may be short", "summaries by max-pooling only"),
     )
 

@@ -70,7 +70,6 @@ class CombinerAxial(Layer):
         masks=("padding",),
         positional=True,
         linear_in_value=True,
-        second_derivatives="math",
         deviations=(
             "no dropout on the attention",
             "causal only",

@@ -74,7 +74,6 @@ class CombinerLogsparse(Layer):
         masks=("padding", "reset"),
         positional=True,
         linear_in_value=True,
-        second_derivatives="math",
         deviations=("no dropout on the attention", "any length, not powers of two only", "causal only"),
     )
 

@@ -65,7 +65,7 @@ class LIF(Layer):
         discontinuous=True,
         surrogate=True,
         vmaps=False,
-        second_derivatives="no",
+        second_derivatives=False,
         deviations=("without a synaptic current", "conventions of spikingjelly, which LMUFormer's code uses"),
     )
 

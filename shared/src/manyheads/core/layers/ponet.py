@@ -92,7 +92,6 @@ class PoNet(Layer):
         masks=("padding", "reset"),
         positional=True,
         lengths="any; the last segment may be short",
-        second_derivatives="math",
         deviations=(
             "segments of a given number of tokens",
             "the causal form is not in the paper",

@@ -126,7 +126,6 @@ class ProbSparse(Layer):
         positional=True,
         linear_in_value=True,
         discontinuous=True,
-        second_derivatives="math",
         deviations=(
             "the mean of M is over the sampled keys; the authors' code divides by the length",
             "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",

@@ -135,7 +135,6 @@ class Routing(Layer):
         lengths="any: the last local block is padded inside, a cluster takes min(window, N) tokens",
         linear_in_value=True,
         discontinuous=True,
-        second_derivatives="math",
         deviations=(
             "top-w with a causal mask is weakly causal: membership depends on later tokens",
             "assignment latest-w, strictly causal, is ours",

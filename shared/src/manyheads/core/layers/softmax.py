@@ -73,7 +73,6 @@ class SoftmaxAttention(Layer):
         cross=True,
         masks=("padding", "reset", "window", "blocks", "context_padding"),
         linear_in_value=True,
-        second_derivatives="math",
         deviations=("no biases by default", "a window counts real tokens only"),
     )
 

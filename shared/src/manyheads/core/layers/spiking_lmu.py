@@ -87,7 +87,7 @@ class SpikingLegendreMemoryUnit(Layer):
         discontinuous=True,
         surrogate=True,
         vmaps=False,
-        second_derivatives="no",
+        second_derivatives=False,
         deviations=(
             "the memory is linear and spikes after it, as in the paper's code and unlike its figure",
             "parallel and recurrent form are equal in evaluation; the code's are not",

@@ -85,7 +85,6 @@ class SubsampledAttention(SoftmaxAttention):
         masks=("padding", "reset", "window", "blocks"),
         lengths="any: ceil(ratio N) sources are kept, the last block of queries is padded inside",
         linear_in_value=True,
-        second_derivatives="math",
         deviations=(
             "reconstructed: no code was published, the locally biased draw is recalled from the text",
             "each query always keeps its own token",
