@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core import state as states
-from manyheads.core.errors import ArgumentError
+from manyheads.core.errors import ArgumentError, ManyheadsWarning
 from manyheads.kws.detection import Detection, Rule, Smoother, Trigger, keywords_of
 from manyheads.kws.features import Features, LogMel, RunningMean, SampleState
 from manyheads.kws.hearing import Group, Heard, Prediction, StreamState, Surround, joined, samples_of
@@ -25,7 +25,7 @@ PIECE = 10.0  # seconds of audio that are worked on at once
 AFTER = 0.5  # seconds of quiet, beyond the look-ahead, in which a word at the very end of a stream is still detected
 
 
-class RejectionWarning(UserWarning):
+class RejectionWarning(ManyheadsWarning):
     """A network that has no label for anything but its keywords was put to a stream."""
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from manyheads.core.errors import CheckpointError, DataError, ManyheadsError
+from manyheads.core.errors import CheckpointError, DataError, ManyheadsError, ManyheadsWarning
 from manyheads.lab.files import write_atomically
 from manyheads.lab.storage import check_beside, load_arrays, load_document, packed, packed_document, sha256
 from manyheads.recsys.cells import EXACT, Family, Read, objects
@@ -40,7 +40,7 @@ NOTED = 10  # rows from which on a column that is mostly unseen is worth a word
 _SQUARED = 1e140  # what is larger could not be squared and summed
 
 
-class TableWarning(UserWarning):
+class TableWarning(ManyheadsWarning):
     """Something in a table that is taken, but most likely is not what was meant."""
 
 
