@@ -375,19 +375,3 @@ def spoilt(rng: Rng, content: bytes, what: str, suffix: str, oracle: Oracle) -> 
     for _ in range(rng.integers(1, 4)):
         made[rng.integers(0, len(made))] ^= 1 << int(rng.integers(0, 8))
     return OddTable(bytes(made), f"{what}, bits flipped", right, suffix)
-
-
-if __name__ == "__main__":
-    import sys
-    import traceback
-    from collections import Counter
-
-    first, last = (int(word) for word in sys.argv[1:3])
-    outcomes: Counter[str] = Counter()
-    for number in range(first, last):
-        try:
-            outcomes[check(odd_table(number)).split(":")[0]] += 1
-        except Exception:  # every one is a finding
-            outcomes["FOUND"] += 1
-            print(number, traceback.format_exc().encode("ascii", "backslashreplace").decode())
-    print(dict(outcomes))

@@ -309,19 +309,3 @@ EDITS: list[tuple[str, Any]] = [
     ("why", "because"),
     ("colour", "red"),
 ]
-
-
-if __name__ == "__main__":
-    import sys
-    import traceback
-    from collections import Counter
-
-    first, last = (int(word) for word in sys.argv[1:3])
-    outcomes: Counter[str] = Counter()
-    for number in range(first, last):
-        try:
-            outcomes[check(make(number)).split(":")[0]] += 1
-        except Exception:  # every one is a finding
-            outcomes["FOUND"] += 1
-            print(number, traceback.format_exc().encode("ascii", "backslashreplace").decode())
-    print(dict(outcomes))
