@@ -147,6 +147,18 @@ def kws_streams() -> str:
     return markdown(header, shown)
 
 
+def kws_ends() -> str:
+    """Words detected in the middle and at both ends of a recording, by noise."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in read("kws_ends"):
+        if row["of"]:
+            cell = f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}"
+            cells.setdefault((row["noise_rms"], row["noise"]), {})[row["place_or_sound"]] = cell
+    places = ("in the middle", "at the very start", "at the very end")
+    rows = [(level, noise, *(found[place] for place in places)) for (level, noise), found in cells.items()]
+    return markdown(("noise, RMS", "noise lies", *places), rows)
+
+
 def _spike_rows() -> dict[str, list[Row]]:
     """One a seed, by experiment."""
     groups: dict[str, dict[str, Row]] = {}

@@ -70,6 +70,10 @@ JOBS: dict[str, list[str]] = {
     ],
     "fuzz": ["python -m tests.fuzz.run --csv {csv}"],
     "recsys_serving": ["python benchmarks/recsys_serving.py --csv {csv}"],
+    "kws_ends": [
+        f"manyheads kws train arabic-spotter --seeds 1 2 3 --root {RUNS}/ends",
+        f"python benchmarks/kws_ends.py {RUNS}/ends --csv {{csv}}",
+    ],
     "int8": [
         *(
             f"manyheads kws train {name} --seeds 1 --root {RUNS}/int8 --out {RUNS}/int8-{name}.safetensors"

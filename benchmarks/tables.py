@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_speed, kws_spikes, kws_streams, kws_tried
+from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_ends, kws_speed, kws_spikes, kws_streams, kws_tried
 from layer_tables import cost, decoding, factors, peers, schedules, sequences
 from recsys_more_tables import recsys_maps, recsys_memory
 from recsys_tables import (
@@ -188,7 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
-        *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_spikes, kws_speed),
+        *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_ends, kws_spikes, kws_speed),
         *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
         *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_adult, recsys_throughput),
         *(recsys_maps, recsys_memory),

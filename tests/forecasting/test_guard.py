@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from manyheads.forecasting import Forecaster, Panel
-from manyheads.forecasting.closed_form.auto import RULE, _guard, fit_auto
+from manyheads.forecasting.closed_form.auto import RULE, AutoRule, _guard, _pooling_shares, fit_auto
 from manyheads.forecasting.series import History, collected_warnings
 
 
@@ -73,3 +73,36 @@ def test_a_dry_spell_costs_the_other_channels_little(seed):
             forecast = Forecaster(24, levels=()).fit(panel(values[:-24])).predict()["y_hat"].to_numpy()
         errors.append(((forecast[:48].reshape(2, 24).T - waves[-24:]) ** 2).mean())
     assert errors[0] < 1.3 * errors[1]
+
+
+def test_a_noisy_channel_weighs_less_in_the_shared_ensemble():
+    """Weights 1 up to 1.5 times the median residual of the channels that move, and 1.5 median / residual above it."""
+    residuals = np.array([[1.0, 2.0], [1.2, 2.0], [0.8, 2.0], [6.0, 0.0], [0.0, 0.0]])
+    expected = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.5 * 1.1 / 6.0, 1.0], [1.0, 1.0]]
+    np.testing.assert_allclose(_pooling_shares(residuals, RULE), expected)
+    np.testing.assert_allclose(_pooling_shares(np.zeros(3), RULE), 1.0)
+
+
+def test_the_shared_ensemble_is_the_weighted_ridge_of_explicit_windows():
+    """Three channels, the last noisy; one look-back, one penalty, a temperature at which own and shared count alike."""
+    rng, t = np.random.default_rng(0), np.arange(160)
+    values = np.sin(2 * np.pi * t[:, None] / 8 + [0.0, 1.0, 2.0]) + [0.3, 0.3, 2.0] * rng.normal(size=(160, 3))
+    rule = AutoRule(divisors=(1,), penalties=(0.1,), temperature=1e9, few_seasons=0, guard=-1e9)
+    fit = fit_auto(History(values, 120, 8), [3], rule=rule)
+    (look_back,) = fit.look_backs
+    windows = np.lib.stride_tricks.sliding_window_view(values, look_back + 3, axis=0)  # (windows, channels, L + H)
+    z, r = (part - windows[..., [look_back - 1]] for part in (windows[..., :look_back], windows[..., look_back:]))
+
+    def ridge(gram, cross):
+        return np.linalg.solve(gram + 0.1 * np.trace(gram) / look_back * np.eye(look_back), cross)
+
+    own = [ridge(z[:, c].T @ z[:, c], z[:, c].T @ r[:, c]) for c in range(3)]
+    left = np.array([((r[:, c] - z[:, c] @ own[c]) ** 2).sum() for c in range(3)])
+    share = np.minimum(1.0, 1.5 * np.median(left) / left)
+    assert share[2] < 0.5
+    shared = ridge(
+        sum(share[c] * z[:, c].T @ z[:, c] for c in range(3)), sum(share[c] * z[:, c].T @ r[:, c] for c in range(3))
+    )
+    probe = values[-look_back:]
+    mixed = np.stack([(probe[:, c] - probe[-1, c]) @ (own[c] + shared) / 2 + probe[-1, c] for c in range(3)], 1)
+    np.testing.assert_allclose(fit.map.forecast(probe.T[None, :, :].transpose(0, 2, 1))[0], mixed, atol=1e-6)

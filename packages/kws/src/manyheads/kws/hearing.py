@@ -13,6 +13,7 @@ from torch import Tensor
 from manyheads.core import state as states
 from manyheads.core.errors import ArgumentError
 from manyheads.kws.audio import LOUDEST
+from manyheads.kws.background import BackgroundState
 from manyheads.kws.detection import SmoothState
 from manyheads.kws.features import MeanState, SampleState
 
@@ -53,6 +54,7 @@ class StreamState(NamedTuple):
     """All that a stream remembers."""
 
     samples: SampleState
+    background: BackgroundState
     mean: MeanState
     network: states.State
     smooth: SmoothState

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manyheads.core import state as states
 from manyheads.core.errors import ArgumentError, ManyheadsWarning
+from manyheads.kws.background import background, follow, no_background
 from manyheads.kws.detection import Detection, Rule, Smoother, Trigger, keywords_of
 from manyheads.kws.features import Features, LogMel, RunningMean, SampleState
 from manyheads.kws.hearing import Group, Heard, Prediction, StreamState, Surround, joined, samples_of
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from manyheads.kws.models.network import Network
 
 PIECE = 10.0  # seconds of audio that are worked on at once
-AFTER = 0.5  # seconds of quiet, beyond the look-ahead, in which a word at the very end of a stream is still detected
+AFTER = (
+    0.5  # seconds of background, beyond the look-ahead, in which a word at the very end of a stream is still detected
+)
 
 
 class RejectionWarning(ManyheadsWarning):
@@ -200,12 +203,15 @@ class KeywordSpotter:
 
     @torch.no_grad()
     def finish(self) -> list[Detection]:
-        """End all streams and give the detections still owed, such as that of a word at the very end: half a second of
-        the quiet of training follows, and what is detected in it has the time of the end. Begins all streams afresh."""
-        quiet = round(AFTER * self.sample_rate / self.features.hop_samples) + self.network.lookahead
+        """End all streams and give the detections still owed, such as that of a word at the very end.
+
+        Half a second of the stream's own background noise follows, or of the quiet of training if the stream had none;
+        what is detected in it has the time of the end. Begins all streams afresh."""
+        count = round(AFTER * self.sample_rate / self.features.hop_samples) + self.network.lookahead
         detections: list[Detection] = []
         for group in self._groups:
-            detections += self._follow(group, self._quiet(len(group.rows), quiet), group.state.samples, None)
+            frames = background(group.state.background, self._quiet(len(group.rows), count))
+            detections += self._follow(group, frames, group.state.samples, None)
         self.reset()
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
@@ -292,6 +298,7 @@ class KeywordSpotter:
         for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
             for group in self._groups:
                 frames, sample_state = self.log_mel(piece[group.rows], group.state.samples)
+                group.state = group.state._replace(background=follow(frames, group.state.background))
                 detections += self._follow(group, frames, sample_state, keep)
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
@@ -306,7 +313,7 @@ class KeywordSpotter:
             at = group.state.smooth.steps.unsqueeze(1) + torch.arange(logits.shape[1], device=self.device)
             logits = logits.masked_fill((at < self._delay).unsqueeze(2), 0.0)
         scores, smooth = self._smoother(logits, group.state.smooth)
-        group.state = StreamState(samples, mean, network, smooth)
+        group.state = StreamState(samples, group.state.background, mean, network, smooth)
         logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
         detections: list[Detection] = []
         for index, row in enumerate(group.rows):
@@ -341,6 +348,7 @@ class KeywordSpotter:
         network = self.network.init_state(streams, **at, dtype=self.dtype)
         return StreamState(
             self.log_mel.init_state(streams, **at),
+            no_background(streams, self.features.bins, **at),
             mean,
             self.network(frames.to(self.dtype), network).state,
             self._smoother.init_state(streams, len(self.labels), **at, dtype=self.dtype),

@@ -5,8 +5,9 @@ With ``x`` the look-back of one channel, ``p_h`` a naive forecast of step ``h`` 
     y_h = p_h + w_h' z,        W = mean over look-backs L and penalties lambda of  (G + lambda tr(G) / L)^-1 B,
 
 ``G = sum z z'`` and ``B = sum z (y - p)'`` over all windows of the fitting rows. Each channel takes a weighted mean of
-two such ensembles: its own (``G``, ``B`` of the channel) and the shared one (sums over all channels). The rule, the
-same for every panel:
+two such ensembles: its own (``G``, ``B`` of the channel) and the shared one (sums over all channels; a channel whose
+own fit leaves more than one and a half times the median squared residual counts less, by that ratio: weighted least
+squares, so that one noisy channel does not spoil the fit of the others). The rule, the same for every panel:
 
 1. *Horizon groups.* The steps between two asked horizons form a group with weights of their own, so that one fit serves
    all horizons: the forecast for a shorter horizon is the head of the longest.
@@ -31,7 +32,7 @@ the number of windows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,7 @@ class AutoRule:
     folds: int = 4
     few_seasons: int = 30
     guard: float = 2.0  # standard errors
+    noisy: float = 1.5  # times the median residual: a channel above it weighs less in the shared ensemble
     still: float = 0.01  # of a channel's mean error of Repeat: below it, the channel stands still in a fold
     steps_per_group: int = 12  # steps of each group that cross-validation looks at
 
@@ -95,6 +97,14 @@ class _Problem:
     def __sub__(self, other: _Problem) -> _Problem:
         noise = self.noise + other.noise
         return _Problem(self.gram - other.gram, self.cross - other.cross, self.energy - other.energy, noise)
+
+    def __mul__(self, factor: float) -> _Problem:
+        return _Problem(self.gram * factor, self.cross * factor, self.energy * factor, self.noise * factor)
+
+    def residual(self, weights: np.ndarray) -> float:
+        """``sum |r - W' z|^2`` over steps, at least 1e-6 of that of the prior."""
+        explained = np.einsum("lh,lh->", weights, 2.0 * self.cross - self.gram @ weights)
+        return float(max(self.energy.sum() - explained, 1e-6 * self.energy.sum(), 0.0))
 
 
 @dataclass(frozen=True)
@@ -224,16 +234,25 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
         series = history.values[:, channel]
         return _problem(window_moments(series, plan.look_back, plan.horizon, start, stop), plan, steps)
 
-    own: list[list[np.ndarray]] = []
-    pooled: list[_Problem | None] = [None] * rule.folds
-    for channel in range(history.channels):
+    def training_parts(channel: int) -> Iterator[_Problem]:
         everything = problem(channel, 0, plan.windows)
+        for start, stop in folds:
+            yield everything - problem(channel, max(0, start - width), min(plan.windows, stop + width))
+
+    own: list[list[np.ndarray]] = []
+    residuals = np.empty((history.channels, rule.folds))
+    for channel in range(history.channels):
         own.append([])
-        for k, (start, stop) in enumerate(folds):
-            kept = everything - problem(channel, max(0, start - width), min(plan.windows, stop + width))
-            so_far = pooled[k]
-            pooled[k] = kept if so_far is None else so_far + kept
+        for k, kept in enumerate(training_parts(channel)):
             own[-1].append(_ensemble(kept, plan.look_backs, rule, np.float32).astype(np.float32))
+            residuals[channel, k] = kept.residual(own[-1][-1])
+    # the moments are made a second time: keeping them for all channels would take memory for each
+    pooled: list[_Problem | None] = [None] * rule.folds
+    shares = _pooling_shares(residuals, rule)
+    for channel in range(history.channels):
+        for k, kept in enumerate(training_parts(channel)):
+            so_far, kept = pooled[k], kept * shares[channel, k]
+            pooled[k] = kept if so_far is None else so_far + kept
     shared = [_ensemble(total, plan.look_backs, rule, np.float32).astype(np.float32) for total in pooled if total]
     pooled.clear()
 
@@ -259,6 +278,15 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
                     squared = held.energy - agreement[a] - agreement[b] + overlap
                     errors[channel, k, :, a, b] = squared @ members / (stop - start)
     return errors, naive
+
+
+def _pooling_shares(residuals: np.ndarray, rule: AutoRule) -> np.ndarray:
+    """Weights in the shared ensemble, of the shape of ``residuals (C, ...)``: 1 up to ``noisy`` times the median over
+    the channels that move, and as the inverse of the residual above it."""
+    columns = residuals.reshape(len(residuals), -1).T
+    limit = np.array([rule.noisy * np.median(column[column > 0]) if (column > 0).any() else 0.0 for column in columns])
+    limits = np.broadcast_to(limit.reshape(residuals.shape[1:]), residuals.shape)
+    return np.divide(limits, residuals, out=np.ones(residuals.shape), where=residuals > limits)
 
 
 def _own_weights(errors: np.ndarray, repeat: np.ndarray, rule: AutoRule) -> np.ndarray:
@@ -309,12 +337,22 @@ def _refit(history: History, plan: _Plan, own: np.ndarray, rule: AutoRule) -> Li
     steps = np.arange(plan.horizon)
     group = np.searchsorted(plan.borders, steps, side="right")
     weights = np.zeros((history.channels, plan.look_back, plan.horizon))
-    pooled: _Problem | None = None
-    for channel, series in enumerate(history.values.T):
-        problem = _problem(window_moments(series, plan.look_back, plan.horizon, 0, plan.windows), plan, steps)
-        pooled = problem if pooled is None else pooled + problem
-        weights[channel] = own[channel, group] * _ensemble(problem, plan.look_backs, rule, np.float64)
-    if pooled is not None and history.channels > 1:
+
+    def problem(channel: int) -> _Problem:
+        moments = window_moments(history.values[:, channel], plan.look_back, plan.horizon, 0, plan.windows)
+        return _problem(moments, plan, steps)
+
+    residuals = np.empty(history.channels)
+    for channel in range(history.channels):
+        found = problem(channel)
+        ensemble = _ensemble(found, plan.look_backs, rule, np.float64)
+        residuals[channel] = found.residual(ensemble)
+        weights[channel] = own[channel, group] * ensemble
+    if history.channels > 1:
+        shares = _pooling_shares(residuals, rule)
+        pooled = problem(0) * shares[0]
+        for channel in range(1, history.channels):
+            pooled += problem(channel) * shares[channel]
         weights += (1.0 - own[:, None, group]) * _ensemble(pooled, plan.look_backs, rule, np.float64)
     return _prior_map(plan, weights)
 

@@ -1,0 +1,109 @@
+"""How often a word at an edge of a recording is detected, and false alarms in sounds that are no speech.
+
+    manyheads kws train arabic-spotter --seeds 1 2 3 --root runs
+    python benchmarks/kws_ends.py runs --csv benchmarks/results/kws_ends.csv
+
+A test clip of each of 40 draws is cut to its speech and put into two seconds of white noise: in the middle, at the very
+start, or at the very end, where the recording ends with the word. The noise either lies under the word too, or only
+around it. Each row of the file is one place and one level of noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyheads.kws import KeywordSpotter, read_sound
+from manyheads.kws.commands import clips_of_part
+from manyheads.kws.tape import extent
+from manyheads.kws.trained import NAME
+from manyheads.lab.files import write_csv
+
+WORDS, SECONDS = 40, 30
+PLACES = ("in the middle", "at the very start", "at the very end")
+
+
+def words(spotter: KeywordSpotter) -> list[tuple[str, np.ndarray]]:
+    """Label and speech of ``WORDS`` clips of the test part, spread over speakers and words."""
+    clips = [clip for clip in clips_of_part("arabic", "test") if clip.label in spotter.keywords]
+    chosen = np.random.default_rng(0).permutation(len(clips))[:WORDS]
+    found = []
+    for clip in (clips[index] for index in chosen):
+        samples = read_sound(clip.path, spotter.sample_rate).samples
+        start, stop = extent(samples, spotter.sample_rate)
+        found.append((clip.label, samples[start:stop]))
+    return found
+
+
+def recordings(word: np.ndarray, rate: int, level: float, under: bool, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The word at each place."""
+    around = 2 * rate
+    for place, lead, trail in zip(PLACES, (around, 0, around), (around, around, 0), strict=True):
+        noise = level * np.random.default_rng(seed).standard_normal(lead + len(word) + trail)
+        if not under:
+            noise[lead : lead + len(word)] = 0.0
+        noise[lead : lead + len(word)] += word
+        yield place, noise.clip(-1, 1).astype(np.float32)
+
+
+def sounds(rate: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Half a minute each of a melody of decaying tones and of bursts of white noise."""
+    random, t, note = np.random.default_rng(0), np.arange(rate // 2) / rate, rate // 2
+    melody = [
+        sum(np.sin(2 * np.pi * f * h * t) / h for h in range(1, 6)) * 0.2 * np.exp(-4.0 * t)
+        for f in 110.0 * 2.0 ** (random.integers(0, 36, 2 * SECONDS) / 12)
+    ]
+    yield "melody", np.concatenate(melody).clip(-1, 1).astype(np.float32)
+    long = 0.1 * random.standard_normal(2 * SECONDS * note)
+    yield "bursts of noise", (long * (np.arange(len(long)) // note % 2)).astype(np.float32)
+
+
+def counts(path: Path) -> dict[tuple[str, float | str, str], int]:
+    """Detected words of ``WORDS`` for each place, level and kind of noise; false alarms for each sound."""
+    spotter = KeywordSpotter.load(path)
+    found: dict[tuple[str, float | str, str], int] = {}
+    for seed, (label, word) in enumerate(words(spotter)):
+        for level in (0.0005, 0.002, 0.01):
+            for under in (True, False):
+                for place, samples in recordings(word, spotter.sample_rate, level, under, seed):
+                    key = (place, level, "under the word too" if under else "around the word")
+                    found[key] = found.get(key, 0) + any(d.label == label for d in spotter.detect(samples))
+    for name, samples in sounds(spotter.sample_rate):
+        found[name, "", f"{SECONDS} s"] = len(spotter.detect(samples))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the folder in which the spotter was trained, with any number of seeds")
+    parser.add_argument("--csv", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    each = [counts(path) for path in sorted(asked.runs.glob(f"arabic-spotter/*/seed-*/{NAME}"))]
+    rows: list[dict[str, Any]] = []
+    for place, level, noise in each[0]:
+        values = [one[place, level, noise] for one in each]
+        rows.append(
+            {
+                "place_or_sound": place,
+                "noise_rms": level,
+                "noise": noise,
+                "of": WORDS if level != "" else "",
+                "mean": f"{fmean(values):.2f}",
+                "sd": f"{stdev(values):.2f}" if len(values) > 1 else "",
+                "values": " ".join(map(str, values)),
+                "command": "python benchmarks/kws_ends.py benchmarks/runs/ends",
+            }
+        )
+        print(rows[-1], flush=True)
+    write_csv(asked.csv, rows)
+
+
+if __name__ == "__main__":
+    main()
