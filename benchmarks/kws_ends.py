@@ -1,4 +1,4 @@
-"""How often a word at an edge of a recording is detected, and false alarms in sounds that are no speech.
+"""Detections of words at the edges of a recording, and false alarms in sounds without speech.
 
     manyheads kws train arabic-spotter --seeds 1 2 3 --root runs
     python benchmarks/kws_ends.py runs --csv benchmarks/results/kws_ends.csv
@@ -85,7 +85,10 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    each = [counts(path) for path in sorted(asked.runs.glob(f"arabic-spotter/*/seed-*/{NAME}"))]
+    spotters = sorted(asked.runs.glob(f"arabic-spotter/*/seed-*/{NAME}"))
+    if not spotters:
+        parser.error(f"{asked.runs}: found no trained arabic-spotter: train one (see the top of this file)")
+    each = [counts(path) for path in spotters]
     rows: list[dict[str, Any]] = []
     for place, level, noise in each[0]:
         values = [one[place, level, noise] for one in each]
@@ -98,7 +101,7 @@ def main() -> None:
                 "mean": f"{fmean(values):.2f}",
                 "sd": f"{stdev(values):.2f}" if len(values) > 1 else "",
                 "values": " ".join(map(str, values)),
-                "command": "python benchmarks/kws_ends.py benchmarks/runs/ends",
+                "command": f"python benchmarks/kws_ends.py {asked.runs}",
             }
         )
         print(rows[-1], flush=True)

@@ -1,4 +1,4 @@
-"""The background noise of a stream: its quietest quarter of a second so far, repeated after the end of the stream."""
+"""Background noise of a stream: the quietest window so far, repeated after the end of the stream."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-FRAMES = 25  # of the window
-BELOW = 1.0  # neper (4.3 dB) of mean log energy below the loudest window: nearer to it, the window may be speech
+FRAMES = 25  # of the window: a quarter of a second at a hop of 10 ms
+# of mean natural log energy (4.3 dB) below the loudest window: a window nearer to it may be speech
+BELOW = 1.0
 
 
 class BackgroundState(NamedTuple):
