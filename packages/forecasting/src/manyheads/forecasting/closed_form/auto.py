@@ -32,7 +32,7 @@ the number of windows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -246,15 +246,7 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
         for k, kept in enumerate(training_parts(channel)):
             own[-1].append(_ensemble(kept, plan.look_backs, rule, np.float32).astype(np.float32))
             residuals[channel, k] = kept.residual(own[-1][-1])
-    # the moments are made a second time: keeping them for all channels would take memory for each
-    pooled: list[_Problem | None] = [None] * rule.folds
-    shares = _pooling_shares(residuals, rule)
-    for channel in range(history.channels):
-        for k, kept in enumerate(training_parts(channel)):
-            so_far, kept = pooled[k], kept * shares[channel, k]
-            pooled[k] = kept if so_far is None else so_far + kept
-    shared = [_ensemble(total, plan.look_backs, rule, np.float32).astype(np.float32) for total in pooled if total]
-    pooled.clear()
+    shared = own[0] if history.channels == 1 else _shared_ensembles(training_parts, residuals, plan, rule)
 
     groups = len(plan.borders)
     errors = np.empty((history.channels, rule.folds, groups, 2, 2))
@@ -278,6 +270,20 @@ def _cross_validate(history: History, plan: _Plan, rule: AutoRule) -> tuple[np.n
                     squared = held.energy - agreement[a] - agreement[b] + overlap
                     errors[channel, k, :, a, b] = squared @ members / (stop - start)
     return errors, naive
+
+
+def _shared_ensembles(
+    training_parts: Callable[[int], Iterator[_Problem]], residuals: np.ndarray, plan: _Plan, rule: AutoRule
+) -> list[np.ndarray]:
+    """The shared ensemble of each fold. The moments are made a second time: to keep them takes memory per channel."""
+    channels, folds = residuals.shape
+    pooled: list[_Problem | None] = [None] * folds
+    shares = _pooling_shares(residuals, rule)
+    for channel in range(channels):
+        for k, part in enumerate(training_parts(channel)):
+            so_far, weighted = pooled[k], part * shares[channel, k]
+            pooled[k] = weighted if so_far is None else so_far + weighted
+    return [_ensemble(total, plan.look_backs, rule, np.float32).astype(np.float32) for total in pooled if total]
 
 
 def _pooling_shares(residuals: np.ndarray, rule: AutoRule) -> np.ndarray:
