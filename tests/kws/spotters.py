@@ -25,6 +25,15 @@ def babble(seconds: float, seed: int = 0, sample_rate: int = 8000) -> np.ndarray
     return (0.15 * loudness * tone + 0.02 * random.standard_normal(count)).astype(np.float32)
 
 
+def sweep(seconds: float, sample_rate: int = 8000) -> np.ndarray:
+    """A tone of one loudness whose frequency goes up and down, in a little noise."""
+    count = round(seconds * sample_rate)
+    t = np.arange(count) / sample_rate
+    tone = np.sin(2 * np.pi * np.cumsum(900 + 600 * np.sin(9 * t)) / sample_rate)
+    noise = np.random.default_rng(2).standard_normal(count)
+    return (0.1 * tone + 0.03 * noise).astype(np.float32)
+
+
 def small_spotter(*, rule: Rule | None = None, streams: int = 1, surround: Surround | None = None, **config):
     """``config`` as for :class:`LMUFormerConfig`."""
     torch.manual_seed(3)
