@@ -78,13 +78,16 @@ def samples_of(
 ) -> Tensor:
     """A chunk as ``(streams, N)`` float32.
 
-    Raises :class:`ArgumentError` for another rate or shape, samples that are not finite, floats far beyond [-1, 1].
+    Raises :class:`ArgumentError` for another rate or shape, samples that are masked or not finite, floats far beyond
+    [-1, 1].
     """
     if sample_rate is not None and sample_rate != expected_rate:
         raise ArgumentError(
             f"chunk: found {sample_rate} Hz, expected {expected_rate} Hz: resample it, or read the file with "
             "manyheads.kws.read_sound, which does"
         )
+    if np.ma.is_masked(chunk):
+        raise ArgumentError("chunk: found an array with masked samples, expected all of them: fill it with .filled(0)")
     try:
         array = np.asarray(chunk)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged rows, tensors that numpy has no dtype for
