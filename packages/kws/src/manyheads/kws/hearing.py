@@ -1,4 +1,4 @@
-"""What a spotter hears and says: samples of a chunk, the state of a stream, scores, predictions."""
+"""Input and output of a keyword spotter: samples of a chunk, the state of a stream, scores, predictions."""
 
 from __future__ import annotations
 

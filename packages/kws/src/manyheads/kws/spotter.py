@@ -187,7 +187,7 @@ class KeywordSpotter:
             sample_rate: that of the chunk, if it is known; checked.
 
         Raises:
-            ArgumentError: another shape or rate, samples that are not finite, floats far beyond [-1, 1].
+            ArgumentError: another shape or rate, samples that are masked or not finite, floats far beyond [-1, 1].
 
         Warns :class:`RejectionWarning`, once, for a network that has no label but keywords.
         """
