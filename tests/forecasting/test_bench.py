@@ -130,7 +130,7 @@ def test_fit_predict_and_backtest_from_a_file(capsys, tmp_path, hourly, monkeypa
     hourly.to_csv("my.csv", index=False)
     code, out, _ = run(capsys, "fit", "my.csv", "--horizon", 24, "--out", "f.safetensors", "--report", "fit.html")
     assert code == 0
-    assert "my: 400 rows, 2 channels, season 24" in out
+    assert "my: 400 rows, 2 series (a, b), season 24" in out
     assert "next: manyheads forecasting predict f.safetensors" in out
     assert (tmp_path / "fit.html").read_text().count("<img ") == 3
     code, out, _ = run(capsys, "predict", "f.safetensors", "--out", "f.csv", "--plot", "f.png", "--channel", "a")

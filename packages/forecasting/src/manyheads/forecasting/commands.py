@@ -14,7 +14,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.frames import Reading, read_panels
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series import Panel, collected_warnings
-from manyheads.forecasting.tables import Columns
+from manyheads.forecasting.tables import Columns, listed
 from manyheads.lab.command import Outcome
 from manyheads.lab.files import check_suffix, write_atomically, write_figure
 from manyheads.lab.install import missing
@@ -275,8 +275,8 @@ def _described(forecaster: Forecaster) -> list[dict]:
 def _panel_line(panel: dict) -> str:
     coverage = ", ".join(f"{share:.1%} of {level}" for level, share in panel["coverage"].items()) or "not known"
     return (
-        f"{panel['name']}: {panel['rows']} rows, {len(panel['channels'])} channels, season {panel['season']}, "
-        f"look-back {panel['look_back']}; measured coverage: {coverage}"
+        f"{panel['name']}: {panel['rows']} rows, {len(panel['channels'])} series ({listed(panel['channels'])}), "
+        f"season {panel['season']}, look-back {panel['look_back']}; measured coverage: {coverage}"
     )
 
 
