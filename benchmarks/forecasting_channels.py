@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.forecasting import Forecaster, Panel
-from manyheads.forecasting.series import collected_warnings
-from manyheads.lab.files import write_csv
+from manyheads.forecasting.series.panels import collected_warnings
+from manyheads.lab.data.files import write_csv
 
 HORIZON, SEASON = 24, 24
 

@@ -17,8 +17,8 @@ import pandas as pd
 from scipy.stats import norm
 
 from manyheads.forecasting import Forecaster, Panel
-from manyheads.forecasting.series import collected_warnings
-from manyheads.lab.files import write_csv
+from manyheads.forecasting.series.panels import collected_warnings
+from manyheads.lab.data.files import write_csv
 
 # (rows, horizon, season): monthly, quarterly, yearly, daily
 SIZES = ((36, 12, 12), (48, 12, 12), (60, 12, 12), (100, 12, 12), (150, 12, 12), (300, 12, 12))

@@ -27,19 +27,19 @@ from onnxruntime import quantization
 from run import machine
 
 from manyheads.kws import KeywordSpotter
-from manyheads.kws.clips import clips_of
-from manyheads.kws.evaluate import ClipResults
-from manyheads.kws.export import StepRunner, export_step, narrow
-from manyheads.kws.exported import evaluate_step
+from manyheads.kws.audio.clips import clips_of
+from manyheads.kws.evaluation.clip_accuracy import ClipResults
+from manyheads.kws.export.comparison import evaluate_step
+from manyheads.kws.export.formats import StepRunner, export_step, narrow
 from manyheads.kws.models import published
-from manyheads.lab.files import write_csv
-from manyheads.lab.onnx_files import int8_products
-from manyheads.recsys.data import adult_table
-from manyheads.recsys.metrics import auc
-from manyheads.recsys.recommender import Recommender
+from manyheads.lab.data.files import write_csv
+from manyheads.lab.data.onnx_files import int8_products
+from manyheads.recsys.datasets.splits import adult_table
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.ranker import NETWORK, Ranker, small_name
 from manyheads.recsys.serving.timing import take_turns
+from manyheads.recsys.training.metrics import auc
+from manyheads.recsys.training.recommender import Recommender
 
 RESULT = Path(__file__).parent / "results" / "int8.csv"
 FORMS: dict[str, dict[str, Any]] = {

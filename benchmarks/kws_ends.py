@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from manyheads.kws import KeywordSpotter, read_sound
-from manyheads.kws.commands import clips_of_part
-from manyheads.kws.tape import extent
-from manyheads.kws.trained import NAME
-from manyheads.lab.files import write_csv
+from manyheads.kws.audio.recordings import extent
+from manyheads.kws.commands.evaluate import clips_of_part
+from manyheads.kws.training.trained import NAME
+from manyheads.lab.data.files import write_csv
 
 WORDS, SECONDS = 40, 30
 PLACES = ("in the middle", "at the very start", "at the very end")

@@ -30,11 +30,11 @@ import torch
 from kws_reference import Reference
 from torch.nn import functional
 
-from manyheads.kws.export import StepRunner, export_clip, export_step, quantise
-from manyheads.kws.features import Features, LogMel, RunningMean
+from manyheads.kws.audio.features import Features, LogMel, RunningMean
+from manyheads.kws.export.formats import StepRunner, export_clip, export_step, quantise
 from manyheads.kws.models import published
 from manyheads.kws.models.staged import Staged
-from manyheads.lab.files import write_csv
+from manyheads.lab.data.files import write_csv
 
 RESULT = Path(__file__).parent / "results" / "kws_speed.csv"
 BINS, WORDS, CLIPS, FRAMES = 128, tuple(f"word{n}" for n in range(35)), 32, 128

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core import create
-from manyheads.lab.files import write_csv
+from manyheads.lab.data.files import write_csv
 
 RESULT = Path(__file__).parent / "results" / "peers.csv"
 DIM, HEADS = 128, 4

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from manyheads.lab.experiment import Report
-from manyheads.lab.files import write_csv
-from manyheads.lab.storage import load_model
-from manyheads.recsys.calibration import calibrate, sigmoid
-from manyheads.recsys.experiments import experiments
-from manyheads.recsys.metrics import ece, log_loss
-from manyheads.recsys.train import predict_logits
+from manyheads.lab.data.files import write_csv
+from manyheads.lab.data.storage import load_model
+from manyheads.lab.training.report import Report
+from manyheads.recsys.training.calibration import calibrate, sigmoid
+from manyheads.recsys.training.experiments import experiments
+from manyheads.recsys.training.metrics import ece, log_loss
+from manyheads.recsys.training.objective import predict_logits
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from manyheads.lab.experiment import Report
-from manyheads.lab.files import write_csv
-from manyheads.recsys.experiments import experiments
-from manyheads.recsys.explain import Explanation, explain, rank_correlation, upper
-from manyheads.recsys.metrics import auc
-from manyheads.recsys.recommender import Recommender
-from manyheads.recsys.synthetic import Synthetic
+from manyheads.lab.data.files import write_csv
+from manyheads.lab.training.report import Report
+from manyheads.recsys.datasets.synthetic import Synthetic
+from manyheads.recsys.explain.explanation import Explanation, explain, rank_correlation, upper
+from manyheads.recsys.training.experiments import experiments
+from manyheads.recsys.training.metrics import auc
+from manyheads.recsys.training.recommender import Recommender
 
 
 def views(found: Explanation) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manyheads.lab.files import write_csv
+from manyheads.lab.data.files import write_csv
 
 IDS, NUMBERS, GROUP = 4, 40, 20_000  # columns of each kind, rows of a row group
 MB = 1 << 20
@@ -56,11 +56,11 @@ def write(path: Path, size: int) -> int:
 
 def train(folder: Path) -> dict[str, float]:
     """One epoch of a logistic regression; only called under the limit."""
-    from manyheads.lab.experiment import Budget, Experiment
-    from manyheads.lab.train import train_model
+    from manyheads.lab.training.experiment import Budget, Experiment
+    from manyheads.lab.training.loop import train_model
+    from manyheads.recsys.datasets.parquet_stream import StreamedTable
     from manyheads.recsys.models import config_of
-    from manyheads.recsys.stream import StreamedTable
-    from manyheads.recsys.train import LogLoss
+    from manyheads.recsys.training.objective import LogLoss
 
     held = str(folder / "held.parquet")
     data = StreamedTable(str(folder / "train.parquet"), held, held, ("clicked",), buffer=GROUP)
@@ -92,7 +92,7 @@ def main() -> None:
         print(json.dumps({**metrics, "peak_mb": peak, "cpu_s": time.process_time()}))
         return
     if asked.read is not None:
-        from manyheads.recsys.tables import read_table
+        from manyheads.recsys.features.tables import read_table
 
         try:
             read_table(asked.read)

@@ -22,14 +22,14 @@ import lightgbm
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from manyheads.lab.experiment import Splits
-from manyheads.lab.files import write_csv
-from manyheads.recsys.baselines import Design
-from manyheads.recsys.data import Adult, Frappe, MovieLens
-from manyheads.recsys.experiments import SEEDS
-from manyheads.recsys.layout import Rows
-from manyheads.recsys.metrics import all_metrics, auc
-from manyheads.recsys.synthetic import Synthetic
+from manyheads.lab.data.files import write_csv
+from manyheads.lab.training.experiment import Splits
+from manyheads.recsys.datasets.splits import Adult, Frappe, MovieLens
+from manyheads.recsys.datasets.synthetic import Synthetic
+from manyheads.recsys.features.layout import Rows
+from manyheads.recsys.training.baselines import Design
+from manyheads.recsys.training.experiments import SEEDS
+from manyheads.recsys.training.metrics import all_metrics, auc
 
 SETS = {"frappe-x1r": Frappe(), "ml-100k-time": MovieLens("time"), "adult": Adult(), "synthetic": Synthetic()}
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

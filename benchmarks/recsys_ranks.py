@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from manyheads.lab.experiment import Report
-from manyheads.lab.files import write_csv, write_figure
-from manyheads.recsys.data import movielens_table
-from manyheads.recsys.recommender import Recommender
+from manyheads.lab.data.files import write_csv, write_figure
+from manyheads.lab.training.report import Report
+from manyheads.recsys.datasets.splits import movielens_table
+from manyheads.recsys.features.tables import split_rows
 from manyheads.recsys.serving.compress import draw, search_rank
-from manyheads.recsys.tables import split_rows
+from manyheads.recsys.training.recommender import Recommender
 
 
 def main() -> None:

@@ -23,15 +23,15 @@ import pandas as pd
 import torch
 from run import machine
 
-from manyheads.lab.files import write_csv
-from manyheads.recsys.calibration import Calibration
-from manyheads.recsys.encoder import Encoder
-from manyheads.recsys.features import FeatureSpec, Field
-from manyheads.recsys.labels import Labels
+from manyheads.lab.data.files import write_csv
+from manyheads.recsys.features.encoder import Encoder
+from manyheads.recsys.features.labels import Labels
+from manyheads.recsys.features.spec import FeatureSpec, Field
 from manyheads.recsys.models import config_of
-from manyheads.recsys.recommender import Recommender
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.ranker import Ranker
+from manyheads.recsys.training.calibration import Calibration
+from manyheads.recsys.training.recommender import Recommender
 
 RESULT = Path(__file__).parent / "results" / "recsys_serving.csv"
 FIELDS, VALUES, SHARED, WIDTH, HEADS, EXPANSION = 31, 1000, 23, 64, 4, 2

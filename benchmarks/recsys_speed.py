@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from manyheads.lab.files import write_csv
-from manyheads.recsys.experiments import frappe_experiment
+from manyheads.lab.data.files import write_csv
+from manyheads.recsys.training.experiments import frappe_experiment
 
 FUXICTR = 8.1  # CPU seconds an epoch and validation
 

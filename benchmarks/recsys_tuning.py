@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from manyheads.lab.experiment import DataConfig, Experiment, Splits, find_experiment, run
-from manyheads.lab.files import write_csv
-from manyheads.recsys.experiments import experiments, frappe_experiment
+from manyheads.lab.data.files import write_csv
+from manyheads.lab.training.experiment import DataConfig, Experiment, Splits, find_experiment
+from manyheads.lab.training.run import run
 from manyheads.recsys.models import MODELS, config_of
+from manyheads.recsys.training.experiments import experiments, frappe_experiment
 
 SEED = 2021
 GRIDS: dict[str, list[dict[str, Any]]] = {

@@ -17,7 +17,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from manyheads.lab.files import write_csv
+from manyheads.lab.data.files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 BENCH = "manyheads forecasting bench"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from manyheads.core.registry import LAYERS, Entry
-from manyheads.lab.files import write_atomically, write_figure
-from manyheads.lab.show import DIM, draw, view_layer
+from manyheads.lab.data.files import write_atomically, write_figure
+from manyheads.lab.reporting.mixing_picture import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "layers"

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manyheads.forecasting.catalogue import datasets
-from manyheads.lab.data import find, where
+from manyheads.forecasting.datasets.catalogue import datasets
+from manyheads.lab.data.registry import find, where
 
 
 @pytest.fixture

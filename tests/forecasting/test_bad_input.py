@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting.frames import Columns, Reading, read_panels
-from manyheads.lab.cli import main
+from manyheads.forecasting.series.frames import Columns, Reading, read_panels
+from manyheads.lab.cli.main import main
 
 
 def text(rows=200, **cells):

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.forecasting import plots
-from manyheads.forecasting.bench import Row, as_table, choose_sets, run_bench
-from manyheads.forecasting.bench_report import best_cells, summary_rows, table_rows
+from manyheads.forecasting.evaluation import plots
+from manyheads.forecasting.evaluation.bench import Row, as_table, choose_sets, run_bench
+from manyheads.forecasting.evaluation.bench_page import best_cells, summary_rows, table_rows
 from manyheads.forecasting.models.linear_map import LinearMap
-from manyheads.lab.cli import main
+from manyheads.lab.cli.main import main
 
 
 def run(capsys, *words):

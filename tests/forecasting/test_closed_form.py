@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.forecasting.closed_form.auto import AutoRule, fit_auto
-from manyheads.forecasting.closed_form.error import gram_mse, gram_mse_by_step
-from manyheads.forecasting.closed_form.hankel import window_moments, with_deviation
-from manyheads.forecasting.closed_form.normal_equations import moving_average
-from manyheads.forecasting.closed_form.ridge import fit_ridge, fit_ridges
-from manyheads.forecasting.data import history, load_set, standardise
+from manyheads.forecasting.datasets.benchmark_sets import history, load_set, standardise
 from manyheads.forecasting.models import fit_models
+from manyheads.forecasting.models.closed_form.auto import AutoRule, fit_auto
+from manyheads.forecasting.models.closed_form.error import gram_mse, gram_mse_by_step
+from manyheads.forecasting.models.closed_form.hankel import window_moments, with_deviation
+from manyheads.forecasting.models.closed_form.normal_equations import moving_average
+from manyheads.forecasting.models.closed_form.ridge import fit_ridge, fit_ridges
 from manyheads.forecasting.models.linear_map import LinearMap
-from manyheads.forecasting.series import History
-from manyheads.forecasting.windows import score
+from manyheads.forecasting.series.panels import History
+from manyheads.forecasting.training.scoring import score
 
 FORMS = ("linear", "nlinear", "dlinear", "rlinear")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from manyheads.core.errors import DataError, UnknownNameError
-from manyheads.forecasting import data
-from manyheads.forecasting.catalogue import datasets
-from manyheads.forecasting.data import SENTINEL, benchmark_split, history, load_set, standardise
-from manyheads.forecasting.published import horizons_of, published_mse
+from manyheads.forecasting.datasets import benchmark_sets as data
+from manyheads.forecasting.datasets.benchmark_sets import SENTINEL, benchmark_split, history, load_set, standardise
+from manyheads.forecasting.datasets.catalogue import datasets
+from manyheads.forecasting.training.published import horizons_of, published_mse
 
 SHAPES = {
     "ETTh1": (17420, 7),

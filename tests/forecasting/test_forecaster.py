@@ -9,18 +9,18 @@ from matplotlib.patches import Rectangle
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
 from manyheads.forecasting import Forecaster, Panel, fit_ridge
-from manyheads.forecasting.conformal import (
+from manyheads.forecasting.estimator.conformal import (
     calibrate,
     calibration_origins,
     pooled_quantiles,
     quantiles,
     windows_needed,
 )
+from manyheads.forecasting.evaluation.plots import forecast_fan
 from manyheads.forecasting.models.linear_map import LinearMap
-from manyheads.forecasting.plots import forecast_fan
-from manyheads.forecasting.series import History, Scaler
+from manyheads.forecasting.series.panels import History, Scaler
 
-pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.panels.FitWarning")
 
 
 def repeat_map(horizon):
@@ -200,7 +200,7 @@ def test_a_saved_forecaster_says_the_same(hourly, tmp_path):
 
 
 def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
-    from manyheads.forecasting.frames import Columns, Reading
+    from manyheads.forecasting.series.frames import Columns, Reading
 
     renamed = hourly.rename(columns={"ds": "when"})
     reading = Reading(Columns(time="when"), season=12, missing=-1.0, fill="interpolate", drop=("b",))

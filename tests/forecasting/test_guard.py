@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from manyheads.forecasting import Forecaster, Panel
-from manyheads.forecasting.closed_form.auto import RULE, AutoRule, _guard, _pooling_shares, fit_auto
-from manyheads.forecasting.series import History, collected_warnings
+from manyheads.forecasting.models.closed_form.auto import RULE, AutoRule, _guard, _pooling_shares, fit_auto
+from manyheads.forecasting.series.panels import History, collected_warnings
 
 
 def test_a_channel_that_stands_still_in_a_fold_leaves_the_others_their_model():

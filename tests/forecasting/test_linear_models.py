@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.forecasting.closed_form.normal_equations import moving_average
-from manyheads.forecasting.experiments import experiments, linear_experiment, recipe
 from manyheads.forecasting.models import MODELS, fit_model
+from manyheads.forecasting.models.closed_form.normal_equations import moving_average
 from manyheads.forecasting.models.linear import LinearForecaster
-from manyheads.forecasting.series import History
-from manyheads.forecasting.train import HistoryWindows, Windows, history_splits
-from manyheads.lab.experiment import find_experiment
+from manyheads.forecasting.series.panels import History
+from manyheads.forecasting.training.experiments import experiments, linear_experiment, recipe
+from manyheads.forecasting.training.windows import HistoryWindows, Windows, history_splits
+from manyheads.lab.training.experiment import find_experiment
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_gradient_descent_finds_what_the_closed_form_finds(hourly):
     assert np.abs(trained.forecast(probe) - exact.forecast(probe)).max() < 0.35
 
 
-@pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
+@pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.panels.FitWarning")
 def test_every_model_fits_and_forecasts(hourly):
     values = hourly[["a", "b"]].to_numpy()
     history = History((values - values.mean(0)) / values.std(0), 320, 24)

@@ -8,15 +8,15 @@ import pytest
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster
-from manyheads.forecasting.commands import mase
-from manyheads.forecasting.frames import read_panels
-from manyheads.lab.cli import main
+from manyheads.forecasting.commands.tables import mase
+from manyheads.forecasting.series.frames import read_panels
+from manyheads.lab.cli.main import main
 
 STAMPS = pd.date_range("2024-01-01", periods=300, freq="h")
 RNG = np.random.default_rng(0)
 SERIES = {name: RNG.normal(size=300).cumsum() for name in ("a", "b", "c")}
 
-pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.panels.FitWarning")
 
 
 def rows(name, start, stop):

@@ -10,7 +10,7 @@ import pytest
 
 from manyheads.forecasting import Forecaster
 from manyheads.forecasting.models import MODELS
-from manyheads.forecasting.series import FitWarning, Scaler, collected_warnings, constant_channels
+from manyheads.forecasting.series.panels import FitWarning, Scaler, collected_warnings, constant_channels
 
 CLOSED = (
     "closed-form-auto",

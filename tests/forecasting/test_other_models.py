@@ -14,13 +14,14 @@ from torch import nn
 from manyheads.core.errors import ArgumentError
 from manyheads.forecasting import Forecaster, Panel
 from manyheads.forecasting.models import MODELS, ModelSpec, fit_model
-from manyheads.forecasting.series import History, Scaler
-from manyheads.forecasting.train import ModuleForecast, SetWindows, SquaredError
-from manyheads.forecasting.windows import score
-from manyheads.lab.experiment import Budget, Experiment, Optimiser
-from manyheads.lab.train import train_model
+from manyheads.forecasting.series.panels import History, Scaler
+from manyheads.forecasting.training.scoring import score
+from manyheads.forecasting.training.windows import ModuleForecast, SetWindows, SquaredError
+from manyheads.lab.training.experiment import Budget, Experiment
+from manyheads.lab.training.loop import train_model
+from manyheads.lab.training.optimisers import Optimiser
 
-pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.FitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.panels.FitWarning")
 
 
 @dataclass(frozen=True)

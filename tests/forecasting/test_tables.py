@@ -15,9 +15,9 @@ import pytest
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster
-from manyheads.forecasting.frames import Columns, Reading, read_panels
-from manyheads.forecasting.frequencies import axis, recognise, same_frequency, season_of
-from manyheads.forecasting.series import FitWarning
+from manyheads.forecasting.series.frames import Columns, Reading, read_panels
+from manyheads.forecasting.series.frequencies import axis, recognise, same_frequency, season_of
+from manyheads.forecasting.series.panels import FitWarning
 
 HOURS = pd.date_range("2024-01-01", periods=60, freq="h")
 VALUES = np.arange(60.0) ** 2 % 17

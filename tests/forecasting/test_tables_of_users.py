@@ -10,9 +10,9 @@ import pytest
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster, Panel
-from manyheads.forecasting.frames import Columns, Reading, read_panels
-from manyheads.forecasting.series import FitWarning
-from manyheads.lab.cli import main
+from manyheads.forecasting.series.frames import Columns, Reading, read_panels
+from manyheads.forecasting.series.panels import FitWarning
+from manyheads.lab.cli.main import main
 
 DAYS = pd.date_range("2024-01-01", periods=60)
 VALUES = np.arange(60.0) ** 2 % 17

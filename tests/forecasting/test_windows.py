@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting import windows
-from manyheads.forecasting.bench import run_bench
+from manyheads.forecasting.evaluation.bench import run_bench
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.models.naive import fit_naive
-from manyheads.forecasting.series import History
-from manyheads.forecasting.windows import count_windows, score
+from manyheads.forecasting.series.panels import History
+from manyheads.forecasting.training import scoring as windows
+from manyheads.forecasting.training.scoring import count_windows, score
 
 
 def loop_errors(model, values, first, last, count=None):

@@ -48,7 +48,7 @@ def audio(folder: Path) -> Trial:
     """Sound files: what is read has finite samples, and no more of them than its bytes can hold."""
     import numpy as np
 
-    from manyheads.kws.audio import Sound, read_sound
+    from manyheads.kws.audio.reading import Sound, read_sound
     from tests.fuzz.audio import damaged
 
     def try_one(seed: int) -> tuple[str, str]:

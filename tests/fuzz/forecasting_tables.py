@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ManyheadsError
-from manyheads.forecasting.frames import Reading, read_panels
-from manyheads.forecasting.series import collected_warnings
+from manyheads.forecasting.series.frames import Reading, read_panels
+from manyheads.forecasting.series.panels import collected_warnings
 
 Rng = np.random.Generator
 Verdict = Literal["read", "refused", "either"]

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ManyheadsError
-from manyheads.lab.storage import ENTRY, packed, packed_document
+from manyheads.lab.data.storage import ENTRY, packed, packed_document
 
 Rng = np.random.Generator
 Answer = Callable[[Path], Any]  # numbers, or a text of them
@@ -268,8 +268,8 @@ def served(folder: Path) -> tuple[Path, Answer]:
 
 def spec(folder: Path) -> tuple[Path, Answer]:
     """A file that people write by hand, without a digest: damage that keeps it a spec is a spec."""
-    from manyheads.recsys.encoder import Encoder
-    from manyheads.recsys.features import FeatureSpec, infer_spec
+    from manyheads.recsys.features.encoder import Encoder
+    from manyheads.recsys.features.spec import FeatureSpec, infer_spec
     from tests.recsys.served import shop_visits
 
     visits = shop_visits().drop(columns="bought").head(60)
@@ -288,8 +288,8 @@ def spec(folder: Path) -> tuple[Path, Answer]:
 
 def run(folder: Path) -> tuple[Path, Answer]:
     """A run that was stopped between two epochs: its folder is trained to the end."""
-    from manyheads.lab.experiment import Budget
-    from manyheads.lab.experiment import run as train
+    from manyheads.lab.training.experiment import Budget
+    from manyheads.lab.training.run import run as train
     from tests.lab.toy import toy
 
     experiment = toy(budget=Budget(epochs=2, batch_size=8, checkpoint_every=2), seeds=(1, 2))

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ManyheadsError
-from manyheads.recsys.encoder import Arrays, Encoder
-from manyheads.recsys.features import FeatureSpec, infer_spec
+from manyheads.recsys.features.encoder import Arrays, Encoder
+from manyheads.recsys.features.spec import FeatureSpec, infer_spec
 from manyheads.recsys.serving.load import as_json
 from manyheads.recsys.serving.rows import encode_rows
 

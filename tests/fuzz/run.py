@@ -63,7 +63,7 @@ def main() -> int:
         for fault in faults[:20]:
             print(fault, flush=True)
     if chosen.csv is not None:
-        from manyheads.lab.files import write_csv
+        from manyheads.lab.data.files import write_csv
 
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"
         write_csv(chosen.csv, [{**row, "machine": machine, "command": command} for row in rows])
@@ -77,7 +77,7 @@ def shares(count: int) -> dict[str, int]:
 
 def try_area(area: str, first: int, count: int) -> tuple[Counter[str], float, list[str]]:
     """Outcomes of ``count`` inputs, CPU seconds, and a text of each fault."""
-    from manyheads.lab.terminal import progress
+    from manyheads.lab.progress import progress
 
     outcomes: Counter[str] = Counter()
     faults: list[str] = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from manyheads.kws.detection import Rule
-from manyheads.kws.features import Features, LogMel, RunningMean
-from manyheads.kws.hearing import Surround
+from manyheads.kws.audio.features import Features, LogMel, RunningMean
 from manyheads.kws.models import LMUFormerConfig
-from manyheads.kws.spotter import KeywordSpotter
+from manyheads.kws.streaming.detection import Rule
+from manyheads.kws.streaming.spotter import KeywordSpotter
+from manyheads.kws.streaming.stream_state import Surround
 
 LABELS = ("go", "no", "stop", "yes")
 FEATURES = Features(sample_rate=8000, bins=16)

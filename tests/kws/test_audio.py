@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.kws.audio import prepare, read_sound, resample
+from manyheads.kws.audio.reading import prepare, read_sound, resample
 from tests.fuzz.audio import damaged_audio
 
 from .sounds import tone, write
@@ -242,7 +242,7 @@ def test_memory_is_bounded_by_what_is_there(tmp_path, name, content):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    from manyheads.kws import audio
+    from manyheads.kws.audio import reading as audio
 
     write(tmp_path / "a.flac", np.zeros(200_000))
     assert (tmp_path / "a.flac").stat().st_size * 64 < 200_000

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError
-from manyheads.kws.augment import (
+from manyheads.kws.audio.augment import (
     HEAVY,
     LIGHT,
     NONE,
@@ -25,7 +25,7 @@ from manyheads.kws.augment import (
     warped_filterbanks,
     warped_triangles,
 )
-from manyheads.kws.features import FLOOR, Features, mel_triangles
+from manyheads.kws.audio.features import FLOOR, Features, mel_triangles
 
 FEATURES = Features(sample_rate=8000)
 LINES = 129

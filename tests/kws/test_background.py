@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from manyheads.core import state as states
-from manyheads.kws.background import BELOW, FRAMES, background, follow, no_background
+from manyheads.kws.streaming.background import BELOW, FRAMES, background, follow, no_background
 
 BINS = 6
 RANDOM = np.random.default_rng(0)

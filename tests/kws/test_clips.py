@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.kws.clips import clips_of, clips_of_folder, hold_out, labels_of, only, speech_commands
+from manyheads.kws.audio.clips import clips_of, clips_of_folder, hold_out, labels_of, only, speech_commands
 
 from .sounds import WORDS, speech_commands_folder, tone, word_folder, write
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.kws.audio import read_sound
-from manyheads.kws.augment import LIGHT, NONE
-from manyheads.kws.clips import clips_of, speech_commands
-from manyheads.kws.data import ClipSet, Spectra, notes_of, splits_of
-from manyheads.kws.features import Features, LogMel, RunningMean
-from manyheads.kws.sequence import PixelDigits
+from manyheads.kws.audio.augment import LIGHT, NONE
+from manyheads.kws.audio.clips import clips_of, speech_commands
+from manyheads.kws.audio.features import Features, LogMel, RunningMean
+from manyheads.kws.audio.reading import read_sound
+from manyheads.kws.training.data import ClipSet, Spectra, notes_of, splits_of
+from manyheads.kws.training.digit_sequences import PixelDigits
 
 from .sounds import WORDS, speech_commands_folder, tone, word_folder, write
 

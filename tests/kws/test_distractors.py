@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manyheads.kws.distractors import KINDS, LEVEL, distractors
-from manyheads.kws.features import Features
-from manyheads.kws.spotting import OTHER, SpottingSet
+from manyheads.kws.audio.distractors import KINDS, LEVEL, distractors
+from manyheads.kws.audio.features import Features
+from manyheads.kws.training.stream_data import OTHER, SpottingSet
 
 from .sounds import word_folder
 

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.kws.clips import Clip
-from manyheads.kws.detection import Detection, Rule
-from manyheads.kws.evaluate import ClipResults, evaluate_clips
-from manyheads.kws.evaluation import evaluate_spotter, tune_threshold
-from manyheads.kws.misses import det_curve, latency, match, thresholds
-from manyheads.kws.report import write_report
-from manyheads.kws.tape import Spoken, Tape, compose, extent, read_truth, write_tape
+from manyheads.kws.audio.clips import Clip
+from manyheads.kws.audio.recordings import Spoken, Tape, compose, extent, read_truth, write_tape
+from manyheads.kws.evaluation.clip_accuracy import ClipResults, evaluate_clips
+from manyheads.kws.evaluation.det_curve import det_curve, latency, match, thresholds
+from manyheads.kws.evaluation.measures import evaluate_spotter, tune_threshold
+from manyheads.kws.evaluation.page import write_report
+from manyheads.kws.streaming.detection import Detection, Rule
 
 from .spotters import LABELS, babble, small_spotter
 
-pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.spotter.RejectionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.streaming.spotter.RejectionWarning")
 
 
 def drawn_results(seed=0, clips=40):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, DataError, MissingPackageError
-from manyheads.kws import export
+from manyheads.kws.export import formats as export
 from manyheads.kws.models import LMUFormerConfig
-from manyheads.lab import onnx_files
+from manyheads.lab.data import onnx_files
 from tests.integers import integer_products
 from tests.kws.networks import BINS, LABELS, awake, frames
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyheads.core.errors import ArgumentError
-from manyheads.kws.features import Features, LogMel, RunningMean, mel_triangles
+from manyheads.kws.audio.features import Features, LogMel, RunningMean, mel_triangles
 
 # Of the energy of a frame's strongest bin, as the docstring of LogMel promises. Kaldi rounds the mel scale to float32,
 # to 1.2e-4 of a bin's 35 mel and more; a Fourier transform in float32 rounds less.

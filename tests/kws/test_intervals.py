@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.stats import binomtest, poisson
 
-from manyheads.kws.intervals import accuracy_text, poisson_rate, rate_text, share_text, wilson
+from manyheads.kws.evaluation.confidence import accuracy_text, poisson_rate, rate_text, share_text, wilson
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (9, 9), (0, 9), (5, 9), (177, 180), (180, 180)])

@@ -12,11 +12,11 @@ import soundfile
 
 from manyheads.core.errors import MissingPackageError
 from manyheads.kws import domain
-from manyheads.kws.clips import clips_of, labels_of
-from manyheads.kws.listen import chunks_of, microphone
-from manyheads.kws.spotter import KeywordSpotter, RejectionWarning
-from manyheads.lab.command import run_commands
-from manyheads.lab.experiment_commands import experiment_commands, overrides_first
+from manyheads.kws.audio.clips import clips_of, labels_of
+from manyheads.kws.streaming.sources import chunks_of, microphone
+from manyheads.kws.streaming.spotter import KeywordSpotter, RejectionWarning
+from manyheads.lab.cli.command import run_commands
+from manyheads.lab.cli.experiments import experiment_commands, overrides_first
 
 from .spotters import small_spotter
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from manyheads.kws.detection import Detection
-from manyheads.kws.misses import DetCurve, OperatingPoint
-from manyheads.kws.plots import best_points, det, timeline
-from manyheads.kws.tape import Spoken
+from manyheads.kws.audio.recordings import Spoken
+from manyheads.kws.evaluation.det_curve import DetCurve, OperatingPoint
+from manyheads.kws.evaluation.plots import best_points, det, timeline
+from manyheads.kws.streaming.detection import Detection
 
 
 def curve(seed, *, hours=0.1, keywords=180, thresholds=61, most=200):

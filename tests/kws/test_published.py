@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from manyheads.core import create
 from manyheads.core.errors import CheckpointError
-from manyheads.kws.data import ClipBatch
 from manyheads.kws.models import from_reference, published
 from manyheads.kws.models.published import PARAMETERS
-from manyheads.kws.train import clip_scores
+from manyheads.kws.training.data import ClipBatch
+from manyheads.kws.training.objective import clip_scores
 from tests.kws.networks import CONFIGS, LABELS
 
 WORDS = tuple(f"word{n}" for n in range(35))

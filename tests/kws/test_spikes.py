@@ -8,10 +8,10 @@ from torch import nn
 
 from manyheads.core.blocks.causal_convolution import CausalConvolution
 from manyheads.core.errors import ArgumentError
-from manyheads.kws.features import LogMel, RunningMean
+from manyheads.kws.audio.features import LogMel, RunningMean
+from manyheads.kws.evaluation.spikes import ADD_PJ, MAC_PJ, ProductCount, SpikeCount, count_spikes
 from manyheads.kws.models.network import Product
 from manyheads.kws.models.sites import SpikeSite
-from manyheads.kws.spikes import ADD_PJ, MAC_PJ, ProductCount, SpikeCount, count_spikes
 
 from .spotters import FEATURES, babble, small_spotter
 

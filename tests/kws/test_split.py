@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manyheads.kws.clips import Clip, clips_of, hold_out
-from manyheads.kws.split import PARTS, parted, parts_of, separation, speaker_of, split_clips
+from manyheads.kws.audio.clips import Clip, clips_of, hold_out
+from manyheads.kws.audio.split import PARTS, parted, parts_of, separation, speaker_of, split_clips
 
 WORDS = ("go", "stop")
 

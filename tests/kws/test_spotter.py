@@ -13,17 +13,17 @@ import soundfile
 import torch
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
-from manyheads.kws.clips import Clip
-from manyheads.kws.data import ClipSet, splits_of
-from manyheads.kws.detection import Rule, Smoother, Trigger
-from manyheads.kws.features import LogMel, RunningMean
-from manyheads.kws.hearing import Surround
-from manyheads.kws.spotter import KeywordSpotter, RejectionWarning
-from manyheads.lab.storage import load_tensors, save_tensors
+from manyheads.kws.audio.clips import Clip
+from manyheads.kws.audio.features import LogMel, RunningMean
+from manyheads.kws.streaming.detection import Rule, Smoother, Trigger
+from manyheads.kws.streaming.spotter import KeywordSpotter, RejectionWarning
+from manyheads.kws.streaming.stream_state import Surround
+from manyheads.kws.training.data import ClipSet, splits_of
+from manyheads.lab.data.storage import load_tensors, save_tensors
 
 from .spotters import FEATURES, LABELS, babble, small_spotter, sweep
 
-pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.spotter.RejectionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::manyheads.kws.streaming.spotter.RejectionWarning")
 TAPE = babble(12.0, seed=1)
 NETWORKS = {
     "plain": {},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyheads.kws.clips import clips_of
-from manyheads.kws.commands import negatives_of
-from manyheads.kws.features import Features
+from manyheads.kws.audio.clips import clips_of
+from manyheads.kws.audio.features import Features
+from manyheads.kws.commands.evaluate import negatives_of
 from manyheads.kws.models import LMUFormerConfig
-from manyheads.kws.spotter import KeywordSpotter
-from manyheads.kws.spotting import OTHER, SpottingSet, other_words
+from manyheads.kws.streaming.spotter import KeywordSpotter
+from manyheads.kws.training.stream_data import OTHER, SpottingSet, other_words
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,17 @@ from torch import nn
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.kws import KeywordSpotter
-from manyheads.kws.augment import LIGHT
-from manyheads.kws.data import ClipBatch, ClipSet
-from manyheads.kws.experiments import SPEAKERS, experiments
-from manyheads.kws.features import Features
+from manyheads.kws.audio.augment import LIGHT
+from manyheads.kws.audio.features import Features
 from manyheads.kws.models import LMUFormerConfig
-from manyheads.kws.sequence import PixelDigits
-from manyheads.kws.train import ClipLoss, clip_scores, mean_logits, score
-from manyheads.lab.experiment import Budget, Experiment, Optimiser, find_experiment, run
-from manyheads.lab.train import fit_supervised, train_model
+from manyheads.kws.training.data import ClipBatch, ClipSet
+from manyheads.kws.training.digit_sequences import PixelDigits
+from manyheads.kws.training.experiments import SPEAKERS, experiments
+from manyheads.kws.training.objective import ClipLoss, clip_scores, mean_logits, score
+from manyheads.lab.training.experiment import Budget, Experiment, find_experiment
+from manyheads.lab.training.loop import fit_supervised, train_model
+from manyheads.lab.training.optimisers import Optimiser
+from manyheads.lab.training.run import run
 
 from .sounds import WORDS, speech_commands_folder, word_folder
 
@@ -109,8 +111,8 @@ def test_training_learns_words_and_leaves_a_spotter_that_says_the_same(words, tm
     assert result.metrics["accuracy"] > 80  # chance is 33
     spotter = KeywordSpotter.load(tmp_path / "run" / "spotter.safetensors")
     assert "spotter.safetensors" in capsys.readouterr().err
-    from manyheads.kws.audio import read_sound
-    from manyheads.kws.clips import clips_of
+    from manyheads.kws.audio.clips import clips_of
+    from manyheads.kws.audio.reading import read_sound
 
     found = score(model, words.data.open().test)
     clips = [clip for clip in clips_of(words.data.set) if clip.split == "test"]

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from manyheads.core.errors import ArgumentError, ManyheadsWarning
-from manyheads.lab.cli import main
-from manyheads.lab.command import Outcome, command_line, plain, run_commands
-from manyheads.lab.experiment_commands import overrides_first
-from manyheads.lab.files import write_atomically
-from manyheads.lab.html import HtmlReport
-from manyheads.lab.terminal import progress, table
+from manyheads.lab.cli.command import Outcome, run_commands
+from manyheads.lab.cli.experiments import overrides_first
+from manyheads.lab.cli.main import main
+from manyheads.lab.data.fields import plain
+from manyheads.lab.data.files import write_atomically
+from manyheads.lab.progress import progress
+from manyheads.lab.reporting.html import HtmlReport
+from manyheads.lab.reporting.tables import table
+from manyheads.lab.training.environment import command_line
 
 
 def run(capsys, *words):
@@ -217,7 +220,7 @@ def test_overrides_in_any_form_are_the_same_and_come_first():
 
 def test_the_module_is_the_command_and_loads_neither_torch_nor_pandas():
     code = (
-        "import sys; from manyheads.lab.cli import main; assert main(['--help']) == 0; "
+        "import sys; from manyheads.lab.cli.main import main; assert main(['--help']) == 0; "
         "assert main(['forecasting', '--help']) == 0; "
         "print([m for m in ('torch', 'numpy', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
     )

@@ -15,8 +15,8 @@ import zipfile
 import pytest
 
 from manyheads.core.errors import DataError, UnknownNameError
-from manyheads.lab import data
-from manyheads.lab.data import Dataset, Origin, decompressed, find, read, verify, where
+from manyheads.lab.data import registry as data
+from manyheads.lab.data.registry import Dataset, Origin, decompressed, find, read, verify, where
 
 CONTENT = b"date,a\n2024-01-01,1\n" * 500
 

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
-from manyheads.lab.experiment import Budget, Optimiser, Report, find_experiment, run
-from manyheads.lab.experiment_commands import overridden
-from manyheads.lab.leaderboard import leaderboard
-from manyheads.lab.storage import load_tensors, save_tensors
-from manyheads.lab.train import fit_supervised, launch, rate_factor, train_model, validation_loss
+from manyheads.lab.cli.experiments import overridden
+from manyheads.lab.cli.leaderboard import leaderboard
+from manyheads.lab.data.storage import load_tensors, save_tensors
+from manyheads.lab.training.experiment import Budget, find_experiment
+from manyheads.lab.training.loop import fit_supervised, launch, rate_factor, train_model, validation_loss
+from manyheads.lab.training.optimisers import Optimiser
+from manyheads.lab.training.report import Report
+from manyheads.lab.training.run import run
 
 from .toy import Rows, ToyData, ToyModel, ToyObjective, toy
 

@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from manyheads.lab import files
-from manyheads.lab.files import PART, remove_parts, write_atomically, write_figure
+from manyheads.lab.data import files
+from manyheads.lab.data.files import PART, remove_parts, write_atomically, write_figure
 
 
 def names(folder):

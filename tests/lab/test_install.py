@@ -14,9 +14,9 @@ import pytest
 
 from manyheads.core.errors import MissingPackageError
 from manyheads.lab import install
-from manyheads.lab.command import Outcome, run_commands
+from manyheads.lab.cli.command import Outcome, run_commands
 from manyheads.lab.install import FOLDERS, install_command, need_package
-from manyheads.lab.terminal import table
+from manyheads.lab.reporting.tables import table
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def absent(name):
     return version(name)
 m.version = absent
 m.entry_points = lambda **k: ()
-from manyheads.lab.cli import main
+from manyheads.lab.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

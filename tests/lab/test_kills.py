@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from manyheads.lab import checkpoint
+from manyheads.lab.data.storage import load_model
 from manyheads.lab.domain import find_domain
-from manyheads.lab.experiment import Experiment, Splits
-from manyheads.lab.storage import load_model
-from manyheads.lab.train import fit_supervised
+from manyheads.lab.training import checkpoint
+from manyheads.lab.training.experiment import Experiment, Splits
+from manyheads.lab.training.loop import fit_supervised
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from manyheads.core.errors import CheckpointError, ManyheadsWarning
-from manyheads.lab import checkpoint, files
-from manyheads.lab.checkpoint import load_latest, save_checkpoint
-from manyheads.lab.experiment import Budget
-from manyheads.lab.storage import load_model, load_tensors, save_tensors
-from manyheads.lab.train import fit_supervised
+from manyheads.lab.data import files
+from manyheads.lab.data.storage import load_model, load_tensors, save_tensors
+from manyheads.lab.training import checkpoint
+from manyheads.lab.training.checkpoint import load_latest, save_checkpoint
+from manyheads.lab.training.experiment import Budget
+from manyheads.lab.training.loop import fit_supervised
 
 from .toy import ToyData, ToyModel, toy
 
@@ -182,9 +183,9 @@ sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 from tests.lab.toy import ToyModel, toy
-from manyheads.lab.experiment import Budget
-from manyheads.lab.storage import load_model, load_tensors, save_tensors
-from manyheads.lab.train import fit_supervised
+from manyheads.lab.training.experiment import Budget
+from manyheads.lab.data.storage import load_model, load_tensors, save_tensors
+from manyheads.lab.training.loop import fit_supervised
 experiment = toy(model=ToyModel(dropout=0.0), budget=Budget(epochs=2, batch_size=4, precision="64-true"))
 fit_supervised(experiment, 1, Path({folder!r}), progress=False)
 """

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from manyheads.lab.experiment import Budget, run
+from manyheads.lab.training.experiment import Budget
+from manyheads.lab.training.run import run
 from tests.lab.toy import toy
 
 
@@ -105,8 +106,8 @@ def test_fits_in_threads_give_what_they_give_alone(make: Callable[[Path, int], N
 
 
 def test_a_picture_and_a_report_are_the_same_bytes(tmp_path):
-    from manyheads.forecasting import plots
-    from manyheads.lab.files import write_figure
+    from manyheads.forecasting.evaluation import plots
+    from manyheads.lab.data.files import write_figure
 
     def drawn(name: str) -> bytes:
         path = tmp_path / name

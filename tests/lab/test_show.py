@@ -9,9 +9,9 @@ import pytest
 
 from manyheads.core.errors import ArgumentError
 from manyheads.core.registry import LAYERS
-from manyheads.lab.bench import _peak_bytes, bench_layers, configurations, grid_of
-from manyheads.lab.cli import main
-from manyheads.lab.show import draw, shade, view_layer
+from manyheads.lab.cli.main import main
+from manyheads.lab.reporting.layer_costs import _peak_bytes, bench_layers, configurations, grid_of
+from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
 
 
 @pytest.mark.parametrize("name", list(LAYERS))

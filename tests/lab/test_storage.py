@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from manyheads.core.errors import CheckpointError
-from manyheads.lab.onnx_files import sealed, unsealed
-from manyheads.lab.storage import (
+from manyheads.lab.data.onnx_files import sealed, unsealed
+from manyheads.lab.data.storage import (
     load_arrays,
     load_document,
     load_model,
@@ -62,7 +62,7 @@ def test_the_file_is_safetensors_that_others_read(stored):
 def test_arrays_are_stored_and_read_without_torch(tmp_path):
     program = (
         "import sys, numpy as np\n"
-        "from manyheads.lab.storage import load_arrays, save_tensors\n"
+        "from manyheads.lab.data.storage import load_arrays, save_tensors\n"
         f"save_tensors({str(tmp_path / 'a')!r}, {{'x': np.arange(4)[::2]}}, {{}}, kind='test')\n"
         f"assert load_arrays({str(tmp_path / 'a')!r}, kind='test', fix='')[0]['x'].tolist() == [0, 2]\n"
         "assert 'torch' not in sys.modules\n"

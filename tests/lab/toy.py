@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from manyheads.lab.experiment import Budget, Experiment, Optimiser, Source, Splits
+from manyheads.lab.training.experiment import Budget, Experiment, Source, Splits
+from manyheads.lab.training.optimisers import Optimiser
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pandas as pd
 
-from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.training.recommender import Recommender
 from tests.recsys.conftest import shop
 
 SETTINGS = {"dim": 8, "layers": 2, "tower": (16,)}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from manyheads.lab.command import run_commands
-from manyheads.recsys.cli import commands
-from manyheads.recsys.recommender import Recommender
+from manyheads.lab.cli.command import run_commands
+from manyheads.recsys.commands import commands
+from manyheads.recsys.training.recommender import Recommender
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_folders_that_are_no_models(command, rows, saved, said, tmp_path):
     shutil.copy(saved / "model.safetensors", other / "model.safetensors")
     assert f"encoder.json: damaged, or {OTHER}" in said(command, other, "--data", "rows.csv")
     # a run of another domain
-    from manyheads.lab.storage import save_model
+    from manyheads.lab.data.storage import save_model
 
     kws = tmp_path / "kws"
     kws.mkdir()

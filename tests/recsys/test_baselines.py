@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
 from manyheads.core.errors import ArgumentError
-from manyheads.recsys.baselines import BaselineWarning, Rates, verdict
-from manyheads.recsys.calibration import CalibrationWarning
-from manyheads.recsys.layout import PADDING
-from manyheads.recsys.metrics import auc, log_loss
-from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.features.layout import PADDING
+from manyheads.recsys.training.baselines import BaselineWarning, Rates, verdict
+from manyheads.recsys.training.calibration import CalibrationWarning
+from manyheads.recsys.training.metrics import auc, log_loss
+from manyheads.recsys.training.recommender import Recommender
 
 
 def clicks(rows, seed, noise=0.03):

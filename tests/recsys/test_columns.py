@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
-from manyheads.recsys.columns import as_family, family_of
-from manyheads.recsys.encoder import Encoder, TableWarning
-from manyheads.recsys.features import FeatureSpec, Field, infer_spec
-from manyheads.recsys.labels import Labels
-from manyheads.recsys.layout import FIRST, UNSEEN
+from manyheads.recsys.features.columns import as_family, family_of
+from manyheads.recsys.features.encoder import Encoder, TableWarning
+from manyheads.recsys.features.labels import Labels
+from manyheads.recsys.features.layout import FIRST, UNSEEN
+from manyheads.recsys.features.spec import FeatureSpec, Field, infer_spec
+from manyheads.recsys.features.tables import read_table
 from manyheads.recsys.serving.load import as_json
 from manyheads.recsys.serving.rows import encode_rows
-from manyheads.recsys.tables import read_table
 
 NUMBERS = [1.5, -2.25, 1.5, 40.0]
 
@@ -121,7 +121,7 @@ HOPELESS = {
 @pytest.mark.parametrize("kind", HOPELESS)
 def test_what_cannot_be_a_feature_is_refused_before_any_column_is_worked_on(kind, monkeypatch):
     values, says = HOPELESS[kind]
-    monkeypatch.setattr("manyheads.recsys.features._infer", lambda *a: pytest.fail("worked on a column"))
+    monkeypatch.setattr("manyheads.recsys.features.spec._infer", lambda *a: pytest.fail("worked on a column"))
     frame = pd.DataFrame({"good": [1, 2], "z": pd.Series(values, dtype=object)})
     with pytest.raises(DataError, match=f"column 'z'.*{says}") as caught:
         infer_spec(frame)
@@ -252,7 +252,7 @@ def test_the_newest_month_of_a_split_by_time_takes_the_row_of_the_month_before()
 
 
 def test_a_category_that_is_mostly_unseen_is_worth_a_word(shop):
-    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.training.recommender import Recommender
 
     model = Recommender("lr", label="bought", epochs=1).fit(shop)
     with warnings.catch_warnings():
@@ -264,7 +264,7 @@ def test_a_category_that_is_mostly_unseen_is_worth_a_word(shop):
 
 def test_tables_of_other_libraries_keep_their_names_whole_numbers_and_gaps(shop):
     polars = pytest.importorskip("polars")
-    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.training.recommender import Recommender
 
     plain = shop.assign(item_id=(2**53 + 1 + shop["item_id"]).astype("Int64").mask(shop.index % 50 == 3))
     table = polars.from_pandas(plain)
@@ -279,7 +279,7 @@ def test_tables_of_other_libraries_keep_their_names_whole_numbers_and_gaps(shop)
 
 
 def test_two_columns_of_labels_are_refused_in_one_line(shop):
-    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.training.recommender import Recommender
 
     y = np.stack([shop["bought"], shop["bought"]], 1)
     with pytest.raises(DataError, match=r"y: found an array of shape \(400, 2\), expected one label a row") as caught:

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab.command import run_commands
-from manyheads.recsys.metrics import auc
-from manyheads.recsys.recommender import Recommender
+from manyheads.lab.cli.command import run_commands
 from manyheads.recsys.serving.compress import compress, draw, parse_budget, search_rank, sigma_after
+from manyheads.recsys.training.metrics import auc
+from manyheads.recsys.training.recommender import Recommender
 from tests.integers import integer_products
 from tests.recsys.served import shop_model, shop_visits
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from manyheads.lab.onnx_files import int8_products
+from manyheads.lab.data.onnx_files import int8_products
 from manyheads.recsys.serving.export import export
 from manyheads.recsys.serving.quantise import has_int8, quantise
 from manyheads.recsys.serving.ranker import FILE, NETWORK, Ranker
@@ -230,7 +230,7 @@ def test_ways_take_turns():
 
 
 def test_the_commands_from_a_model_to_a_benchmark(visits, fitted, tmp_path, capsys):
-    from manyheads.recsys.cli import commands
+    from manyheads.recsys.commands import commands
 
     def command(*arguments):
         status = run_commands("manyheads recsys", "", commands, [*map(str, arguments), "--json"])

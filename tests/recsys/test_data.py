@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.lab.data import where
-from manyheads.recsys.catalogue import ADULT, FRAPPE, FRAPPE_TEST, FRAPPE_VALIDATION, MOVIELENS, datasets
-from manyheads.recsys.data import Adult, Frappe, MovieLens, Table, adult_table, movielens_table
-from manyheads.recsys.frappe import COLUMNS, multiset_difference, raw_logs, rebuild
-from manyheads.recsys.tables import read_table, split_rows
+from manyheads.lab.data.registry import where
+from manyheads.recsys.datasets.catalogue import ADULT, FRAPPE, FRAPPE_TEST, FRAPPE_VALIDATION, MOVIELENS, datasets
+from manyheads.recsys.datasets.frappe import COLUMNS, multiset_difference, raw_logs, rebuild
+from manyheads.recsys.datasets.splits import Adult, Frappe, MovieLens, Table, adult_table, movielens_table
+from manyheads.recsys.features.tables import read_table, split_rows
 
 
 def here(*sets):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from manyheads.core.errors import CheckpointError, DataError
-from manyheads.recsys.encoder import Encoder
-from manyheads.recsys.features import FeatureSpec, Field, infer_spec
-from manyheads.recsys.layout import FIRST, MISSING, PADDING, UNSEEN
-from manyheads.recsys.vocabulary import hashed
+from manyheads.recsys.features.encoder import Encoder
+from manyheads.recsys.features.layout import FIRST, MISSING, PADDING, UNSEEN
+from manyheads.recsys.features.spec import FeatureSpec, Field, infer_spec
+from manyheads.recsys.features.vocabulary import hashed
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from sklearn.inspection import permutation_importance as sklearn_importance
 from sklearn.metrics import roc_auc_score
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.lab.command import run_commands
-from manyheads.recsys.cli import commands
-from manyheads.recsys.explain import explain, rank_correlation, upper
-from manyheads.recsys.fitted_rows import fitted_among
-from manyheads.recsys.layout import Layout, Rows
-from manyheads.recsys.maps import WITH_MAPS, attention_maps, has_maps
+from manyheads.lab.cli.command import run_commands
+from manyheads.recsys.commands import commands
+from manyheads.recsys.explain.explanation import explain, rank_correlation, upper
+from manyheads.recsys.explain.maps import WITH_MAPS, attention_maps, has_maps
+from manyheads.recsys.explain.permutation import Importance, permutation_importance, permuted
+from manyheads.recsys.features.fitted_rows import fitted_among
+from manyheads.recsys.features.layout import Layout, Rows
 from manyheads.recsys.models import MODELS, config_of
-from manyheads.recsys.permutation import Importance, permutation_importance, permuted
-from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.training.recommender import Recommender
 
 LAYOUT = Layout(("a", "b", "tags"), (9, 5, 7), (1, 1, 2), ("x", "y"), ("click", "buy"))
 FIELDS = ("a", "b", "tags", "x", "y")
@@ -317,9 +317,10 @@ def test_the_command_gives_matrices_pictures_and_a_page(frame, saved, tmp_path, 
 
 
 def test_the_command_explains_a_seed_of_a_run(frame, tmp_path, capsys):
-    from manyheads.lab.experiment import Budget, Experiment, run
-    from manyheads.recsys.data import Table
-    from manyheads.recsys.train import LogLoss
+    from manyheads.lab.training.experiment import Budget, Experiment
+    from manyheads.lab.training.run import run
+    from manyheads.recsys.datasets.splits import Table
+    from manyheads.recsys.training.objective import LogLoss
 
     frame.to_csv(tmp_path / "all.csv", index=False)
     data = Table(str(tmp_path / "all.csv"), ("clicked",))
@@ -388,7 +389,7 @@ def test_the_tasks_rows_of_the_map_are_what_the_table_says(rows):
 
 
 def test_a_map_of_the_tasks_rows_is_drawn_in_square_cells(rows):
-    from manyheads.recsys.explain_plots import heat_maps
+    from manyheads.recsys.explain.plots import heat_maps
 
     found = attention_maps(network("hiformer", layers=1), LAYOUT, rows)
     axes = heat_maps([(found.mean, found.tokens, found.title, "")]).axes[0]

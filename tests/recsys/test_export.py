@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, MissingPackageError, UnknownNameError
-from manyheads.recsys.encoder import Encoder
-from manyheads.recsys.features import infer_spec
+from manyheads.recsys.features.encoder import Encoder
+from manyheads.recsys.features.spec import infer_spec
 from manyheads.recsys.models import MODELS, config_of
 from tests.recsys.served import shop_model, shop_visits
 from tests.recsys.test_models import batch, lively, small

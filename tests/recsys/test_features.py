@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, UnknownNameError
-from manyheads.recsys.encoder import Encoder
-from manyheads.recsys.features import FeatureSpec, Field, infer_spec
+from manyheads.recsys.features.encoder import Encoder
+from manyheads.recsys.features.spec import FeatureSpec, Field, infer_spec
 
 
 def test_each_kind_is_recognised(shop):

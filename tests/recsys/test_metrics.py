@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
-from manyheads.recsys.calibration import Calibration, calibrate, chance_error, sigmoid, targets, temperature_of
-from manyheads.recsys.metrics import all_metrics, auc, calibration_bins, ece, grouped_auc, log_loss, ndcg
+from manyheads.recsys.training.calibration import Calibration, calibrate, chance_error, sigmoid, targets, temperature_of
+from manyheads.recsys.training.metrics import all_metrics, auc, calibration_bins, ece, grouped_auc, log_loss, ndcg
 
 
 @pytest.fixture(params=[None, 1], ids=["distinct", "with ties"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.recsys.layout import PADDING, Layout
+from manyheads.recsys.features.layout import PADDING, Layout
 from manyheads.recsys.models import MODELS, config_of
 from manyheads.recsys.models.common import pair_sum
 from manyheads.recsys.models.dcn import LowRankMixture

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from manyheads.lab.storage import load_model
-from manyheads.lab.train import train_model
-from manyheads.recsys.ranks import BatchNorm, Dropout, everyones, summed
-from manyheads.recsys.train import predict_logits
+from manyheads.lab.data.storage import load_model
+from manyheads.lab.training.loop import train_model
+from manyheads.recsys.models.global_batch import BatchNorm, Dropout, everyones, summed
+from manyheads.recsys.training.objective import predict_logits
 
 from .two_processes import cases
 

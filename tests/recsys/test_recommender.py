@@ -13,9 +13,9 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
-from manyheads.recsys.features import infer_spec
-from manyheads.recsys.metrics import auc
-from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.features.spec import infer_spec
+from manyheads.recsys.training.metrics import auc
+from manyheads.recsys.training.recommender import Recommender
 
 QUICK = {"epochs": 6, "settings": {"dim": 8, "tower": (32,)}, "baselines": False}
 # Rows are scored in float32, where a batch of another size may add up in another order.
@@ -134,7 +134,7 @@ def test_a_saved_model_scores_as_before(visits, tmp_path, calibration):
 
 
 def test_a_saved_model_names_its_model_and_nothing_is_imported_by_name(fitted, tmp_path):
-    from manyheads.lab.storage import load_model, save_model
+    from manyheads.lab.data.storage import load_model, save_model
 
     fitted.save(tmp_path)
     tensors, header = load_model(tmp_path, fix="")

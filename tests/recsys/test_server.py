@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
-from manyheads.lab.command import run_commands
-from manyheads.recsys.cli import commands
+from manyheads.lab.cli.command import run_commands
+from manyheads.recsys.commands import commands
 from tests.recsys.served import shop_model, shop_visits
 
 pytest.importorskip("onnx")

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from manyheads.core.errors import ArgumentError, MissingPackageError
-from manyheads.lab.command import run_commands
-from manyheads.recsys.cli import commands
+from manyheads.lab.cli.command import run_commands
+from manyheads.recsys.commands import commands
 
 from .test_processes import HERE, compare, python, torchrun
 
@@ -56,9 +56,9 @@ def test_a_table_lies_where_the_plan_says_and_nowhere_whole(tmp_path):
 PARTS = """
 import json, pathlib, sys
 import torch.distributed as dist
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models import config_of
-from manyheads.recsys.sharded import process_group, shard
+from manyheads.recsys.distributed.sharded_tables import process_group, shard
 with process_group():
     model = config_of("dnn", {"hidden": ()}).make(Layout(("a", "b", "c"), (100, 12, 30), (1, 1, 1)))
     shard(model, row_wise_from=50)
@@ -71,7 +71,7 @@ with process_group():
 
 @pytest.mark.skipif(HERE_TOO, reason="TorchRec is installed")
 def test_without_torchrec_the_recipe_is_named(capsys):
-    from manyheads.recsys.sharded import torchrec
+    from manyheads.recsys.distributed.sharded_tables import torchrec
 
     with pytest.raises(MissingPackageError, match=r"pip install --no-deps torchrec==1\.9\.2 fbgemm-gpu-cpu==1\.8\.0"):
         torchrec()
@@ -82,9 +82,9 @@ def test_without_torchrec_the_recipe_is_named(capsys):
 
 
 def test_one_process_is_told_how_to_start_several(monkeypatch):
-    from manyheads.recsys.layout import Layout
+    from manyheads.recsys.distributed.sharded_tables import process_group, shard
+    from manyheads.recsys.features.layout import Layout
     from manyheads.recsys.models import config_of
-    from manyheads.recsys.sharded import process_group, shard
 
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ArgumentError, match="found one process, expected torchrun"), process_group():
@@ -94,7 +94,7 @@ def test_one_process_is_told_how_to_start_several(monkeypatch):
 
 
 def test_the_recipe_is_that_of_the_requirements_file():
-    from manyheads.recsys.sharded import RECIPE
+    from manyheads.recsys.distributed.sharded_tables import RECIPE
 
     lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
@@ -111,8 +111,8 @@ def test_the_recipe_is_that_of_the_requirements_file():
     ],
 )
 def test_what_sharded_training_cannot_do_is_refused(change, said, monkeypatch):
-    from manyheads.recsys import sharded_train
-    from manyheads.recsys.experiments import experiments
+    from manyheads.recsys.distributed import training as sharded_train
+    from manyheads.recsys.training.experiments import experiments
 
     experiment = next(e for e in experiments() if e.name == "adult-lr")
     monkeypatch.setattr(sharded_train.dist, "get_world_size", lambda: 2)

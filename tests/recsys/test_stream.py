@@ -17,11 +17,11 @@ pyarrow = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
 from manyheads.core.errors import ArgumentError, DataError  # noqa: E402
-from manyheads.lab.experiment import Budget, Experiment  # noqa: E402
-from manyheads.lab.train import train_model  # noqa: E402
+from manyheads.lab.training.experiment import Budget, Experiment  # noqa: E402
+from manyheads.lab.training.loop import train_model  # noqa: E402
+from manyheads.recsys.datasets.parquet_stream import StreamedTable  # noqa: E402
 from manyheads.recsys.models import config_of  # noqa: E402
-from manyheads.recsys.stream import StreamedTable  # noqa: E402
-from manyheads.recsys.train import LogLoss  # noqa: E402
+from manyheads.recsys.training.objective import LogLoss  # noqa: E402
 
 
 def table(rows, seed=0):
@@ -74,7 +74,7 @@ def test_a_batch_has_rows_of_several_row_groups(stream):
 
 
 def test_the_encoder_of_a_stream_is_that_of_the_whole_table(files, stream):
-    from manyheads.recsys.encoder import Encoder
+    from manyheads.recsys.features.encoder import Encoder
 
     whole = Encoder.fit(pd.read_parquet(files["train"]), stream.encoder.spec)
     rows = table(50, 5)
@@ -116,11 +116,11 @@ def test_files_that_cannot_be_streamed(files, tmp_path):
 MEASURED = """
 import resource, sys
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from manyheads.lab.experiment import Budget, Experiment
-from manyheads.lab.train import train_model
+from manyheads.lab.training.experiment import Budget, Experiment
+from manyheads.lab.training.loop import train_model
 from manyheads.recsys.models import config_of
-from manyheads.recsys.stream import StreamedTable
-from manyheads.recsys.train import LogLoss
+from manyheads.recsys.datasets.parquet_stream import StreamedTable
+from manyheads.recsys.training.objective import LogLoss
 folder, rows = sys.argv[1], int(sys.argv[2])
 
 def part(count, seed):
@@ -166,11 +166,11 @@ def train(name):
     experiment = Experiment("m", data, config_of("lr"), LogLoss(), budget=Budget(epochs=1, batch_size=500))
     train_model(experiment, 1, None, progress=False)
 
-from manyheads.lab.experiment import Budget, Experiment
-from manyheads.lab.train import train_model
+from manyheads.lab.training.experiment import Budget, Experiment
+from manyheads.lab.training.loop import train_model
 from manyheads.recsys.models import config_of
-from manyheads.recsys.stream import StreamedTable
-from manyheads.recsys.train import LogLoss
+from manyheads.recsys.datasets.parquet_stream import StreamedTable
+from manyheads.recsys.training.objective import LogLoss
 train("held.parquet")  # what only a first training imports does not count
 with open("/proc/self/status") as status:
     data = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from manyheads.core.errors import ArgumentError
-from manyheads.recsys.layout import FIRST
-from manyheads.recsys.metrics import auc, log_loss
+from manyheads.recsys.datasets.synthetic import Synthetic, expected_scores
+from manyheads.recsys.features.layout import FIRST
 from manyheads.recsys.models import config_of
-from manyheads.recsys.synthetic import Synthetic, expected_scores
+from manyheads.recsys.training.metrics import auc, log_loss
 
 SMALL = Synthetic(fields=4, values=6, width=3, pairs=3, train=400, validation=100, test=300, seed=3)
 
@@ -136,7 +136,7 @@ def test_settings_that_make_no_set(settings, said):
 
 
 def test_one_table_for_fields_of_different_sizes_is_refused():
-    from manyheads.recsys.layout import Layout
+    from manyheads.recsys.features.layout import Layout
 
     with pytest.raises(ArgumentError, match=r"shared_tables: found fields of \[3, 4\] rows, expected all of one size"):
         config_of("dnn", {"shared_tables": True}).make(Layout(("a", "b"), (3, 4), (1, 1)))

@@ -13,22 +13,22 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab.command import run_commands
-from manyheads.lab.experiment import Budget, Experiment, find_experiment
-from manyheads.lab.experiment_commands import experiment_commands, overridden, overrides_first
-from manyheads.lab.train import train_model
+from manyheads.lab.cli.command import run_commands
+from manyheads.lab.cli.experiments import experiment_commands, overridden, overrides_first
+from manyheads.lab.training.experiment import Budget, Experiment, find_experiment
+from manyheads.lab.training.loop import train_model
 from manyheads.recsys import domain
-from manyheads.recsys.cli import commands
-from manyheads.recsys.data import prepare
-from manyheads.recsys.experiments import BARS, experiments
-from manyheads.recsys.features import infer_spec
-from manyheads.recsys.layout import Batch
+from manyheads.recsys.commands import commands
+from manyheads.recsys.datasets.splits import prepare
+from manyheads.recsys.features.layout import Batch
+from manyheads.recsys.features.spec import infer_spec
+from manyheads.recsys.features.tables import split_rows
 from manyheads.recsys.models import MODELS, config_of
 from manyheads.recsys.models.tokens import all_tables
-from manyheads.recsys.optimisers import Joint, SplitOptimiser
-from manyheads.recsys.recommender import Prepared
-from manyheads.recsys.tables import split_rows
-from manyheads.recsys.train import LogLoss, predict_logits
+from manyheads.recsys.training.experiments import BARS, experiments
+from manyheads.recsys.training.objective import LogLoss, predict_logits
+from manyheads.recsys.training.optimisers import Joint, SplitOptimiser
+from manyheads.recsys.training.recommender import Prepared
 
 
 def manyheads(*arguments):
@@ -133,7 +133,7 @@ def test_a_broken_run_with_two_optimisers_goes_on_to_the_same_weights(splits, tm
     whole = experiment(splits, optimiser=SplitOptimiser("adam", 0.01, schedule="plateau"))
     half = replace(whole, budget=replace(whole.budget, epochs=1))
     model, _ = train_model(whole, 1, tmp_path / "a", progress=False)
-    from manyheads.lab.storage import load_tensors, save_tensors
+    from manyheads.lab.data.storage import load_tensors, save_tensors
 
     train_model(half, 1, tmp_path / "b", progress=False)
     for path in (tmp_path / "b/checkpoints").glob("*.safetensors"):
@@ -178,7 +178,7 @@ def test_train_then_predict_on_the_command_line(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert 0.5 < report["mean"]["auc"] < 1
     seed = next((tmp_path / "runs").glob("*/*/seed-*"))
-    from manyheads.recsys.data import adult_table
+    from manyheads.recsys.datasets.splits import adult_table
 
     rows = adult_table().head(30).drop(columns="income").assign(workclass="Freelance")
     rows.to_csv(tmp_path / "rows.csv", index=False)

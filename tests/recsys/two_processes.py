@@ -16,17 +16,18 @@ import numpy as np
 import pandas as pd
 from torch.multiprocessing.spawn import start_processes
 
-from manyheads.lab.experiment import Budget, Experiment, Optimiser, Splits
-from manyheads.lab.train import fit_supervised
-from manyheads.recsys.data import prepare
-from manyheads.recsys.features import infer_spec
+from manyheads.lab.training.experiment import Budget, Experiment, Splits
+from manyheads.lab.training.loop import fit_supervised
+from manyheads.lab.training.optimisers import Optimiser
+from manyheads.recsys.datasets.splits import prepare
+from manyheads.recsys.datasets.synthetic import Synthetic
+from manyheads.recsys.distributed.sharded_tables import process_group, torchrec
+from manyheads.recsys.distributed.training import fit_sharded
+from manyheads.recsys.features.spec import infer_spec
+from manyheads.recsys.features.tables import split_rows
 from manyheads.recsys.models import config_of
-from manyheads.recsys.optimisers import SplitOptimiser
-from manyheads.recsys.sharded import process_group, torchrec
-from manyheads.recsys.sharded_train import fit_sharded
-from manyheads.recsys.synthetic import Synthetic
-from manyheads.recsys.tables import split_rows
-from manyheads.recsys.train import LogLoss
+from manyheads.recsys.training.objective import LogLoss
+from manyheads.recsys.training.optimisers import SplitOptimiser
 
 
 @dataclass(frozen=True)

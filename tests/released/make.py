@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manyheads.lab.experiment import run
+from manyheads.lab.training.run import run
 from tests.fuzz import model_files
 from tests.lab.toy import toy
 

@@ -10,7 +10,7 @@ import pytest
 
 from manyheads.forecasting import Forecaster
 from manyheads.kws import KeywordSpotter
-from manyheads.lab.experiment import Report
+from manyheads.lab.training.report import Report
 from manyheads.recsys import Recommender
 from manyheads.recsys.serving.load import as_json
 from manyheads.recsys.serving.ranker import Ranker

@@ -58,12 +58,12 @@ def test_the_siblings_pin_each_other():
         ("manyheads.core", ("numpy", "pandas", "rich", "tyro", "requests")),
         ("manyheads.core.registry", ("pandas", "rich", "tyro", "requests", "lightning_fabric")),
         ("manyheads.forecasting", ("torch", "pandas", "matplotlib", "scipy")),
-        ("manyheads.forecasting.bench", ("torch", "matplotlib", "lightning_fabric")),
+        ("manyheads.forecasting.evaluation.bench", ("torch", "matplotlib", "lightning_fabric")),
         ("manyheads.recsys", ("torch", "pandas", "sklearn", "scipy")),
-        ("manyheads.recsys.cli", ("torch", "pandas", "sklearn", "lightning_fabric")),
+        ("manyheads.recsys.commands", ("torch", "pandas", "sklearn", "lightning_fabric")),
         ("manyheads.kws", ("torch", "soundfile", "matplotlib", "scipy")),
-        ("manyheads.kws.cli", ("torch", "soundfile", "matplotlib", "scipy", "onnx")),
-        ("manyheads.lab.cli", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
+        ("manyheads.kws.commands", ("torch", "soundfile", "matplotlib", "scipy", "onnx")),
+        ("manyheads.lab.cli.main", ("torch", "pandas", "matplotlib", "lightning_fabric", "requests")),
     ],
 )
 def test_importing_loads_only_what_is_needed(module, absent):
@@ -81,10 +81,11 @@ def test_importing_opens_no_connection():
         "def refuse(*args): raise AssertionError('a connection was opened')\n"
         "socket.socket.connect = refuse\n"
         "socket.create_connection = refuse\n"
-        "import manyheads.core.registry, manyheads.lab.cli, manyheads.lab.data, manyheads.forecasting.cli, "
-        "manyheads.forecasting.experiments, manyheads.forecasting.forecaster, manyheads.core.testing, "
-        "manyheads.kws.cli, manyheads.kws.experiments, manyheads.kws.spotter\n"
-        "from manyheads.lab.cli import main\n"
+        "import manyheads.core.registry, manyheads.lab.cli.main, manyheads.lab.data.registry, "
+        "manyheads.forecasting.commands, manyheads.forecasting.training.experiments, "
+        "manyheads.forecasting.estimator.forecaster, manyheads.core.testing, "
+        "manyheads.kws.commands, manyheads.kws.training.experiments, manyheads.kws.streaming.spotter\n"
+        "from manyheads.lab.cli.main import main\n"
         "assert main(['data', 'list']) == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

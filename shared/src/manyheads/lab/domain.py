@@ -16,9 +16,9 @@ from manyheads.core.errors import MissingPackageError, UnknownNameError
 from manyheads.lab.install import install_command
 
 if TYPE_CHECKING:
-    from manyheads.lab.command import Outcome
-    from manyheads.lab.data import Known
-    from manyheads.lab.experiment import Experiment
+    from manyheads.lab.cli.command import Outcome
+    from manyheads.lab.data.registry import Known
+    from manyheads.lab.training.experiment import Experiment
 
 GROUP = "manyheads.domains"
 KNOWN_DOMAINS = ("forecasting", "kws", "recsys")

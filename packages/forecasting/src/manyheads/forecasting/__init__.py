@@ -17,20 +17,20 @@ domain = Domain(
     name="forecasting",
     summary="long-term forecasting after LTSF-Linear: bench, fit, predict, backtest",
     package="manyheads-forecasting",
-    commands="manyheads.forecasting.cli:commands",
-    datasets="manyheads.forecasting.catalogue:datasets",
-    experiments="manyheads.forecasting.experiments:experiments",
+    commands="manyheads.forecasting.commands:commands",
+    datasets="manyheads.forecasting.datasets.catalogue:datasets",
+    experiments="manyheads.forecasting.training.experiments:experiments",
 )
 
 _HOMES = {
-    "Forecaster": "forecaster",
+    "Forecaster": "estimator.forecaster",
     "LinearMap": "models.linear_map",
-    "Panel": "series",
-    "History": "series",
-    "fit_auto": "closed_form.auto",
-    "fit_ridge": "closed_form.ridge",
-    "load_set": "data",
-    "read_panels": "frames",
+    "Panel": "series.panels",
+    "History": "series.panels",
+    "fit_auto": "models.closed_form.auto",
+    "fit_ridge": "models.closed_form.ridge",
+    "load_set": "datasets.benchmark_sets",
+    "read_panels": "series.frames",
 }
 __all__ = ["domain", *_HOMES]
 

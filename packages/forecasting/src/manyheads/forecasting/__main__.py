@@ -2,6 +2,6 @@
 
 import sys
 
-from manyheads.lab.cli import main
+from manyheads.lab.cli.main import main
 
 sys.exit(main(["forecasting", *sys.argv[1:]]))

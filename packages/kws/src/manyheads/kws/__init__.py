@@ -19,17 +19,17 @@ domain = Domain(
     name="kws",
     summary="streaming, spiking keyword spotting after LMUFormer: train, stream, eval, export",
     package="manyheads-kws",
-    commands="manyheads.kws.cli:commands",
-    datasets="manyheads.kws.catalogue:datasets",
-    experiments="manyheads.kws.experiments:experiments",
+    commands="manyheads.kws.commands:commands",
+    datasets="manyheads.kws.audio.catalogue:datasets",
+    experiments="manyheads.kws.training.experiments:experiments",
 )
 
 _HOMES = {
-    "KeywordSpotter": "spotter",
-    "Detection": "detection",
-    "Features": "features",
-    "LogMel": "features",
-    "read_sound": "audio",
+    "KeywordSpotter": "streaming.spotter",
+    "Detection": "streaming.detection",
+    "Features": "audio.features",
+    "LogMel": "audio.features",
+    "read_sound": "audio.reading",
 }
 __all__ = ["domain", *_HOMES]
 

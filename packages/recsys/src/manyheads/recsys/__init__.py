@@ -18,17 +18,17 @@ domain = Domain(
     name="recsys",
     summary="ranking with heterogeneous features after Hiformer: spec, fit, predict, experiments",
     package="manyheads-recsys",
-    commands="manyheads.recsys.cli:commands",
-    datasets="manyheads.recsys.catalogue:datasets",
-    experiments="manyheads.recsys.experiments:experiments",
+    commands="manyheads.recsys.commands:commands",
+    datasets="manyheads.recsys.datasets.catalogue:datasets",
+    experiments="manyheads.recsys.training.experiments:experiments",
 )
 
 _HOMES = {
-    "Encoder": "encoder",
-    "FeatureSpec": "features",
-    "Field": "features",
-    "Recommender": "recommender",
-    "infer_spec": "features",
+    "Encoder": "features.encoder",
+    "FeatureSpec": "features.spec",
+    "Field": "features.spec",
+    "Recommender": "training.recommender",
+    "infer_spec": "features.spec",
 }
 __all__ = ["domain", *_HOMES]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from manyheads.core.errors import UnknownNameError
-from manyheads.forecasting.series import FittedModel, History
+from manyheads.forecasting.series.panels import FittedModel, History
 from manyheads.lab.domain import load
 
 
@@ -33,10 +33,10 @@ class ModelSpec:
 
 
 _NAIVE = "manyheads.forecasting.models.naive:fit_naive"
-_CLOSED = "manyheads.forecasting.closed_form:fit_family"
-_CHOSEN = "manyheads.forecasting.closed_form:fit_chosen"
-_AUTO = "manyheads.forecasting.closed_form:fit_auto_maps"
-_GRADIENT = "manyheads.forecasting.train:fit_gradient"
+_CLOSED = "manyheads.forecasting.models.closed_form:fit_family"
+_CHOSEN = "manyheads.forecasting.models.closed_form:fit_chosen"
+_AUTO = "manyheads.forecasting.models.closed_form:fit_auto_maps"
+_GRADIENT = "manyheads.forecasting.training.windows:fit_gradient"
 _FORMS = {"linear": "Linear", "nlinear": "NLinear", "dlinear": "DLinear", "rlinear": "RLinear"}
 
 

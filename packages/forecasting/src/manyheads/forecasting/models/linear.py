@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
-from manyheads.forecasting.closed_form.normal_equations import Form, check_form, moving_average
+from manyheads.forecasting.models.closed_form.normal_equations import Form, check_form, moving_average
 from manyheads.forecasting.models.linear_map import LinearMap
 
 _FLOOR = 1e-5

@@ -17,7 +17,7 @@ import numpy as np
 
 from manyheads.core.errors import DataError, UnknownNameError
 from manyheads.forecasting.models.linear_map import LinearMap
-from manyheads.forecasting.series import FittedModel, History
+from manyheads.forecasting.series.panels import FittedModel, History
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch.nn import functional
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.state import State, leaves
-from manyheads.lab.experiment import Splits
-from manyheads.lab.fields import from_json
+from manyheads.lab.data.fields import from_json
+from manyheads.lab.training.experiment import Splits
 
 
 class NetworkState(NamedTuple):

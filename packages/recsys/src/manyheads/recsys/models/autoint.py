@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Config, Tower, start
 
 _ROWS = 512

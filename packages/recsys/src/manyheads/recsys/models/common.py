@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab.experiment import Splits
-from manyheads.recsys.layout import Layout
+from manyheads.lab.training.experiment import Splits
+from manyheads.recsys.features.layout import Layout
+from manyheads.recsys.models.global_batch import BatchNorm, own, world
 from manyheads.recsys.models.tokens import FieldTokens
-from manyheads.recsys.ranks import BatchNorm, own, world
 
 
 @dataclass(frozen=True)

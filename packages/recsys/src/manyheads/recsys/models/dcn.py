@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Config, Tower, start
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Config, Wide, pair_sum
 
 

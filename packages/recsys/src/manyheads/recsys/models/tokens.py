@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 
 
 class AnyTables(nn.Module):

@@ -21,9 +21,9 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.methods.mixing_matrix import mixing_matrix
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Config, Tower
-from manyheads.recsys.ranks import Dropout
+from manyheads.recsys.models.global_batch import Dropout
 
 LayerName = Literal["vanilla", "heterogeneous", "hiformer"]
 

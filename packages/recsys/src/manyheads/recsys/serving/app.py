@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyheads.core.errors import ArgumentError, DataError, ManyheadsError
 from manyheads.lab.install import need_package
-from manyheads.recsys.cells import shown
+from manyheads.recsys.features.cells import shown
 from manyheads.recsys.serving.ranker import Ranker, Scored
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.hiformer import Hiformer
 from manyheads.core.layers.hiformer import compress as compress_layer
 from manyheads.recsys.models.transformer import FieldTransformer, TransformerConfig
-from manyheads.recsys.recommender import Recommender
+from manyheads.recsys.training.recommender import Recommender
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +98,8 @@ def search_rank(
     than a larger one, as what is cut off may be what was learned by heart.
     Raises :class:`ArgumentError` for another model and for a budget that no rank meets.
     """
-    from manyheads.recsys.metrics import auc
     from manyheads.recsys.serving.timing import network_times
+    from manyheads.recsys.training.metrics import auc
 
     network = _hiformer(model)
     labels = model.labels_.encode(rows)[:, 0]
@@ -227,7 +227,7 @@ def _hiformer(model: Recommender) -> Any:
 
 def save_search(search: Search, folder: Path, figure: Path | None) -> None:
     """The compressed model, and the picture where asked for."""
-    from manyheads.lab.files import write_figure
+    from manyheads.lab.data.files import write_figure
 
     search.model.save(folder)
     if figure is not None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.lab.files import write_atomically
+from manyheads.lab.data.files import write_atomically
+from manyheads.lab.data.onnx_files import exported
 from manyheads.lab.install import need_package
-from manyheads.lab.onnx_files import exported
-from manyheads.recsys.layout import PADDING, Layout
+from manyheads.recsys.features.layout import PADDING, Layout
 from manyheads.recsys.models.transformer import FieldTransformer
 from manyheads.recsys.serving.form import ServedTransformer
 from manyheads.recsys.serving.projections import State
@@ -28,7 +28,7 @@ from manyheads.recsys.serving.ranker import CANDIDATES, FORMAT, NETWORK, REQUEST
 from manyheads.recsys.serving.tokens import Chosen
 
 if TYPE_CHECKING:
-    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.training.recommender import Recommender
 
 PACKAGE = "manyheads-recsys"
 SAMPLES = (1, 2, 7, 300)  # batches that the files are compared on; written with another

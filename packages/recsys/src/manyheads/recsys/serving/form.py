@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.layers.hiformer import Hiformer
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Tower
 from manyheads.recsys.models.transformer import FieldTransformer, VanillaLayer
 from manyheads.recsys.serving.projections import Composite, Rowwise, State, affine, constant

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, DataError
-from manyheads.recsys.cells import shown
-from manyheads.recsys.frames import as_frame, check_frame
+from manyheads.recsys.features.cells import shown
+from manyheads.recsys.features.frames import as_frame, check_frame
 
 TIMEOUT = 60.0  # seconds for an answer
 

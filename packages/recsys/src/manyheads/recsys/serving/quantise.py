@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyheads.core.errors import ArgumentError
-from manyheads.lab.files import write_atomically
+from manyheads.lab.data.files import write_atomically
+from manyheads.lab.data.onnx_files import int8_products
 from manyheads.lab.install import need_package
-from manyheads.lab.onnx_files import int8_products
-from manyheads.recsys.metrics import auc
 from manyheads.recsys.serving.ranker import CANDIDATES, FILE, NETWORK, Ranker, read_about, small_name, write_about
+from manyheads.recsys.training.metrics import auc
 
 if TYPE_CHECKING:
     import pandas as pd

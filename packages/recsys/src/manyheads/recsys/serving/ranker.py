@@ -17,18 +17,18 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
-from manyheads.lab.fields import from_json
+from manyheads.lab.data.fields import from_json
+from manyheads.lab.data.onnx_files import session
+from manyheads.lab.data.storage import check_beside, load_document, save_document, sha256
 from manyheads.lab.install import need_package
-from manyheads.lab.onnx_files import session
-from manyheads.lab.storage import check_beside, load_document, save_document, sha256
-from manyheads.recsys.calibration import Calibration
-from manyheads.recsys.encoder import FILES as encoder_files
-from manyheads.recsys.encoder import Arrays, Encoder
-from manyheads.recsys.frames import as_frame, check_frame, check_scores
-from manyheads.recsys.labels import FILE as labels_file
-from manyheads.recsys.labels import Labels
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.encoder import FILES as encoder_files
+from manyheads.recsys.features.encoder import Arrays, Encoder
+from manyheads.recsys.features.frames import as_frame, check_frame, check_scores
+from manyheads.recsys.features.labels import FILE as labels_file
+from manyheads.recsys.features.labels import Labels
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.serving.rows import Row, encode_rows
+from manyheads.recsys.training.calibration import Calibration
 
 KIND = "recommender's export"
 FORMAT = 1

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from manyheads.core.errors import DataError
-from manyheads.recsys.cells import complaint, objects, read_cells
-from manyheads.recsys.encoder import Arrays, Encoder, plain, reads_as
-from manyheads.recsys.features import Field
+from manyheads.recsys.features.cells import complaint, objects, read_cells
+from manyheads.recsys.features.encoder import Arrays, Encoder, plain, reads_as
+from manyheads.recsys.features.spec import Field
 
 Row = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from manyheads.recsys.serving.ranker import Ranker
 if TYPE_CHECKING:
     from torch import nn
 
-    from manyheads.recsys.layout import Layout
-    from manyheads.recsys.recommender import Recommender
+    from manyheads.recsys.features.layout import Layout
+    from manyheads.recsys.training.recommender import Recommender
 
 SIZES = (1, 10, 100, 1000)
 
@@ -99,7 +99,7 @@ def network_times(networks: Mapping[Any, nn.Module], layout: Layout, candidates:
     """Median CPU milliseconds of a batch through ONNX Runtime, one thread; the networks take turns."""
     import tempfile
 
-    from manyheads.lab.onnx_files import session
+    from manyheads.lab.data.onnx_files import session
     from manyheads.recsys.serving.export import graphs, sample_rows
     from manyheads.recsys.serving.ranker import NETWORK, in_pieces
 

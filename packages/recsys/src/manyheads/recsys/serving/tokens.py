@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.recsys.layout import Layout
+from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.tokens import FieldTokens, NumberMixture, NumberTokens, Tables
 
 

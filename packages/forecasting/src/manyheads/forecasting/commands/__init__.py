@@ -1,0 +1,7 @@
+"""The commands of ``manyheads forecasting``."""
+
+from __future__ import annotations
+
+from manyheads.forecasting.commands import bench, tables
+
+commands = {**bench.commands, **tables.commands}

@@ -1,0 +1,357 @@
+"""``manyheads forecasting fit | predict | backtest | look-back``: for the user's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import ArgumentError
+from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.series.cells import Columns, listed
+from manyheads.forecasting.series.frames import Reading, read_panels
+from manyheads.forecasting.series.panels import Panel, collected_warnings
+from manyheads.lab.cli.command import Outcome
+from manyheads.lab.data.files import check_suffix, write_atomically, write_figure
+from manyheads.lab.install import missing
+
+if TYPE_CHECKING:
+    from manyheads.forecasting.estimator.forecaster import Forecaster
+
+
+PLAIN = Reading()
+
+
+def fit(
+    file: Path,
+    /,
+    *,
+    horizon: int,
+    out: Path = Path("forecaster.safetensors"),
+    model: str = "closed-form-auto",
+    look_back: int | None = None,
+    levels: tuple[float, ...] = (0.8, 0.95),
+    reading: Reading = PLAIN,
+    report: Path | None = None,
+) -> Outcome:
+    """Fits a forecaster on a CSV (long: unique_id, ds, y; or wide: time and one column a channel) and saves it.
+
+    Args:
+        file: the table; .csv, .csv.xz, .csv.gz or .parquet.
+        horizon: steps to forecast.
+        out: where the fitted forecaster goes.
+        model: see 'manyheads forecasting models'.
+        look_back: past steps that the model reads.
+        levels: coverages of the prediction intervals.
+        reading: how the table is read.
+        report: write a page with forecast, intervals and weights there.
+    """
+    from manyheads.forecasting.estimator.forecaster import Forecaster
+
+    with collected_warnings([]):  # they are printed below
+        forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
+    forecaster.save(out)
+    document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
+    lines = [_panel_line(panel) for panel in document["panels"]]
+    if report is not None:
+        document["report"] = str(_fit_report(forecaster, report))
+        lines.append(f"report: {document['report']}")
+    lines += [f"warning: {warning}" for warning in forecaster.warnings]
+    return Outcome(document, "\n".join([*lines, f"saved: {out}", f"next: manyheads forecasting predict {out}"]))
+
+
+def predict(
+    model: Path,
+    /,
+    *,
+    data: Path | None = None,
+    reading: Reading = PLAIN,
+    horizon: int | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
+    channel: str | None = None,
+) -> Outcome:
+    """Forecasts the rows after the table that a saved forecaster was fitted on, or after a newer one.
+
+    Args:
+        model: what 'fit' saved.
+        data: a newer table of the same series, or of some; the forecaster is not fitted again.
+        reading: how the newer table is read; what is not given is as in the fit.
+        horizon: fewer steps than it was fitted for.
+        out: write the forecast there; .csv or .parquet.
+        plot: draw one channel with its intervals there; .png, .svg or .pdf.
+        channel: the channel to draw; the last by default.
+    """
+    from manyheads.forecasting.estimator.forecaster import Forecaster
+    from manyheads.lab.reporting.tables import table
+
+    check_suffix("out", out, (".csv", ".parquet"))
+    check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    forecaster = Forecaster.load(model)
+    said: list[str] = []
+    with collected_warnings(said):
+        forecast = forecaster.predict(horizon, data=data, reading=_changed(forecaster.reading, reading))
+    closing = [f"warning: {warning}" for warning in said]
+    if out is not None:
+        _write_table(forecast, out)
+        closing.append(f"written: {out}")
+    if plot is not None:
+        write_figure(plot, _fan(forecaster, forecast, channel))
+        closing.append(f"drawn: {plot}")
+    shown = forecast.assign(ds=forecast["ds"].astype(str))
+    records = shown.to_dict("records")
+    rows = [tuple(f"{v:.6g}" if isinstance(v, float) else v for v in r.values()) for r in records[:40]]
+    if len(records) > len(rows):
+        closing.append(f"{len(records) - len(rows)} more rows: --out forecast.csv writes all")
+    from rich.console import Group
+
+    return Outcome({"forecast": records, "warnings": said}, Group(table(tuple(shown.columns), rows), *closing))
+
+
+def backtest(
+    file: Path,
+    /,
+    *,
+    horizon: int,
+    windows: int = 10,
+    step: int | None = None,
+    models: tuple[str, ...] = ("closed-form-auto", "seasonal-naive", "repeat"),
+    look_back: int | None = None,
+    levels: tuple[float, ...] = (0.8, 0.95),
+    reading: Reading = PLAIN,
+    out: Path | None = None,
+) -> Outcome:
+    """Would it have worked? Forecasts from past origins against what happened, beside the naive forecasts.
+
+    Args:
+        file: the table, as for 'fit'.
+        horizon: steps to forecast.
+        windows: past origins.
+        step: rows between them; the horizon by default.
+        models: models to compare, each fitted once on the rows before the first origin.
+        look_back: past steps that the models read.
+        levels: coverages of the prediction intervals.
+        reading: how the table is read.
+        out: write every forecast there; .csv or .parquet.
+    """
+    from rich.console import Group
+
+    from manyheads.forecasting.estimator.forecaster import Forecaster
+    from manyheads.forecasting.models import find_model
+    from manyheads.lab.progress import progress
+    from manyheads.lab.reporting.tables import table
+
+    check_suffix("out", out, (".csv", ".parquet"))
+    for name in models:
+        find_model(name)
+    panels = read_panels(file, reading)
+    frames, rows, said = [], [], list(dict.fromkeys(note for panel in panels for note in panel.notes))
+    with progress("backtest", len(models)) as advance:
+        for name in models:
+            advance(name)
+            forecaster = Forecaster(horizon, model=name, look_back=look_back, levels=levels)
+            with collected_warnings(said):
+                frame = forecaster.cross_validation(panels, windows=windows, step=step)
+            frames.append(frame.assign(model=name))
+            rows.append({"model": name, **_errors(frame, panels)})
+    still = mase(frames[0], panels)
+    if still.isna().any():
+        said.append(
+            f"mase leaves out {', '.join(still.index[still.isna()][:8])}: no movement over a season before the origins"
+        )
+    if out is not None:
+        _write_table(pd.concat(frames, ignore_index=True), out)
+    header = tuple(dict.fromkeys(key for row in rows for key in row))
+    cells = [tuple(f"{row[k]:.4g}" if isinstance(row.get(k), float) else row.get(k) for k in header) for row in rows]
+    note = (
+        f"{frames[0]['cutoff'].nunique()} origins. mase: mean absolute error over that of 'as one season ago', mean "
+        "over series; mae, mse: in original units; covered: share of what happened inside the interval"
+    )
+    lines = [f"warning: {warning}" for warning in said]
+    return Outcome({"rows": rows, "warnings": said}, Group(table(header, cells), note, *lines))
+
+
+def look_back(
+    *,
+    set: str = "ETTh1",
+    horizon: int = 96,
+    models: tuple[str, ...] = ("linear-cf", "nlinear-cf", "rlinear-cf"),
+    look_backs: tuple[int, ...] = (24, 48, 72, 96, 120, 144, 168, 192, 336, 504, 672, 720),
+    plot: Path | None = None,
+) -> Outcome:
+    """The paper's look-back study: test error against the length of the past that a model reads.
+
+    Args:
+        set: a benchmark set.
+        horizon: steps to forecast.
+        models: models to compare.
+        look_backs: lengths to try.
+        plot: draw the curve there; .png, .svg or .pdf.
+    """
+    from manyheads.forecasting.evaluation import plots
+    from manyheads.forecasting.evaluation.bench import run_bench
+    from manyheads.lab.progress import progress
+    from manyheads.lab.reporting.tables import table
+
+    check_suffix("plot", plot, (".png", ".svg", ".pdf"))
+    rows = []
+    with progress("look-back", len(look_backs) * len(models)) as advance:
+        for length in look_backs:
+            rows += run_bench([set], [horizon], models, look_back=length, advance=advance).rows
+    curves = {name: [row.mse for row in rows if row.model == name] for name in models}
+    if plot is not None:
+        write_figure(plot, plots.look_back_curve(look_backs, curves, title=f"{set}, horizon {horizon}"))
+    document = [
+        {"set": r.set, "horizon": r.horizon, "model": r.model, "look_back": r.look_back, "mse": r.mse} for r in rows
+    ]
+    cells = [(length, *(f"{curves[name][i]:.4f}" for name in models)) for i, length in enumerate(look_backs)]
+    return Outcome({"rows": document}, table(("look-back", *models), cells))
+
+
+def _errors(frame: pd.DataFrame, panels: Sequence[Panel]) -> dict[str, float]:
+    """Errors over all series, by :func:`mase` and in original units."""
+    error = (frame["y_hat"] - frame["y"]).abs()
+    scaled = mase(frame, panels)
+    mean = float(scaled.dropna().mean()) if scaled.notna().any() else float("nan")
+    found = {"mase": mean, "mae": float(error.mean()), "mse": float((error**2).mean())}
+    for column in frame.columns:
+        if column.startswith("lo-"):
+            inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
+            found[f"covered {column[3:]}%"] = float(inside.mean())
+    return found
+
+
+def mase(frame: pd.DataFrame, panels: Sequence[Panel]) -> pd.Series:
+    """Mean absolute scaled error of each series: its MAE over that of 'as one season ago' on its rows before its first
+    cutoff (Hyndman & Koehler, 2006). NaN for a series that has no such rows, or stood still in all of them.
+
+    ``frame``: what :meth:`Forecaster.cross_validation` gives.
+    """
+    first = frame.groupby("unique_id")["cutoff"].min()
+    scale = {}
+    for panel in panels:
+        for index, name in enumerate(panel.channels):
+            if name not in first.index:
+                continue
+            past = panel.values[panel.stamps <= first[name], index]
+            steps = np.abs(past[panel.season :] - past[: -panel.season])
+            scale[name] = steps.mean() if len(steps) and steps.any() else np.nan
+    return (frame["y_hat"] - frame["y"]).abs().groupby(frame["unique_id"]).mean() / pd.Series(scale)
+
+
+def _changed(stored: Reading, given: Reading) -> Reading:
+    """``stored`` with what ``given`` sets."""
+    named = {
+        f.name: v for f in fields(Columns) if (v := getattr(given.columns, f.name)) != getattr(PLAIN.columns, f.name)
+    }
+    others = {f.name: v for f in fields(Reading) if (v := getattr(given, f.name)) != getattr(PLAIN, f.name)}
+    return replace(stored, **others | {"columns": replace(stored.columns, **named)})
+
+
+def _described(forecaster: Forecaster) -> list[dict]:
+    described = []
+    for part in forecaster.panels:
+        coverage = {}
+        if part.intervals is not None and not np.isnan(part.intervals.coverage).all():
+            coverage = {
+                f"{level:.0%}": round(float(part.intervals.coverage[i].mean()), 3)
+                for i, level in enumerate(part.intervals.levels)
+            }
+        described.append(
+            {
+                "name": part.panel.name,
+                "rows": part.panel.rows,
+                "channels": list(part.panel.channels),
+                "season": part.panel.season,
+                "look_back": part.map.look_back,
+                "coverage": coverage,
+            }
+        )
+    return described
+
+
+def _panel_line(panel: dict) -> str:
+    coverage = ", ".join(f"{share:.1%} of {level}" for level, share in panel["coverage"].items()) or "not known"
+    return (
+        f"{panel['name']}: {panel['rows']} rows, {len(panel['channels'])} series ({listed(panel['channels'])}), "
+        f"season {panel['season']}, look-back {panel['look_back']}; measured coverage: {coverage}"
+    )
+
+
+def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
+    from manyheads.forecasting.evaluation import plots
+
+    names = list(dict.fromkeys(forecast["unique_id"]))
+    chosen = names[-1] if channel is None else channel
+    if chosen not in names:
+        raise ArgumentError(f"channel: found {chosen!r}, expected one of {', '.join(names[:20])}")
+    part = next(part for part in forecaster.panels if chosen in part.panel.channels)
+    rows = forecast[forecast["unique_id"] == chosen]
+    past = part.panel.values[-max(2 * len(rows), 2 * part.panel.season) :, part.panel.channels.index(chosen)]
+    intervals = {
+        float(column[3:]) / 100: (rows[column].to_numpy(), rows[f"hi-{column[3:]}"].to_numpy())
+        for column in rows.columns
+        if column.startswith("lo-")
+    }
+    stamps = part.panel.stamps[-len(past) :].tz_localize(None)  # by the clock of the table
+    after = pd.DatetimeIndex(rows["ds"]).tz_localize(None)
+    continues = after[0] > stamps[-1]
+    return plots.forecast_fan(
+        past,
+        rows["y_hat"].to_numpy(),
+        past_stamps=list(stamps) if continues else None,
+        forecast_stamps=list(after) if continues else None,
+        intervals=intervals,
+        title=chosen,
+    )
+
+
+def _fit_report(forecaster: Forecaster, path: Path) -> Path:
+    from manyheads.forecasting.evaluation import plots
+    from manyheads.lab.reporting.html import HtmlReport
+
+    forecast = forecaster.predict()
+    page = HtmlReport(f"Forecast, {forecaster.horizon} steps", f"Model: {forecaster.model}. Original units.")
+    for warning in forecaster.warnings:
+        page.text(warning)
+    for part in forecaster.panels:
+        page.section(part.panel.name)
+        for name in part.panel.channels[:12]:
+            what = "the past and the forecast" if part.intervals is None else "the past, the forecast and its intervals"
+            page.figure(_fan(forecaster, forecast, name), f"{name}: {what}.")
+        if isinstance(part.map, LinearMap):
+            page.figure(
+                plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
+                "What each step of the forecast takes from each step of the past.",
+            )
+    measured = forecaster.coverage()
+    if len(measured):
+        page.section("Measured coverage of the intervals")
+        mean = measured.groupby(["panel", "level"])["coverage"].mean().reset_index()
+        page.table(("panel", "level", "covered"), [(p, f"{lv:.2f}", f"{c:.3f}") for p, lv, c in mean.to_numpy()])
+    page.section("Forecast")
+    page.table(tuple(forecast.columns), forecast.astype({"ds": str}).round(4).head(200).to_numpy().tolist())
+    return page.write(path).resolve()
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        try:
+            content = frame.to_parquet(index=False)
+        except ImportError as error:
+            raise missing("pyarrow", "manyheads-forecasting", "parquet", place=str(path)) from error
+        write_atomically(path, content if isinstance(content, bytes) else b"")
+        return
+    write_atomically(path, frame.to_csv(index=False).encode())
+
+
+commands: dict[str, Callable[..., Outcome]] = {
+    "fit": fit,
+    "predict": predict,
+    "backtest": backtest,
+    "look-back": look_back,
+}

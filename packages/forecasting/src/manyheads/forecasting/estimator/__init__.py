@@ -1,0 +1,1 @@
+"""The estimator ``Forecaster``: fit, predict, prediction intervals, newer rows."""

@@ -1,0 +1,208 @@
+"""Fit one panel: scale it, fit the model, give the naive forecast where there is nothing to fit, and the intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from manyheads.core.errors import DataError
+from manyheads.forecasting.estimator.conformal import (
+    PLENTY,
+    Intervals,
+    absolute_residuals,
+    calibration_origins,
+    intervals_from,
+)
+from manyheads.forecasting.models import find_model, fit_model
+from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.models.naive import Naive, naive_map
+from manyheads.forecasting.series.panels import (
+    FittedModel,
+    History,
+    Panel,
+    Scaler,
+    collected_warnings,
+    constant_channels,
+    power_of_two,
+)
+
+_DWARFED = 1e-6  # a usual movement below this share of the largest is lost in the rounding of sums of squares
+_SANE = 10.0  # ranges of the past that a forecast may leave it by
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is fitted: see :class:`manyheads.forecasting.estimator.forecaster.Forecaster`."""
+
+    horizon: int
+    model: str
+    look_back: int | None
+    levels: tuple[float, ...]
+    seed: int
+
+    @property
+    def asked_look_back(self) -> int | None:
+        """None where the model takes its own, or the longest up to 336 that leaves it windows."""
+        return None if find_model(self.model).own_look_back else self.look_back
+
+
+@dataclass
+class FittedPanel:
+    """One panel's model, what it continues from, and its intervals."""
+
+    panel: Panel
+    scaler: Scaler
+    map: FittedModel  # a LinearMap for every model of this package
+    intervals: Intervals | None
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Patched:
+    """A model of some channels beside the naive forecast of the others."""
+
+    model: FittedModel
+    columns: np.ndarray  # the channels that the model reads
+    kept: np.ndarray  # (C,) bool: the channels that it forecasts
+    naive: LinearMap  # of all channels
+
+    @property
+    def look_back(self) -> int:
+        return self.model.look_back
+
+    @property
+    def horizon(self) -> int:
+        return self.model.horizon
+
+    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
+        forecast = self.model.forecast(windows_NLC[:, :, self.columns])
+        everything = self.naive.forecast(windows_NLC)
+        everything[:, :, self.kept] = forecast[:, :, self.kept[self.columns]]
+        return everything
+
+
+def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
+    """Fit on all rows, and the intervals on what a fit on the first rows missed.
+
+    A channel that is constant, or that one cell dwarfs, gets the naive forecast, and so does a panel that is too short;
+    the warnings name each. No input of finite numbers raises.
+    """
+    dwarfed = _dwarfed_channels(panel.values)
+    scaler = Scaler.fit(panel.values)
+    # a shift by the mean would round their usual values away; a power of two as the scale rounds nothing
+    scaler = Scaler(np.where(dwarfed, 0.0, scaler.mean), np.where(dwarfed, power_of_two(panel.values), scaler.scale))
+    values = scaler.transform(panel.values)
+    fit = _fit_rows(values, panel, dwarfed, recipe)
+    notes = [*fit.notes]
+    intervals = _intervals(values, panel, dwarfed, recipe, short=fit.short) if recipe.levels else None
+    if recipe.levels and intervals is None:
+        notes.append(
+            f"{panel.rows} rows are too few for intervals {recipe.horizon} steps ahead: none are given; give more rows "
+            "or a shorter horizon"
+        )
+    warnings = (*panel.notes, *(f"{panel.name}: {note}" for note in notes))
+    return FittedPanel(panel, scaler, fit.model, intervals, warnings)
+
+
+def _intervals(
+    values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe, *, short: bool
+) -> Intervals | None:
+    """From the residuals of fits on first rows; where calibration windows are few, a fit serves a quarter of them."""
+    first, last = calibration_origins(panel.rows, recipe.horizon)
+    few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
+    step = max(1, math.ceil((last - first) / (4 if few else 1)))
+    residuals = []
+    for begin in range(first, last, step):
+        early = _fit_rows(values[:begin], panel, dwarfed, recipe)
+        if early.short == short:  # the errors of a naive stand-in say nothing about the model
+            residuals.append(absolute_residuals(early.model, values, begin, min(begin + step, last)))
+    return intervals_from(np.concatenate(residuals), recipe.levels) if residuals else None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A model of some first rows, standardised, and what the user should know of it."""
+
+    model: FittedModel
+    notes: list[str]
+    short: bool = False  # too few rows for the model: all channels have the naive forecast
+
+
+def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> _Fit:
+    """Fit the first rows of a panel: the model, or the naive forecast where it cannot be fitted."""
+    rows, horizon = len(values), recipe.horizon
+    constant = constant_channels(values)
+    dwarfed = dwarfed & ~constant
+    notes = [
+        f"{panel.channels[c]} is constant ({panel.values[0, c]:g} in all {rows} rows): the value is repeated"
+        for c in np.flatnonzero(constant)
+    ]
+    for c in np.flatnonzero(dwarfed):
+        row = int(np.argmax(np.abs(panel.values[:rows, c])))
+        notes.append(
+            f"{panel.channels[c]} holds {panel.values[row, c]:g} at {panel.stamps[row]}, beside which all else is "
+            "nothing: the naive forecast is given; correct the cell"
+        )
+    columns = np.flatnonzero(~(constant | dwarfed))
+    if not len(columns):
+        return _Fit(naive_map(values, panel.season, horizon), notes)
+    look_back, train_end = recipe.asked_look_back or max(1, min(336, (rows - horizon) // 3)), rows
+    if not find_model(recipe.model).joint:
+        train_end = min(rows, max(round(rows * 0.8), look_back + horizon))
+    names = tuple(panel.channels[c] for c in columns)
+    history = History(np.ascontiguousarray(values[:, columns]), train_end, panel.season, refit=True, names=names)
+    try:
+        with collected_warnings(notes):
+            model = fit_model(recipe.model, history, [horizon], look_back=look_back, seed=recipe.seed)[horizon]
+    except DataError as error:
+        notes.append(f"{', '.join(names)}: the naive forecast is given, for {recipe.model} cannot be fitted: {error}")
+        return _Fit(naive_map(values, panel.season, horizon), notes, short=True)
+    if isinstance(model, Naive):
+        model = model.as_linear_map()
+    sane, kept = _sane_channels(model, history.values), np.zeros(len(constant), dtype=bool)
+    kept[columns] = sane
+    notes += [
+        f"{recipe.model} forecasts {panel.channels[c]} more than {_SANE:g} ranges away from its past: the naive "
+        "forecast is given"
+        for c in columns[~sane]
+    ]
+    if kept.all():
+        return _Fit(model, notes)
+    naive = naive_map(values, panel.season if panel.season <= model.look_back else 1, horizon)
+    if isinstance(model, LinearMap):
+        return _Fit(_merged(model, columns, kept, naive), notes)
+    return _Fit(Patched(model, columns, kept, naive), notes)
+
+
+def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
+    """``(C,)`` bool: channels of which the usual movement is lost beside the largest value in double precision."""
+    from_median = np.abs(values_TC / 2 - np.median(values_TC, axis=0) / 2)
+    usual = np.array([np.median(moved[moved > 0]) if moved.any() else 0.0 for moved in from_median.T])
+    return usual < _DWARFED * from_median.max(axis=0)
+
+
+def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
+    """``(C,)`` bool: channels whose forecasts, from the last window and others, stay near the range of the past."""
+    lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
+    room = _SANE * (highest - lowest)
+    windows = sliding_window_view(values_TC, model.look_back, axis=0)
+    chosen = np.unique(np.linspace(0, len(windows) - 1, 50).round().astype(int))
+    forecast = model.forecast(windows[chosen].swapaxes(1, 2))
+    near = (forecast >= lowest - room) & (forecast <= highest + room)
+    return np.logical_and.reduce(near, axis=(0, 1))
+
+
+def _merged(model: LinearMap, columns: np.ndarray, kept: np.ndarray, naive: LinearMap) -> LinearMap:
+    """The same as :class:`Patched`, as one map."""
+    weight = np.zeros((len(kept), model.look_back, model.horizon))
+    bias, scale_bias = np.zeros((len(kept), model.horizon)), np.zeros((len(kept), model.horizon))
+    weight[:, model.look_back - naive.look_back :] = naive.weight
+    for index, c in enumerate(columns):
+        if kept[c]:
+            one = model.channel(index)
+            weight[c], bias[c] = one.weight[0], one.bias[0]
+            scale_bias[c] = 0.0 if one.scale_bias is None else one.scale_bias[0]
+    return LinearMap(weight, bias, scale_bias if model.scale_bias is not None else None)

@@ -1,0 +1,124 @@
+"""Ids as text and values as numbers, or the row that is neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from decimal import Decimal
+from numbers import Real
+
+import numpy as np
+import pandas as pd
+
+from manyheads.core.errors import DataError
+from manyheads.forecasting.series.cells import Cells
+
+_Kinded = tuple[str, object]  # a cell and its kind
+_NUMBERS = (str, Real, Decimal, np.bool_)
+_EXACT = 2**53  # whole numbers above it share a float
+
+
+def id_texts(cells: Cells, name: str) -> np.ndarray:
+    """The ids as text, as they are written.
+
+    Raises :class:`DataError` for a missing id, for a number that is not exact, and if two kinds of id have one text,
+    such as 1 and "1".
+    """
+    column = cells.frame[name]
+    if column.dtype == object:  # pandas takes 1, 1.0 and True for one
+        column = pd.Series(_with_kinds(column), dtype=object)
+    codes, unique = pd.factorize(column, use_na_sentinel=False)
+    rows = np.unique(codes, return_index=True)[1]
+    texts = np.empty(len(unique), dtype=object)
+    kinds: dict[str, str] = {}  # of each text, and of each whole number
+    for code, row in enumerate(rows):
+        cell = cells.frame[name].iloc[row]
+        at = f"{cells.at(int(row))}, column {name!r}"
+        texts[code] = _id_text(cell, at)
+        keys = {texts[code]}
+        if isinstance(cell, Real) and cell % 1 == 0:
+            keys.add(str(int(cell)))
+        other = next((kinds[key] for key in keys if kinds.setdefault(key, _kind(cell)) != _kind(cell)), None)
+        if other is not None:
+            raise DataError(
+                f"{at}: found {cell} as {_kind(cell)} and as {other}, expected one of them: write all ids as text"
+            )
+    return texts[codes]
+
+
+def _with_kinds(column: pd.Series) -> list[_Kinded]:
+    return [(_kind(cell), cell if isinstance(cell, Hashable) and not _missing(cell) else None) for cell in column]
+
+
+def _kind(cell: object) -> str:
+    if isinstance(cell, bool | np.bool_):
+        return "bool"
+    for kind, types in (("str", str), ("int", int | np.integer), ("float", float | np.floating)):
+        if isinstance(cell, types):
+            return kind
+    return type(cell).__name__
+
+
+def _missing(cell: object) -> bool:
+    return not isinstance(cell, str) and bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
+
+
+def _id_text(cell: object, at: str) -> str:
+    if _missing(cell) or (isinstance(cell, str) and not cell.strip()):
+        raise DataError(f"{at}: found no id, expected the name of the series: write it in")
+    if not pd.api.types.is_scalar(cell) or isinstance(cell, bytes | complex):
+        raise DataError(f"{at}: found {cell!r:.40}, expected an id as text or a number")
+    if isinstance(cell, float | np.floating) and not abs(cell) <= _EXACT:
+        raise DataError(
+            f"{at}: found {cell!r}, a number that stands for several ids above 2**53, expected text: read the column "
+            "as text"
+        )
+    return str(cell)
+
+
+def numbers(cells: Cells, name: str, what: Callable[[int], str], missing: float | None) -> np.ndarray:
+    """The values of a column, NaN if one is missing. Raises :class:`DataError` for any other cell and for infinity."""
+    column = cells.frame[name]
+    kind = column.dtype
+    if isinstance(kind, pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mMc":
+        raise DataError(
+            f"{cells.place}, {what(0)}: found {column.iloc[0]} ({kind}), expected numbers: leave the column out "
+            f"(--drop {name})"
+        )
+    if pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind):
+        found = column.to_numpy(np.float64, na_value=np.nan)
+    else:
+        found = _from_objects(cells, name, what)
+    if missing is not None:
+        found = np.where(found == missing, np.nan, found)
+    endless = np.isinf(found)
+    if endless.any():
+        row = int(np.argmax(endless))
+        raise DataError(
+            f"{cells.at(row)}, {what(row)}: found an infinite value ({int(endless.sum())} in all), expected a number: "
+            "correct it"
+        )
+    return found
+
+
+def _from_objects(cells: Cells, name: str, what: Callable[[int], str]) -> np.ndarray:
+    """Numbers among texts, decimals and other objects."""
+    column = cells.frame[name].astype(object)
+    found = np.full(len(column), np.nan)
+    for row, cell in enumerate(column):
+        if isinstance(cell, str):
+            cell = cell.strip() or np.nan
+        elif _missing(cell):
+            continue
+        try:
+            if (
+                not isinstance(cell, str | Real | Decimal | np.bool_)
+                or isinstance(cell, np.timedelta64)
+                or "_" in str(cell)
+            ):
+                raise TypeError
+            found[row] = float(cell)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{cells.at(row)}, {what(row)}: found {cell!r:.60}, expected a number: correct it or drop it"
+            ) from error
+    return found

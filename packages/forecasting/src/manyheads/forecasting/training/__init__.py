@@ -1,0 +1,1 @@
+"""Training by gradient descent on windows, its scoring, and the experiments."""

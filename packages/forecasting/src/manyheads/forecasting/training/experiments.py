@@ -1,0 +1,62 @@
+"""The linear rows of the paper's Table 2 as experiments, made from its tables (2205.13504 and its scripts).
+
+Names are ``<set>-<horizon>-<model>`` in lower case, for instance ``etth1-96-dlinear``; ``-i`` has weights for each
+channel.
+"""
+
+from __future__ import annotations
+
+from manyheads.forecasting.datasets.benchmark_sets import SEASONS
+from manyheads.forecasting.models.closed_form.normal_equations import Form
+from manyheads.forecasting.training.published import horizons_of, look_back_of, published_mse
+from manyheads.forecasting.training.windows import LinearModel, SetWindows, SquaredError
+from manyheads.lab.training.experiment import Budget, Experiment, Source
+from manyheads.lab.training.optimisers import Optimiser
+
+# batch size and learning rate of the authors' scripts, by set and where they differ by position of the horizon
+_BATCH = {"ETTm1": 8, "electricity": 16, "traffic": 16, "weather": 16}
+_RATE = {
+    "ETTh1": 0.005,
+    "ETTh2": 0.05,
+    "ETTm1": 0.0001,
+    "electricity": 0.001,
+    "traffic": 0.05,
+    "weather": 0.0001,
+    "exchange_rate": 0.0005,
+    "national_illness": 0.01,
+}
+
+
+def recipe(set_name: str, horizon: int) -> tuple[int, float]:
+    """Batch size and learning rate."""
+    long = horizon > 192
+    batch = (32 if long else 8) if set_name == "exchange_rate" else _BATCH.get(set_name, 32)
+    return batch, (0.01 if long else 0.001) if set_name == "ETTm2" else _RATE[set_name]
+
+
+def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bool = False) -> Experiment:
+    """One cell of Table 2 with the paper's recipe."""
+    batch, rate = recipe(set_name, horizon)
+    name = f"{set_name.lower()}-{horizon}-{form}{'-i' if individual else ''}"
+    published = None if individual else published_mse(set_name, horizon, form)
+    source = Source("2205.13504", "Table 2 (truncated test part)", {"mse": published[0]}) if published else None
+    return Experiment(
+        name,
+        SetWindows(set_name, look_back_of(set_name), horizon),
+        LinearModel(form, individual),
+        SquaredError(),
+        Optimiser("adam", rate, schedule="halving"),
+        Budget(epochs=10, batch_size=batch, patience=3),
+        source=source,
+    )
+
+
+def experiments() -> list[Experiment]:
+    """All sets, horizons and models, shared and per channel."""
+    return [
+        linear_experiment(set_name, horizon, form, individual=individual)
+        for set_name in SEASONS
+        for horizon in horizons_of(set_name)
+        for form in ("linear", "nlinear", "dlinear", "rlinear")
+        for individual in (False, True)
+    ]

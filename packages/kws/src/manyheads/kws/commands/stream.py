@@ -1,0 +1,261 @@
+"""``manyheads kws train | stream | compose``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab.cli.command import Outcome, say
+from manyheads.lab.data.files import check_suffix, write_figure
+
+if TYPE_CHECKING:
+    from manyheads.kws.streaming.detection import Detection
+    from manyheads.kws.streaming.spotter import KeywordSpotter
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def train(
+    experiment: str,
+    /,
+    overrides: Positional[tuple[str, ...]] = (),
+    *,
+    seeds: tuple[int, ...] = (),
+    root: Path = Path("runs"),
+    out: Path | None = None,
+    smoke: bool = False,
+    fresh: bool = False,
+    tensorboard: bool = False,
+) -> Outcome:
+    """Trains an experiment, reports mean and sd over seeds, and leaves a spotter of each; a broken run is resumed.
+
+    Args:
+        experiment: its name (see list).
+        overrides: changes such as data.set=my-folder or optimiser.learning_rate=0.01.
+        seeds: seeds; the experiment's own by default.
+        root: folder of the runs.
+        out: write the spotter of the first seed there as well.
+        smoke: a run of seconds.
+        fresh: start again instead of resuming.
+        tensorboard: write TensorBoard events.
+    """
+    from rich.console import Group
+
+    from manyheads.kws import domain
+    from manyheads.kws.evaluation.confidence import accuracy_text, wilson
+    from manyheads.kws.training.trained import spotters_of
+    from manyheads.lab.cli.experiments import overridden, report_text
+    from manyheads.lab.data.files import write_atomically
+    from manyheads.lab.training.experiment import find_experiment
+    from manyheads.lab.training.run import run
+
+    chosen = overridden(find_experiment(experiment, domain.load_experiments()), overrides)
+    chosen = chosen.smoke() if smoke else chosen
+    report = run(chosen, root=root, seeds=seeds or None, resume=not fresh, tensorboard=tensorboard)
+    folder = root / chosen.name / chosen.hash
+    written = spotters_of(folder, report.seeds)
+    if out is not None and written:
+        write_atomically(out, written[0].read_bytes())
+    document: dict[str, Any] = {**asdict(report), "spotters": [str(path) for path in written]}
+    said = f"spotter: {out or written[0]}" if written else "no spotter: the experiment is not about clips"
+    more = f" (seed {report.seeds[0]}; the other seeds' lie beside it)" if len(written) > 1 else ""
+    closing = [said + more]
+    if "accuracy" in report.mean:
+        right, clips = report.mean["accuracy"] / 100 * report.mean["clips"], report.mean["clips"]
+        document["accuracy_interval"] = [100 * bound for bound in wilson(right, clips)]
+        closing.insert(0, f"test part: {accuracy_text(right, clips)}")
+    return Outcome(document, Group(report_text(report, folder), *closing))
+
+
+def stream(
+    file: Positional[Path | None] = None,
+    *,
+    microphone: bool = False,
+    spotter: Path | None = None,
+    threshold: float | None = None,
+    smoothing: float | None = None,
+    refractory: float | None = None,
+    chunk: float = 0.02,
+    paced: bool = False,
+    seconds: float | None = None,
+    device: str | None = None,
+    plot: Path | None = None,
+    truth: Path | None = None,
+) -> Outcome:
+    """Hears a file or the microphone and prints a line for each keyword, as it is detected.
+
+    Args:
+        file: a WAV, FLAC, OGG, MP3, AIFF or AU file; other rates are resampled and channels averaged, which is said.
+        microphone: hear the microphone instead, until Ctrl-C or for --seconds.
+        spotter: what 'train' wrote; the newest below runs/ by default.
+        threshold: score from which a keyword counts, from 0 to 1; the spotter's own by default.
+        smoothing: seconds over which logits are averaged.
+        refractory: seconds of silence after a detection.
+        chunk: seconds of audio at a time, from 0.01.
+        paced: a file is heard in real time.
+        seconds: stop after so many seconds of audio.
+        device: the microphone by name or number.
+        plot: draw the scores over the waveform there; .png, .svg or .pdf.
+        truth: a CSV with start, end, label of what is said (compose writes one): each detection is then right or a
+            false alarm, and the words that were missed are listed.
+    """
+    import numpy as np
+    from rich.console import Group
+
+    from manyheads.kws.audio.reading import read_sound
+    from manyheads.kws.audio.recordings import check_truth, read_truth
+    from manyheads.kws.commands.evaluate import open_spotter, rejection_said
+    from manyheads.kws.evaluation.det_curve import judge
+    from manyheads.kws.streaming.sources import check_chunk, chunks_of
+    from manyheads.kws.streaming.sources import microphone as hear_microphone
+
+    check_suffix("plot", plot, PICTURES)
+    check_chunk(chunk)
+    if (file is None) != microphone:
+        raise ArgumentError("file: expected a file or --microphone, one of them")
+    changes = {"threshold": threshold, "smoothing": smoothing, "refractory": refractory}
+    chosen = open_spotter(spotter)
+    chosen.rule = replace(chosen.rule, **{name: value for name, value in changes.items() if value is not None})
+    spoken = None if truth is None else read_truth(truth)
+    notes: tuple[str, ...] = ()
+    if file is not None:
+        sound = read_sound(file, chosen.sample_rate)
+        notes, samples = sound.notes, sound.samples
+        if truth is not None and spoken is not None:
+            check_truth(spoken, truth, sound.seconds)
+        if seconds is not None:
+            samples = samples[: round(seconds * chosen.sample_rate)]
+        source = chunks_of(samples, chosen.sample_rate, chunk, paced=paced)
+    else:
+        source = hear_microphone(chosen.sample_rate, chunk, device)
+    for note in notes:
+        print(f"{file}: {note}", file=sys.stderr)
+    detections: list[Detection] = []
+    kept: list[tuple[Any, Any]] = []
+    heard = 0
+    with rejection_said():
+        try:
+            for piece in source:
+                found, tracks = chosen.hear(piece)
+                heard += len(piece)
+                for detection in found:
+                    say(str(detection))
+                detections += found
+                if plot is not None:
+                    kept.append((piece, tracks[0]))
+                if seconds is not None and heard >= seconds * chosen.sample_rate:
+                    break
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+        for detection in (last := chosen.finish()):
+            say(str(detection))
+        detections += last
+    duration = heard / chosen.sample_rate
+    document: dict[str, Any] = {
+        "spotter": str(chosen.trained.get("file", "")),
+        "seconds": duration,
+        "notes": notes,
+        "detections": [asdict(found) for found in detections],
+    }
+    closing: list[Any] = [f"{len(detections)} detections in {duration:.1f} s"]
+    judged = None
+    if spoken is not None:
+        judged = judge(detections, [word for word in spoken if word.end <= duration], chosen.keywords)
+        for found, verdict in zip(document["detections"], judged.verdicts, strict=True):
+            found["verdict"] = verdict
+        document |= judged.document()
+        closing = [judged.table(), f"{judged.summary()}, in {duration:.1f} s"]
+    if plot is not None:
+        whole = np.concatenate([piece for piece, _ in kept]) if kept else np.zeros(1, np.float32)
+        _draw(plot, chosen, whole, [track for _, track in kept], detections, spoken, judged, str(file or "microphone"))
+        document["plot"] = str(plot)
+        closing.append(f"drawn: {plot}")
+    return Outcome(document, Group(*closing))
+
+
+def compose(
+    *,
+    set: str = "arabic_sc_10w",
+    part: str = "test",
+    count: int | None = 20,
+    others: str | None = None,
+    snr: float = 20.0,
+    noise: Path | None = None,
+    sample_rate: int = 16000,
+    seed: int = 0,
+    out: Path = Path("stream.wav"),
+) -> Outcome:
+    """Makes a recording of clips over noise, and a CSV of what is said when: something to stream.
+
+    Args:
+        set: a set by name, or a folder of label/*.wav.
+        part: train, validation, test or all.
+        count: clips, drawn at random; as many again of --others.
+        others: a set whose words are mixed in, those of the same part that the first set does not have.
+        snr: of the words over the noise, in dB.
+        noise: a recording of noise; pink noise by default.
+        sample_rate: of the recording.
+        seed: of the draw, the order, the gaps and the noise.
+        out: the recording, .wav or .flac; the CSV has the same name.
+    """
+    import numpy as np
+
+    from manyheads.kws.audio.clips import clips_of, labels_of
+    from manyheads.kws.audio.recordings import compose as make
+    from manyheads.kws.audio.recordings import write_tape
+    from manyheads.kws.commands.evaluate import clips_of_part, negatives_of
+
+    random = np.random.default_rng(seed)
+    chosen = []
+    own, other = clips_of_part(set, part), []
+    if others is not None:
+        unheard = {clip.path for clip in negatives_of(others, labels_of(clips_of(set)), part)}
+        other = [clip for clip in clips_of(others) if clip.path in unheard]
+    for clips in (own, other):
+        kept = random.permutation(len(clips))[: len(clips) if count is None else count]
+        chosen += [clips[index] for index in kept]
+    tape = make(chosen, sample_rate, snr=snr, noise=noise, seed=seed)
+    sound, truth = write_tape(tape, out)
+    document = {"recording": str(sound), "truth": str(truth), "seconds": tape.seconds, "words": len(tape.spoken)}
+    return Outcome(document, f"{sound}: {len(tape.spoken)} words in {tape.seconds:.1f} s; what is said: {truth}")
+
+
+def _draw(
+    path: Path,
+    spotter: KeywordSpotter,
+    samples: Any,
+    tracks: list,
+    detections: list,
+    spoken: Any,
+    judged: Any,
+    title: str,
+) -> None:
+    import numpy as np
+
+    from manyheads.kws.evaluation import plots
+
+    times = np.concatenate([track.times for track in tracks]) if tracks else np.zeros(0)
+    scores = np.concatenate([track.scores for track in tracks]) if tracks else np.zeros((0, len(spotter.labels)))
+    figure = plots.timeline(
+        samples,
+        spotter.sample_rate,
+        times,
+        scores,
+        spotter.labels,
+        detections,
+        threshold=spotter.rule.threshold,
+        truth=spoken,
+        verdicts=None if judged is None else judged.verdicts,
+        missed=() if judged is None else judged.missed,
+        title=title,
+    )
+    write_figure(path, figure)
+
+
+commands: dict[str, Callable[..., Outcome]] = {"train": train, "stream": stream, "compose": compose}

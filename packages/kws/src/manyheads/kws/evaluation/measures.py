@@ -1,0 +1,275 @@
+"""Everything that is measured of a spotter, at once."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import ArgumentError
+from manyheads.kws.audio.clips import Clip
+from manyheads.kws.audio.reading import read_sound
+from manyheads.kws.audio.recordings import Tape, compose
+from manyheads.kws.evaluation.clip_accuracy import ClipResults, evaluate_clips
+from manyheads.kws.evaluation.confidence import poisson_rate, rate_text, share_text
+from manyheads.kws.evaluation.det_curve import TOLERANCE, DetCurve, Latency, Match, det_curve, latency, match
+from manyheads.kws.evaluation.spikes import SpikeCount, count_spikes
+from manyheads.kws.streaming.detection import Detection
+from manyheads.kws.streaming.spotter import KeywordSpotter
+from manyheads.kws.streaming.stream_state import Heard
+from manyheads.lab.training.environment import command_line
+
+HEARD_AT_MOST = 200  # clips on which spikes are counted
+RATES = (1.0, 10.0, 60.0)  # false alarms an hour that are quoted
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One stream, at the spotter's own threshold and at all."""
+
+    snr: float
+    tape: Tape
+    heard: Heard
+    detections: tuple[Detection, ...]
+    match: Match
+    latency: Latency
+    curve: DetCurve
+
+    def document(self) -> dict[str, Any]:
+        seconds = self.tape.seconds
+        at = {}
+        for rate in RATES:
+            try:
+                resolved = rate * self.curve.hours >= 1  # one false alarm or more in all the audio
+                at[f"{rate:g}"] = asdict(self.curve.at(rate)) if resolved else None
+            except ArgumentError:
+                at[f"{rate:g}"] = None
+        return {
+            "snr_db": self.snr,
+            "hours": seconds / 3600,
+            "keywords": self.curve.keywords,
+            "misses": len(self.match.misses),
+            "miss_rate": len(self.match.misses) / max(1, self.curve.keywords),
+            "false_alarms": len(self.match.false_alarms),
+            "false_alarms_per_hour": len(self.match.false_alarms) * 3600 / seconds,
+            "false_alarms_per_hour_interval": poisson_rate(len(self.match.false_alarms), seconds / 3600),
+            "latency": asdict(self.latency),
+            "at_false_alarms_per_hour": at,
+            "det": [asdict(point) for point in self.curve.points],
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A spotter on a set."""
+
+    name: str
+    spotter: KeywordSpotter
+    clips: ClipResults
+    streams: tuple[StreamResult, ...]
+    spikes: SpikeCount | None
+    early: dict[str, float] = field(default_factory=dict)
+    """Seconds -> accuracy when decided then."""
+
+    def document(self) -> dict[str, Any]:
+        spotter, clips = self.spotter, self.clips
+        document = {
+            "spotter": dict(spotter.trained),
+            "set": self.name,
+            "labels": spotter.labels,
+            "clips": len(clips.truth),
+            "accuracy": clips.accuracy,
+            "accuracy_interval": clips.interval,
+            "confusion": clips.confusion,
+            "early": self.early,
+            "seconds_to_99_percent_of_it": clips.time_to(0.99),
+            "lookahead_seconds": spotter.lookahead_seconds,
+            "parameters": spotter.network.parameter_count,
+            "rule": asdict(spotter.rule),
+            "streams": [stream.document() for stream in self.streams],
+            "macs_per_step": sum(product.macs for product in spotter.network.products()),
+            "steps_per_second": 1 / spotter.step_seconds,
+        }
+        if self.spikes is not None:
+            document["spikes"] = spike_document(self.spikes)
+        return document
+
+
+def spike_document(count: SpikeCount) -> dict[str, Any]:
+    """Counts a step and what follows from them."""
+    return {
+        "rates": count.rates,
+        "neurons": count.neurons,
+        "zero_share": count.zero_share,
+        "products": [asdict(product) for product in count.products],
+        "dense_macs": count.dense,
+        "effective_acs": count.effective_acs,
+        "effective_macs": count.effective_macs,
+        "synaptic_operations": count.synaptic_operations,
+        "saving": count.saving,
+        "energy_nj": count.energy_nj,
+        "dense_energy_nj": count.dense_energy_nj,
+    }
+
+
+def evaluate_spotter(
+    spotter: KeywordSpotter,
+    clips: Sequence[Clip],
+    negatives: Sequence[Clip] = (),
+    *,
+    snr: Sequence[float] = (20.0,),
+    noise: Path | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    name: str = "",
+) -> Evaluation:
+    """Clips one by one; then, for each ``snr``, clips and negatives as one stream over noise."""
+    results = evaluate_clips(spotter, clips)
+    streams = []
+    for level in snr:
+        tape = compose([*clips, *negatives], spotter.sample_rate, snr=level, noise=noise, seed=seed)
+        streams.append(hear_tape(spotter, tape, level, tolerance))
+    spikes = count_spikes(spotter.network, _frames(spotter, clips[:HEARD_AT_MOST]))
+    times = [round(0.1 * n, 1) for n in range(1, round(10 * float(results.seconds.max())) + 1)]
+    early = {f"{time:g}": float(accuracy) for time, accuracy in zip(times, results.early(times), strict=True)}
+    return Evaluation(name, spotter, results, tuple(streams), spikes if spikes.rates else None, early)
+
+
+def hear_tape(spotter: KeywordSpotter, tape: Tape, snr: float, tolerance: float = TOLERANCE) -> StreamResult:
+    """One stream with what was said in it."""
+    spotter.reset()
+    detections, [heard] = spotter.hear(tape.samples, tape.sample_rate)
+    spotter.reset()
+    result = match(detections, tape.spoken, spotter.keywords, tolerance)
+    waits = latency(result.hits, spotter.lookahead_seconds)
+    curve = det_curve(spotter, [tape], tolerance=tolerance, heard=[heard])
+    return StreamResult(snr, tape, heard, tuple(detections), result, waits, curve)
+
+
+def tune_threshold(found: Evaluation, false_alarms_per_hour: float) -> float:
+    """The threshold with the fewest misses at so many false alarms an hour, over all streams of an evaluation; between
+    it and the next of those that were tried.
+
+    Raises :class:`ArgumentError` where no threshold gives so few.
+    """
+    hours = sum(stream.curve.hours for stream in found.streams)
+    totals: dict[float, tuple[int, int]] = {}
+    for stream in found.streams:
+        for point in stream.curve.points:
+            misses, alarms = totals.get(point.threshold, (0, 0))
+            totals[point.threshold] = (misses + point.misses, alarms + point.false_alarms)
+    allowed = [(m, level) for level, (m, alarms) in totals.items() if alarms / hours <= false_alarms_per_hour]
+    if not allowed:
+        raise ArgumentError(
+            f"tune: found {false_alarms_per_hour:g}, but no threshold gives so few false alarms an hour"
+        )
+    return min(allowed)[1]
+
+
+KEY = ("experiment", "seed", "set", "snr_db")
+
+
+def summary_rows(found: Evaluation) -> list[dict[str, Any]]:
+    """The figures that a table quotes, a row for each stream."""
+    trained, clips = found.spotter.trained, found.clips
+    command = command_line().split(" --csv ")[0]  # where a table lies decides nothing
+    own: dict[str, Any] = {
+        "clips": len(clips.truth),
+        "accuracy": f"{clips.accuracy:.6f}",
+        "seconds_to_99_percent": f"{clips.time_to(0.99):.2f}",
+        "parameters": found.spotter.network.parameter_count,
+    }
+    if found.spikes is not None:
+        s = found.spikes
+        own |= {"zero_share": f"{s.zero_share:.4f}", "dense_macs": s.dense, "saving": f"{s.saving:.3f}"}
+        own |= {"effective_acs": f"{s.effective_acs:.0f}", "effective_macs": f"{s.effective_macs:.0f}"}
+        own |= {"energy_nj": f"{s.energy_nj:.1f}", "dense_energy_nj": f"{s.dense_energy_nj:.1f}"}
+    rows = []
+    for stream in found.streams:
+        d, wait = stream.document(), stream.latency
+        key = (trained.get("experiment", ""), trained.get("seed", ""), found.name, f"{stream.snr:g}")
+        at_sixty = d["at_false_alarms_per_hour"]["60"]
+        rows.append(
+            {
+                **dict(zip(KEY, key, strict=True)),
+                **own,
+                "hours": f"{d['hours']:.4f}",
+                "threshold": f"{found.spotter.rule.threshold:.6g}",
+                "miss_rate": f"{d['miss_rate']:.4f}",
+                "false_alarms_per_hour": f"{d['false_alarms_per_hour']:.1f}",
+                "miss_rate_at_60_an_hour": "" if at_sixty is None else f"{at_sixty['miss_rate']:.4f}",
+                "latency_after_start": f"{wait.after_start[0]:.3f}",
+                "latency_after_end": f"{wait.after_end[0]:.3f}",
+                "command": command,
+            }
+        )
+    return rows
+
+
+def merged_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table and these, which replace those of the same spotter, set and noise."""
+    kept: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open() as stream:
+            kept = list(csv.DictReader(stream))
+    new = {tuple(str(row[name]) for name in KEY) for row in rows}
+    return [row for row in kept if tuple(row.get(name, "") for name in KEY) not in new] + list(rows)
+
+
+def text_of(found: Evaluation) -> Any:
+    """For a terminal."""
+    from rich.console import Group
+
+    from manyheads.lab.reporting.tables import table
+
+    clips, spotter = found.clips, found.spotter
+    rows: list[tuple[str, str]] = [
+        ("accuracy", clips.accuracy_text),
+        (
+            "99 % of it after",
+            f"{clips.time_to(0.99):.2f} s of real audio, look-ahead {spotter.lookahead_seconds:g} s in",
+        ),
+        ("parameters", f"{spotter.network.parameter_count:,}"),
+    ]
+    for stream in found.streams:
+        d, wait = stream.document(), stream.latency
+        rows += [
+            (
+                f"stream at {stream.snr:g} dB",
+                f"missed {share_text(d['misses'], d['keywords'])} keywords at threshold {spotter.rule.threshold:g}",
+            ),
+            ("false alarms", rate_text(d["false_alarms"], d["hours"])),
+            (
+                "latency",
+                f"median {wait.after_start[0]:.2f} s after a word begins, {wait.after_end[0]:.2f} s after it ends "
+                f"(90 %: {wait.after_end[1]:.2f} s)",
+            ),
+        ]
+        for rate, point in d["at_false_alarms_per_hour"].items():
+            if point is not None:
+                rows.append((f"misses at {rate} false alarms an hour", f"{point['miss_rate']:.1%}"))
+    if found.spikes is not None:
+        s = found.spikes
+        rows += [
+            ("zero outputs of neurons", f"{s.zero_share:.1%}"),
+            (
+                "operations a step",
+                f"{s.effective_acs:,.0f} additions by spikes + {s.effective_macs:,.0f} dense multiply-adds, "
+                f"{s.saving:.1f} times fewer than {s.dense:,}",
+            ),
+            ("arithmetic a step at 45 nm", f"{s.energy_nj:.0f} nJ, dense {s.dense_energy_nj:.0f} nJ (an estimate)"),
+        ]
+    return Group(table(("", found.name), rows))
+
+
+def _frames(spotter: KeywordSpotter, clips: Iterable[Clip]) -> Iterable[Tensor]:
+    for clip in clips:
+        samples = torch.from_numpy(np.ascontiguousarray(read_sound(clip.path, spotter.sample_rate).samples))
+        frames = spotter.running_mean(spotter.log_mel(samples.unsqueeze(0).to(spotter.device))[0])[0]
+        yield frames.to(spotter.dtype)

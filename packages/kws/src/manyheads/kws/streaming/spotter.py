@@ -1,0 +1,377 @@
+"""``KeywordSpotter.load("spotter.safetensors").stream(chunk)``: keywords in a live stream, at constant memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.core import state as states
+from manyheads.core.errors import ArgumentError, ManyheadsWarning
+from manyheads.kws.audio.features import Features, LogMel, RunningMean, SampleState
+from manyheads.kws.streaming.background import background, follow, no_background
+from manyheads.kws.streaming.detection import Detection, Rule, Smoother, Trigger, keywords_of
+from manyheads.kws.streaming.spotter_file import read_spotter, write_spotter
+from manyheads.kws.streaming.stream_state import Group, Heard, Prediction, StreamState, Surround, joined, samples_of
+
+if TYPE_CHECKING:
+    from manyheads.kws.models.network import Network
+
+PIECE = 10.0  # seconds of audio that are worked on at once
+AFTER = 0.5  # seconds of background, beyond the look-ahead, in which a word at the end of a stream is still detected
+
+
+class RejectionWarning(ManyheadsWarning):
+    """A network that has no label for anything but its keywords was put to a stream."""
+
+
+class KeywordSpotter:
+    """A network, the features it reads, and the rule that makes detections of its logits.
+
+    A stream begins after the quiet of training, which is not part of it: times count from its first sample.
+
+    Args:
+        network: maps frames to logits.
+        features: the frames; their ``sample_rate`` is that of the chunks.
+        tau: time constant of the running mean that is taken from each bin, in frames.
+        rule: smoothing, threshold, refractory time; by default labels that begin with an underscore are not reported.
+        streams: how many run side by side in one batch.
+        surround: the quiet that single clips are heard in; a stream begins and ends in it.
+        trained: what is known of the training; goes into the file.
+
+    Raises:
+        ArgumentError: features of another number of bins, a bad rule, fewer than one stream.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        features: Features,
+        *,
+        tau: float = 50.0,
+        rule: Rule | None = None,
+        streams: int = 1,
+        surround: Surround | None = None,
+        trained: Mapping[str, Any] | None = None,
+    ) -> None:
+        if network.bins != features.bins:
+            raise ArgumentError(f"features: found {features.bins} bins, the network reads {network.bins}")
+        if streams < 1:
+            raise ArgumentError(f"streams: found {streams}, expected 1 or more")
+        self.network, self.features, self.tau = network.eval(), features, tau
+        self.surround, self.trained, self.streams = surround or Surround(), dict(trained or {}), streams
+        self._warned = False
+        parameter = next(network.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.log_mel = LogMel(features).to(self.device)
+        self.running_mean = RunningMean(tau).to(self.device)
+        silent = tuple(label for label in network.labels if label.startswith("_"))
+        self.rule = rule or Rule(background=silent)
+
+    @classmethod
+    def from_network(cls, network: Network, features: Features, **others: Any) -> KeywordSpotter:
+        """The constructor by the name of what it takes; see the class."""
+        return cls(network, features, **others)
+
+    @classmethod
+    def load(cls, path: str | Path, *, labels: Sequence[str] | None = None, **changes: Any) -> KeywordSpotter:
+        """What :meth:`save` wrote; ``changes`` are ``streams`` or fields of the rule, such as ``threshold``.
+
+        Raises :class:`CheckpointError` for a file that is none, of a later version, or of other labels than ``labels``.
+        """
+        return read_spotter(path, cls, labels=labels, **changes)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with JSON in its header, written atomically; nothing is pickled."""
+        write_spotter(self, path)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.network.labels
+
+    @property
+    def keywords(self) -> list[str]:
+        """The labels that are reported."""
+        return [label for label in self.labels if label not in self.rule.background]
+
+    @property
+    def sample_rate(self) -> int:
+        return self.features.sample_rate
+
+    @property
+    def rejects(self) -> bool:
+        """Whether some label is never reported, so that other sounds have one."""
+        return bool(self.rule.background)
+
+    @property
+    def rejection_note(self) -> str:
+        """What to expect of a stream; empty for a spotter that rejects other sounds."""
+        if self.rejects:
+            return ""
+        return (
+            f"labels: found no label for other sounds beside {', '.join(self.labels[:4])}"
+            f"{', …' if len(self.labels) > 4 else ''}, expected one such as _other_: every sound of a stream is taken "
+            "for one of them: train a spotter that rejects (manyheads kws train arabic-spotter data.set=FOLDER)"
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        """From one output to the next."""
+        return self.network.stride * self.features.hop_samples / self.sample_rate
+
+    @property
+    def lookahead_seconds(self) -> float:
+        """Audio after a frame that its output waits for."""
+        return self.network.lookahead * self.features.hop_samples / self.sample_rate
+
+    @property
+    def rule(self) -> Rule:
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        """Begins all streams afresh."""
+        self._rule = rule.check()
+        self._keywords = keywords_of(self.labels, rule.background)
+        self._delay = self.network.lookahead // self.network.stride  # outputs that are meant for no frame
+        self._smoother = Smoother(round(rule.smoothing / self.step_seconds), rule.scores, skip=self._delay)
+        self.reset()
+
+    def change_rule(self, **changes: Any) -> None:
+        """Other fields of the rule; begins all streams afresh."""
+        self.rule = replace(self.rule, **changes)
+
+    def triggers(self, count: int, threshold: float | None = None) -> list[Trigger]:
+        """The rule's last part, one for each of ``count`` streams."""
+        refractory = round(self.rule.refractory / self.step_seconds)
+        level = self.rule.threshold if threshold is None else threshold
+        return [Trigger(level, refractory, self._keywords) for _ in range(count)]
+
+    def reset(self, streams: int | Iterable[int] | None = None) -> None:
+        """Begins these streams afresh, all by default; the others go on undisturbed."""
+        if streams is None:
+            self._groups = [Group(list(range(self.streams)), self._fresh(self.streams))]
+            self._triggers, self._came_in = self.triggers(self.streams), [0] * self.streams
+            return
+        rows = [streams] if isinstance(streams, int) else sorted(set(streams))
+        for row in rows:
+            if not 0 <= row < self.streams:
+                raise ArgumentError(f"streams: found {row}, expected 0 to {self.streams - 1}")
+            self._triggers[row].reset()
+            self._came_in[row] = 0
+        groups = []
+        for group in self._groups:
+            kept = [index for index, row in enumerate(group.rows) if row not in rows]
+            if kept:
+                state = states.select(group.state, torch.tensor(kept, device=self.device))
+                groups.append(Group([group.rows[index] for index in kept], state))
+        self._groups = [*groups, Group(rows, self._fresh(len(rows)))] if rows else groups
+
+    def stream(self, chunk: Any, sample_rate: int | None = None) -> list[Detection]:
+        """The detections in the next chunk of every stream, in the order in which they were made.
+
+        Args:
+            chunk: ``(N,)`` samples of the one stream, or ``(streams, N)``; floats in [-1, 1] or integers at full scale.
+                Any N; what is shorter than a hop waits for the next chunk.
+            sample_rate: that of the chunk, if it is known; checked.
+
+        Raises:
+            ArgumentError: another shape or rate, samples that are masked or not finite, floats far beyond [-1, 1].
+
+        Warns :class:`RejectionWarning`, once, for a network that has no label but keywords.
+        """
+        self._warn()
+        return self._listen(self._samples(chunk, sample_rate), None)
+
+    def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
+        """As :meth:`stream`, with the scores of each stream."""
+        self._warn()
+        parts: list[list[Heard]] = [[] for _ in range(self.streams)]
+        detections = self._listen(self._samples(chunk, sample_rate), parts)
+        return detections, [joined(row) for row in parts]
+
+    @torch.no_grad()
+    def finish(self) -> list[Detection]:
+        """End all streams and give the detections still owed, such as that of a word at the very end.
+
+        Half a second of the stream's own background noise follows, or of the quiet of training if the stream had none;
+        what is detected in it has the time of the end. Begins all streams afresh."""
+        count = round(AFTER * self.sample_rate / self.features.hop_samples) + self.network.lookahead
+        detections: list[Detection] = []
+        for group in self._groups:
+            frames = background(group.state.background, self._quiet(len(group.rows), count))
+            detections += self._follow(group, frames, group.state.samples, None)
+        self.reset()
+        return sorted(detections, key=lambda found: (found.time, found.stream))
+
+    def detect(self, samples: Any, sample_rate: int | None = None) -> list[Detection]:
+        """All detections in a recording ``(N,)``, from its first sample to its end, as a stream of its own; the streams
+        of :meth:`stream` are not touched. Raises and warns as :meth:`stream`."""
+        self._warn()
+        alone = self._alone()
+        return alone._listen(alone._samples(samples, sample_rate), None) + alone.finish()
+
+    def detect_file(self, path: str | Path) -> list[Detection]:
+        """As :meth:`detect`; other rates are resampled and channels averaged.
+
+        Raises :class:`DataError` for what is not audio.
+        """
+        from manyheads.kws.audio.reading import read_sound
+
+        return self.detect(read_sound(path, self.sample_rate).samples)
+
+    def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
+        """All scores of a recording ``(N,)`` as a stream of its own; the streams of :meth:`stream` are not touched."""
+        alone, parts = self._alone(), [[]]
+        alone._listen(alone._samples(samples, sample_rate), parts)
+        return joined(parts[0])
+
+    @torch.no_grad()
+    def clip_frames(self, samples: np.ndarray) -> Tensor:
+        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training before
+        and after."""
+        frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
+        lead, trail = (self._quiet(len(frames), count) for count in (self.surround.lead, self.surround.trail))
+        return self.running_mean(torch.cat([lead, frames, trail], 1))[0].to(self.dtype)
+
+    @torch.no_grad()
+    def clip_logits(self, samples: np.ndarray) -> Tensor:
+        """Logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each heard afresh in its quiet; step 0 is known
+        :meth:`time_of_clip` (0) seconds after the clip's first sample."""
+        return self.network.whole(self.clip_frames(samples))
+
+    def predict(self, samples: Any, sample_rate: int | None = None, *, notes: tuple[str, ...] = ()) -> Prediction:
+        """The word of a clip ``(N,)``: the largest mean over time of the logits.
+
+        Raises :class:`ArgumentError` as :meth:`stream`, and where the clip is too short for one output.
+        """
+        logits = self.clip_logits(self._samples(samples, sample_rate, 1).cpu().numpy())[0]
+        if not len(logits):
+            raise ArgumentError(f"samples: found too few for one output, expected at least {self.time_of(0):.3f} s")
+        mean = logits.float().mean(0)
+        scores = (mean.sigmoid() if self.rule.scores == "sigmoid" else mean.softmax(0)).tolist()
+        best = int(mean.argmax())
+        return Prediction(self.labels[best], scores[best], dict(zip(self.labels, scores, strict=True)), notes)
+
+    def predict_file(self, path: str | Path) -> Prediction:
+        """As :meth:`predict`; other rates are resampled and channels averaged, which the notes say.
+
+        Raises :class:`DataError` for what is not audio.
+        """
+        from manyheads.kws.audio.reading import read_sound
+
+        sound = read_sound(path, self.sample_rate)
+        return self.predict(sound.samples, notes=sound.notes)
+
+    def time_of(self, step: int) -> float:
+        """The end of the last frame of output ``step``, in seconds of audio; with a look-ahead the output is known
+        ``lookahead_seconds`` later."""
+        features = self.features
+        frame = (step + 1) * self.network.stride - 1
+        return (frame * features.hop_samples + features.window_samples) / self.sample_rate
+
+    def time_of_clip(self, step: int) -> float:
+        """As :meth:`time_of`, for a clip and the quiet before it: below 0 where only that had been heard."""
+        return self.time_of(step) - self.surround.lead * self.features.hop_samples / self.sample_rate
+
+    @property
+    def nbytes(self) -> int:
+        """What the streams remember, in bytes."""
+        return sum(states.nbytes(group.state) for group in self._groups)
+
+    @torch.no_grad()
+    def _listen(self, samples: Tensor, keep: list[list[Heard]] | None) -> list[Detection]:
+        self._merge()
+        self._came_in = [count + samples.shape[1] for count in self._came_in]
+        detections: list[Detection] = []
+        for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
+            for group in self._groups:
+                frames, sample_state = self.log_mel(piece[group.rows], group.state.samples)
+                group.state = group.state._replace(background=follow(frames, group.state.background))
+                detections += self._follow(group, frames, sample_state, keep)
+        return sorted(detections, key=lambda found: (found.time, found.stream))
+
+    def _follow(
+        self, group: Group, frames: Tensor, samples: SampleState, keep: list[list[Heard]] | None
+    ) -> list[Detection]:
+        """The detections in the next frames ``(B, T, M)`` of a group, whose state goes on."""
+        before = group.state.smooth.steps.tolist()
+        frames, mean = self.running_mean(frames, group.state.mean)
+        logits, network = self.network(frames.to(self.dtype), group.state.network)[:2]
+        if self._delay:  # outputs that are meant for no frame of the stream
+            at = group.state.smooth.steps.unsqueeze(1) + torch.arange(logits.shape[1], device=self.device)
+            logits = logits.masked_fill((at < self._delay).unsqueeze(2), 0.0)
+        scores, smooth = self._smoother(logits, group.state.smooth)
+        group.state = StreamState(samples, group.state.background, mean, network, smooth)
+        logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
+        detections: list[Detection] = []
+        for index, row in enumerate(group.rows):
+            first, owed = max(0, before[index] - self._delay), max(0, self._delay - before[index])
+            steps = scores_BTC[index, owed:]
+            detections += self._detect(row, steps, first)
+            if keep is not None:
+                times = self.time_of(first) + np.arange(len(steps)) * self.step_seconds
+                keep[row].append(Heard(times, steps, logits_BTC[index, owed:]))
+        return detections
+
+    def _detect(self, row: int, scores: np.ndarray, first: int) -> list[Detection]:
+        came_in = self._came_in[row] / self.sample_rate
+        events = self._triggers[row](scores, first)
+        times = [min(self.time_of(event.step), came_in) for event in events]
+        return [
+            Detection(self.labels[event.label], time, event.score, came_in - time, row)
+            for event, time in zip(events, times, strict=True)
+        ]
+
+    def _quiet(self, batch: int, count: int) -> Tensor:
+        """Frames ``(B, count, M)`` of the quiet of training."""
+        lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
+        return self.log_mel.log_mel(lines).expand(batch, count, -1)
+
+    @torch.no_grad()
+    def _fresh(self, streams: int) -> StreamState:
+        """After the quiet before a clip, in whole steps of the network: the state that clips are heard from."""
+        at: dict[str, Any] = {"device": self.device}
+        lead = self._quiet(streams, self.surround.lead // self.network.stride * self.network.stride)
+        frames, mean = self.running_mean(lead, self.running_mean.init_state(streams, self.features.bins, **at))
+        network = self.network.init_state(streams, **at, dtype=self.dtype)
+        return StreamState(
+            self.log_mel.init_state(streams, **at),
+            no_background(streams, self.features.bins, **at),
+            mean,
+            self.network(frames.to(self.dtype), network).state,
+            self._smoother.init_state(streams, len(self.labels), **at, dtype=self.dtype),
+        )
+
+    def _alone(self) -> KeywordSpotter:
+        """The same with one stream of its own."""
+        return KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule, surround=self.surround)
+
+    def _warn(self) -> None:
+        if not self._warned and self.rejection_note:
+            warnings.warn(self.rejection_note, RejectionWarning, stacklevel=3)
+        self._warned = True
+
+    def _merge(self) -> None:
+        """Streams that were begun apart but hold back the same number of samples and frames become one batch."""
+        if len(self._groups) < 2:
+            return
+        alike: dict[tuple[int, int], list[Group]] = {}
+        for group in self._groups:
+            alike.setdefault((group.state.samples.samples.shape[1], int(group.state.network.held[0])), []).append(group)
+        self._groups = [
+            Group([row for g in groups for row in g.rows], states.concat([g.state for g in groups]))
+            if len(groups) > 1
+            else groups[0]
+            for groups in alike.values()
+        ]
+
+    def _samples(self, chunk: Any, sample_rate: int | None, streams: int | None = None) -> Tensor:
+        count = self.streams if streams is None else streams
+        return samples_of(chunk, sample_rate, streams=count, expected_rate=self.sample_rate, device=self.device)

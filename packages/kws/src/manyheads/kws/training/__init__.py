@@ -1,0 +1,1 @@
+"""Training: batches of augmented clips, the objective, and the experiments."""

@@ -1,0 +1,1 @@
+"""Embedding tables sharded over several processes with TorchRec."""

@@ -1,0 +1,1 @@
+"""Explanations: attention maps of the fields beside permutation importance."""

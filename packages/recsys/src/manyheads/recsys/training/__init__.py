@@ -1,0 +1,1 @@
+"""Training: the objective, metrics, calibration, baselines, and the estimator."""

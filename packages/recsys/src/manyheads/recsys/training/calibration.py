@@ -1,0 +1,191 @@
+"""Calibration: from log-odds to probabilities, fitted on rows that were not trained on.
+
+    platt        p = sigmoid(a z + b), a >= 0        slope and intercept (Platt 1999)
+    temperature  p = sigmoid(z / T)                  slope alone: the mean probability may be off
+    isotonic     p = (1 - w) platt + w curve         any rising curve, blended with platt's by w = n / (n + 50)
+
+Both ``platt`` and ``isotonic`` are fitted to smoothed targets, in Platt's way, so that few rows never give 0 or 1. With
+N+ positives, N- negatives, n = min(N+, N-) and the mass m = n / (n + 2):
+
+    t+ = 1 - m / N+,    t- = m / N-
+
+The rarer class has Platt's own target; that of the other is set so that the mean of the targets is the share of
+positives. Hence the mean probability over the fitted rows is their share of positives, for the curve as well: at the
+optimum the derivative by b is the sum of ``p - t``, and isotonic regression keeps means.
+
+Sources: J. Platt, Probabilistic outputs for support vector machines, 1999; H.-T. Lin, C.-J. Lin, R. Weng, A note on
+Platt's probabilistic outputs, 2007; B. Zadrozny, C. Elkan, KDD 2002 (isotonic).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import expit as sigmoid
+
+from manyheads.core.errors import ArgumentError, ManyheadsWarning
+from manyheads.lab.data.fields import from_json
+from manyheads.recsys.training.metrics import calibration_bins, ece
+
+Method = Literal["none", "platt", "temperature", "isotonic"]
+METHODS: tuple[Method, ...] = ("none", "platt", "temperature", "isotonic")
+ENOUGH = 10  # rows of the rarer class; with fewer, slope and intercept are mostly the smoothing's
+_CURVE_ROWS = 50  # rows of the rarer class that weigh a curve and slope and intercept alike
+_LARGE = 0.05  # calibration error that is worth a warning, where chance does not explain it
+
+
+class CalibrationWarning(ManyheadsWarning):
+    """Probabilities that may be far from the shares they stand for."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From a logit to a probability; ``x`` and ``y`` are the corners of the isotonic curve over probabilities."""
+
+    method: Method = "none"
+    slope: float = 1.0
+    intercept: float = 0.0
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+    positives: int = 0  # among the rows that it was fitted on
+    rows: int = 0
+    ece_before: float | None = None  # on these rows
+    ece_after: float | None = None
+    ece_chance: float | None = None  # of true probabilities on as many rows in the same bins
+
+    @property
+    def temperature(self) -> float:
+        """One over the slope; infinite for a slope of 0."""
+        return 1.0 / self.slope if self.slope else math.inf
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """What ``dataclasses.asdict`` gave, also after a passage through JSON; a temperature is read as a slope.
+
+        Raises :class:`ArgumentError` for anything else.
+        """
+        if isinstance(values, Mapping) and isinstance(stored := values.get("temperature"), int | float) and stored > 0:
+            values = {"slope": 1.0 / stored, **{k: v for k, v in values.items() if k != "temperature"}}
+        return from_json(cls, values)
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        probabilities = sigmoid(self.slope * np.asarray(logits, np.float64) + self.intercept)
+        return np.interp(probabilities, self.x, self.y) if self.method == "isotonic" else probabilities
+
+    def doubts(self, task: str) -> list[str]:
+        """One line for each reason not to believe the probabilities of ``task``; empty without one."""
+        found = []
+        rarer = min(self.positives, self.rows - self.positives)
+        if rarer < ENOUGH:
+            found.append(
+                f"calibration of {task!r}: found {self.positives} positives in {self.rows} validation rows, expected "
+                f"{ENOUGH} or more of each class: give more rows, or a larger share of them (validation)"
+            )
+        elif self.ece_after is not None and self.ece_after > max(_LARGE, 2.0 * (self.ece_chance or 0.0)):
+            fix = "isotonic, or another model" if self.method != "isotonic" else "another model, or more rows"
+            found.append(
+                f"calibration of {task!r}: found an error (ECE) of {self.ece_after:.3f} on {self.rows} validation "
+                f"rows, expected {_LARGE} or less: try {fix}"
+            )
+        return found
+
+
+def calibrate(labels: np.ndarray, logits: np.ndarray, method: Method) -> Calibration:
+    """Fits ``method`` on held-out rows; with one class only there is nothing to fit, and the method is ``none``.
+
+    Raises :class:`ArgumentError` for an unknown method.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"calibration: found {method!r}, expected one of {', '.join(METHODS)}")
+    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    rows, positives = len(labels), int(labels.sum())
+    if method == "none" or positives in (0, rows):
+        fitted = Calibration()
+    elif method == "temperature":
+        fitted = Calibration("temperature", 1.0 / temperature_of(labels, logits))
+    else:
+        fitted = Calibration("platt", *slope_and_intercept(labels, logits))
+        if method == "isotonic":
+            fitted = _curve(labels, logits, fitted)
+    before, after = sigmoid(logits), fitted(logits)
+    return replace(
+        fitted,
+        rows=rows,
+        positives=positives,
+        ece_before=ece(labels, before) if rows else None,
+        ece_after=ece(labels, after) if rows else None,
+        ece_chance=chance_error(after) if rows else None,
+    )
+
+
+def targets(labels: np.ndarray) -> np.ndarray:
+    """Smoothed labels of the same mean, never 0 or 1; see the module. Both classes have to be there."""
+    positives = float(labels.sum())
+    negatives = len(labels) - positives
+    fewer = min(positives, negatives)
+    mass = fewer / (fewer + 2.0)
+    return np.where(labels > 0.5, 1.0 - mass / positives, mass / negatives)
+
+
+def slope_and_intercept(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """The a >= 0 and b that minimise the log-loss of ``sigmoid(a z + b)`` against :func:`targets`; a is 0 where the
+    logits rank no better than chance."""
+    from scipy.optimize import minimize
+
+    wanted = targets(labels)
+    centre, scale = float(logits.mean()), float(logits.std()) or 1.0
+    z = (logits - centre) / scale
+
+    def loss(at: np.ndarray) -> float:
+        inner = at[0] * z + at[1]
+        return float((np.logaddexp(0.0, inner) - wanted * inner).mean())
+
+    def gradient(at: np.ndarray) -> np.ndarray:
+        gap = sigmoid(at[0] * z + at[1]) - wanted
+        return np.array([(gap * z).mean(), gap.mean()])
+
+    def hessian(at: np.ndarray) -> np.ndarray:
+        p = sigmoid(at[0] * z + at[1])
+        weight = p * (1.0 - p)
+        return np.array([[(weight * z * z).mean(), (weight * z).mean()], [(weight * z).mean(), weight.mean()]])
+
+    share = float(wanted.mean())
+    flat = math.log(share / (1.0 - share))
+    start = np.array([1.0, flat])
+    found = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-12}).x
+    if not found[0] > 0.0:  # the loss is convex: its least value with a >= 0 is at a = 0
+        return 0.0, flat
+    slope = float(found[0]) / scale
+    return slope, float(found[1]) - slope * centre
+
+
+def temperature_of(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The T that minimises the log-loss of ``sigmoid(logits / T)``, between 1/100 and 100: the loss is convex in 1/T,
+    and its derivative is bisected."""
+    low, high = 0.01, 100.0  # of 1 / T
+    for _ in range(60):
+        middle = np.sqrt(low * high)
+        slope = float((logits * (sigmoid(middle * logits) - labels)).mean())
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return float(1.0 / np.sqrt(low * high))
+
+
+def chance_error(probabilities: np.ndarray) -> float:
+    """The ECE to expect of true probabilities, whose labels are drawn: the mean of ``|share - probability|`` of a bin
+    is about ``sqrt(2 / pi)`` times its standard error."""
+    bins = calibration_bins(np.zeros(len(probabilities)), probabilities)
+    return math.sqrt(2.0 / math.pi) * sum(math.sqrt(n * p * (1.0 - p)) for p, _, n in bins) / len(probabilities)
+
+
+def _curve(labels: np.ndarray, logits: np.ndarray, platt: Calibration) -> Calibration:
+    from sklearn.isotonic import IsotonicRegression
+
+    fewer = min(labels.sum(), len(labels) - labels.sum())
+    weight = fewer / (fewer + _CURVE_ROWS)
+    curve = IsotonicRegression(out_of_bounds="clip").fit(platt(logits), targets(labels))
+    y = (1.0 - weight) * curve.X_thresholds_ + weight * curve.y_thresholds_
+    return replace(platt, method="isotonic", x=tuple(curve.X_thresholds_.tolist()), y=tuple(y.tolist()))

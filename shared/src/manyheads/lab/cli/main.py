@@ -1,0 +1,310 @@
+"""The command ``manyheads``: what belongs to all domains, and the way to each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from manyheads.core.errors import ManyheadsError
+from manyheads.lab.cli.command import Commands, Outcome, run_commands
+from manyheads.lab.domain import KNOWN_DOMAINS, find_domain, installed_domains
+from manyheads.lab.install import CORE, missing
+
+DESCRIPTION = "Attention and token-mixing layers that can be trusted, and applications that use them on real data."
+
+
+def list_layers(
+    *, causal: Literal["strict", "weak", "no"] | None = None, streaming: bool = False, grid_rank: int | None = None
+) -> Outcome:
+    """The layers of the core: paper, causality, state, cost.
+
+    Args:
+        causal: only layers that can be this causal.
+        streaming: only layers that carry a state.
+        grid_rank: only layers that take this many grid axes (1 a sequence, 2 an image).
+    """
+    from manyheads.core.registry import list_layers
+    from manyheads.lab.reporting.tables import table
+
+    infos = list_layers(causal=causal, streaming=True if streaming else None, grid_rank=grid_rank)
+    document = [
+        {
+            "name": info.name,
+            "title": info.title,
+            "arxiv": info.arxiv,
+            "causal": list(info.causal),
+            "state": list(info.state),
+            "lookahead": info.lookahead,
+            "grid_ranks": list(info.grid_ranks),
+            "cost": info.cost,
+            "deviations": list(info.deviations),
+            "package": "manyheads-core",
+        }
+        for info in infos
+    ]
+    rows = [(i.name, i.arxiv, ", ".join(i.causal), ", ".join(i.state), i.cost, i.title) for i in infos]
+    return Outcome(document, table(("name", "arXiv", "causal", "state", "cost", "paper"), rows))
+
+
+def show(
+    layer: str,
+    /,
+    *,
+    example: str | None = None,
+    tokens: int = 32,
+    seed: int = 0,
+    plot: Path | None = None,
+) -> Outcome:
+    """Draws what a layer attends to, on tokens that repeat every eight.
+
+    Args:
+        layer: its name.
+        example: one of its registered configurations; the first by default.
+        tokens: number of tokens.
+        seed: of weights and tokens.
+        plot: write the picture there (.png, .svg or .pdf).
+    """
+    from manyheads.lab.data.files import check_suffix, write_figure
+    from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
+
+    check_suffix("--plot", plot, (".png", ".svg", ".pdf"))
+    view = view_layer(layer, example=example, tokens=tokens, seed=seed)
+    if plot is not None:
+        write_figure(plot, draw(view))
+    sums = view.matrix.sum(-1)
+    document = {
+        "name": view.layer.info.name,
+        "example": view.example,
+        "config": view.layer.config,
+        "kind": view.kind,
+        "shape": list(view.matrix.shape),
+        "row_sum_least": sums.min().item(),
+        "row_sum_most": sums.max().item(),
+        "plot": None if plot is None else str(plot),
+        "matrix": view.matrix,
+    }
+    return Outcome(document, shade(view) if plot is None else str(plot))
+
+
+def doctor() -> Outcome:
+    """Check the installation and report each problem with its fix."""
+    from manyheads.lab.cli.doctor import examine
+
+    return examine()
+
+
+def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | None = None) -> Outcome:
+    """The leaderboard of all runs below a folder, beside the published figures.
+
+    Args:
+        root: folder of the runs.
+        html: write a page there as well.
+        csv: write the rows there as well.
+    """
+    from manyheads.lab.cli.leaderboard import leaderboard
+
+    return leaderboard(root, html, csv)
+
+
+def data_list() -> Outcome:
+    """The data sets of all installed domains and whether they are here."""
+    from manyheads.lab.data.registry import all_datasets
+    from manyheads.lab.reporting.tables import table
+
+    document = [
+        {
+            "name": d.name,
+            "domain": d.domain,
+            "title": d.title,
+            "licence": d.licence,
+            "citation": d.citation,
+            "bytes": d.bytes,
+            "sha256": d.sha256,
+            "available": d.where() is not None,
+            "where": d.where(),
+            "sources": [f"$MANYHEADS_DATA/{d.local}", *(f"{o.kind}: {o.location}" for o in d.origins)],
+        }
+        for d in all_datasets()
+    ]
+    rows = [(d["name"], d["domain"], "yes" if d["available"] else "no", d["licence"], d["title"]) for d in document]
+    return Outcome(document, table(("name", "domain", "here", "licence", "what"), rows))
+
+
+def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome:
+    """Brings data sets here (into the cache, where they are not shipped) and checks their hashes.
+
+    Args:
+        names: data sets by name.
+        out: write a copy of each, decompressed, into this folder.
+    """
+    from manyheads.core.errors import ArgumentError
+    from manyheads.lab.data.registry import all_datasets, find
+    from manyheads.lab.progress import progress
+
+    if not names:
+        raise ArgumentError("names: found none, expected data sets by name (manyheads data list shows them)")
+    sets, document = [find(name, all_datasets()) for name in names], []
+    with progress("fetch", len(sets)) as advance:
+        for dataset in sets:
+            advance(dataset.name)
+            document.append({"name": dataset.name, "where": dataset.fetch(out)})
+    return Outcome(document, "\n".join(f"{d['name']}: {d['where']}" for d in document))
+
+
+def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
+    """Checks the hash of every data set that is here; exit status 2 where one is wrong.
+
+    Args:
+        names: data sets by name; all by default.
+    """
+    from manyheads.core.errors import DataError
+    from manyheads.lab.data.registry import all_datasets, find
+
+    known = all_datasets()
+    results = {d.name: d.verify() for d in ([find(name, known) for name in names] or known)}
+    wrong = [f"{name}: {result}" for name, result in results.items() if result not in ("ok", "absent")]
+    if wrong:
+        raise DataError("; ".join(wrong))
+    return Outcome(results, "\n".join(f"{name}: {result}" for name, result in results.items()))
+
+
+def bench_layers(
+    *,
+    names: tuple[str, ...] = (),
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048),
+    device: str = "cpu",
+    csv: Path | None = None,
+) -> Outcome:
+    """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows and softmax attention.
+
+    Args:
+        names: layers; all by default. Softmax attention is always run, as the yardstick.
+        lengths: numbers of tokens.
+        device: cpu (process time of one thread) or cuda (wall time after synchronising).
+        csv: write the rows there as well.
+    """
+    from manyheads.lab.data.files import write_csv
+    from manyheads.lab.progress import progress
+    from manyheads.lab.reporting.layer_costs import bench_layers as run
+    from manyheads.lab.reporting.tables import table
+
+    with progress("bench", None) as advance:
+        rows = run(names, lengths, device=device, advance=advance)
+    if csv is not None:
+        write_csv(csv, rows)
+    header = tuple(rows[0]) if rows else ()
+    cells = [tuple(f"{v:.4g}" if isinstance(v, float) else v for v in row.values()) for row in rows]
+    return Outcome(rows, table(header, cells))
+
+
+def bench_attention_run(
+    *, lengths: tuple[int, ...] = (1024, 2048, 4096), turns: int = 1000, threads: int = 2, csv: Path | None = None
+) -> Outcome:
+    """Schedules of tiles, decoding over a cache, and a sequence over two processes.
+
+    Args:
+        lengths: tokens of the sequences, multiples of 4.
+        turns: how often each way to decode is timed; the least counts.
+        threads: of decoding.
+        csv: write the rows there as well.
+    """
+    from manyheads.core.errors import ArgumentError
+    from manyheads.lab.data.files import write_csv
+    from manyheads.lab.progress import progress
+    from manyheads.lab.reporting.attention_costs import bench_attention_run as run
+    from manyheads.lab.reporting.tables import table
+
+    if any(length < 4 or length % 4 for length in lengths):
+        raise ArgumentError(f"bench attention-run: lengths: found {list(lengths)}, expected multiples of 4")
+    if turns < 1 or threads < 1:
+        raise ArgumentError(f"bench attention-run: turns, threads: found {turns}, {threads}, expected 1 or more")
+    with progress("bench", None) as advance:
+        rows = run(lengths, turns=turns, threads=threads, advance=advance)
+    if csv is not None:
+        write_csv(csv, rows)
+    header = ("part", "case", "what")
+    cells = [
+        (
+            row["part"],
+            row["case"],
+            ", ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+                if name not in ("part", "case") and value is not None
+            ),
+        )
+        for row in rows
+    ]
+    return Outcome(rows, table(header, cells))
+
+
+COMMANDS: Commands = {"list": list_layers, "show": show, "doctor": doctor, "report": report}
+GROUPS: Mapping[str, tuple[str, Commands]] = {
+    "data": (
+        "Data sets: where they are, and proof that they are the right ones.",
+        {"list": data_list, "fetch": data_fetch, "verify": data_verify},
+    ),
+    "bench": ("Benchmarks of the core.", {"layers": bench_layers, "attention-run": bench_attention_run}),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = next((a for a in arguments if not a.startswith("--")), None)
+    if "--version" in arguments and first is None:
+        from importlib.metadata import version
+
+        print(version("manyheads-core"))
+        return 0
+    try:
+        if first is not None and first in GROUPS:
+            arguments.remove(first)
+            description, commands = GROUPS[first]
+            return run_commands(f"manyheads {first}", description, commands, arguments)
+        if first is not None and (first in KNOWN_DOMAINS or first in installed_domains()):
+            arguments.remove(first)
+            return _run_domain(first, arguments)
+        return run_commands("manyheads", DESCRIPTION, _everything(), arguments)
+    except ManyheadsError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("manyheads"):
+            raise
+        print(f"error: {missing(error.name or str(error), CORE)}", file=sys.stderr)
+        return 2
+
+
+def _run_domain(name: str, arguments: list[str]) -> int:
+    domain = find_domain(name)
+    commands = dict(domain.load_commands())
+    if domain.experiments:
+        from manyheads.lab.cli.experiments import experiment_commands, overrides_first
+
+        arguments = overrides_first(arguments)
+        commands = {**experiment_commands(domain), **commands}
+    return run_commands(f"manyheads {name}", domain.summary, commands, arguments)
+
+
+def _everything() -> Commands:
+    """All that the first word can be, for the help page and the nearest name."""
+
+    def described(text: str):
+        def command() -> Outcome:
+            raise AssertionError("groups and domains are dispatched before")
+
+        command.__doc__ = text
+        return command
+
+    groups = {name: described(f"{text} ({', '.join(commands)})") for name, (text, commands) in GROUPS.items()}
+    domains = {name: described(domain.summary) for name, domain in installed_domains().items()}
+    return {**COMMANDS, **groups, **domains}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Reports: tables at a terminal, HTML pages, the leaderboard, pictures and costs of the layers."""

@@ -1,0 +1,327 @@
+"""The supervised training loop, on Lightning Fabric: one process, or many under ``torchrun``, without a change.
+
+Every rank draws the same order and takes its share of each global batch, so that several processes end with the weights
+of one. A run that is killed at any moment goes on from its last checkpoint and gives the same metrics to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from manyheads.core.errors import ArgumentError
+from manyheads.lab.data.files import write_atomically
+from manyheads.lab.data.storage import save_model
+from manyheads.lab.progress import progress as show_progress
+from manyheads.lab.training import checkpoint
+from manyheads.lab.training.averaging import place_in_mean, take_in
+from manyheads.lab.training.experiment import Budget, Experiment, Part
+from manyheads.lab.training.report import SeedResult
+from manyheads.lab.training.schedule import epochs_without_gain, rate_factor, set_learning_rate
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@dataclass
+class Position:
+    """Where the loop is; all of it goes into a checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0  # inside the epoch
+    step: int = 0
+    running_loss: float = 0.0  # sum over the batches of this epoch
+    best_loss: float = math.inf
+    bad_epochs: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit_supervised(
+    experiment: Experiment,
+    seed: int,
+    folder: Path | None,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> SeedResult:
+    """Trains one seed and gives the test metrics of the weights that the budget keeps.
+
+    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch,
+    and where weights are to be chosen without a validation part.
+    """
+    model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
+    del model
+    return result
+
+
+def train_model(
+    experiment: Experiment,
+    seed: int,
+    folder: Path | None,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> tuple[nn.Module, SeedResult]:
+    """As :func:`fit_supervised`, with the model itself. Threads take turns: they share the random generators."""
+    with _ONE_AT_A_TIME, _own_random_numbers():
+        return _train_model(experiment, seed, folder, resume, progress, tensorboard)
+
+
+@contextmanager
+def _own_random_numbers() -> Generator[None]:
+    """Training seeds the global generators; those of the caller are put back."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)  # noqa: NPY002
+
+
+def _train_model(
+    experiment: Experiment, seed: int, folder: Path | None, resume: bool, progress: bool, tensorboard: bool
+) -> tuple[nn.Module, SeedResult]:
+    before = time.process_time()
+    budget = experiment.budget
+    fabric = launch(budget)
+    seed_everything(seed)
+    splits = experiment.data.open()
+    check_choice(budget, splits.validation)
+    raw_model = experiment.model.build(splits)
+    model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
+    order, position = torch.Generator().manual_seed(seed), Position()
+    best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
+    identity = {"experiment": experiment.hash if folder else "", "seed": seed}
+    checkpoints = None if folder is None else folder / "checkpoints"
+    if checkpoints is not None and not resume and fabric.is_global_zero:
+        checkpoint.remove_checkpoints(checkpoints)
+    if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
+        tensors, metadata = found
+        raw_model.load_state_dict(_under("model.", tensors))
+        best = _under("best.", tensors)
+        checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
+        checkpoint.restore_random_states(order, tensors, metadata["random"])
+        position = Position(**metadata["position"])
+
+    def save(start_of_order: Tensor) -> None:
+        if checkpoints is None or not fabric.is_global_zero:
+            return
+        tensors, groups = checkpoint.optimiser_tensors(optimiser.optimizer)
+        states, others = checkpoint.random_states(order)
+        states["random.order"] = start_of_order
+        tensors |= states | _named("model.", raw_model.state_dict()) | _named("best.", best)
+        stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
+        checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
+
+    batches = _whole_batches(splits.train, budget, fabric)
+    steps = min(batches * budget.epochs, budget.max_steps or batches * budget.epochs)
+    log = _event_writer(folder, tensorboard and fabric.is_global_zero)
+    name = f"{experiment.name}, seed {seed}"
+    bar = show_progress(name, budget.epochs) if progress and fabric.is_global_zero else nullcontext(None)
+    with bar as advance:
+        while not position.finished:
+            start_of_order, worse = order.get_state(), epochs_without_gain(position.history)
+            epoch = _epoch(splits.train, order, budget.batch_size, position.batch, fabric)
+            loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
+            model.train()
+            while position.batch < batches and not _spent(position, budget):
+                done = position.epoch + position.batch / batches
+                set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs, worse=worse)
+                batch = fabric.to_device(next(epoch))
+                optimiser.zero_grad()
+                loss = experiment.objective.loss(model, batch)
+                fabric.backward(loss)
+                if experiment.optimiser.clip_norm is not None:
+                    fabric.clip_gradients(model, optimiser, max_norm=experiment.optimiser.clip_norm)
+                optimiser.step()
+                loss_sum += loss.detach()
+                position.batch += 1
+                position.step += 1
+                if budget.keep == "mean" and (place := place_in_mean(position.step, steps)) > 0:
+                    take_in(best, raw_model.state_dict(), place)
+                if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
+                    position.running_loss = _mean_of_ranks(loss_sum, fabric)
+                    save(start_of_order)
+                    loss_sum.fill_(position.running_loss)
+            train_loss = _mean_of_ranks(loss_sum, fabric) / max(position.batch, 1)
+            _end_epoch(experiment, position, model, splits.validation, order, fabric, best, raw_model, train_loss)
+            if folder is not None and fabric.is_global_zero:
+                lines = "".join(json.dumps(line) + "\n" for line in position.history)
+                write_atomically(folder / "metrics.jsonl", lines.encode())
+            log(position.history[-1], position.step)
+            save(order.get_state())
+            if advance is not None:
+                advance(f"epoch {position.epoch}, {_said(experiment.objective, position.history[-1])}")
+
+    raw_model.load_state_dict(best)
+    raw_model.eval()
+    with torch.no_grad():
+        metrics = experiment.objective.metrics(raw_model, splits.test)
+    parameters = sum(p.numel() for p in raw_model.parameters())
+    if folder is not None and fabric.is_global_zero:
+        described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
+        save_model(folder, raw_model.state_dict(), described, splits.facts.get("files"))
+        if (after := getattr(experiment.objective, "after", None)) is not None:
+            after(raw_model, splits, folder)
+    fabric.barrier()
+    return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
+
+
+def _end_epoch(
+    experiment: Experiment,
+    position: Position,
+    model: nn.Module,
+    validation: Part,
+    order: torch.Generator,
+    fabric: Fabric,
+    best: dict[str, Tensor],
+    raw_model: nn.Module,
+    train_loss: float,
+) -> None:
+    loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
+    loss = fabric.broadcast(loss)  # what it decides, such as to stop, all ranks have to decide alike
+    rate = experiment.optimiser.learning_rate * rate_factor(
+        experiment.optimiser, position.epoch, experiment.budget.epochs, worse=epochs_without_gain(position.history)
+    )
+    position.epoch += 1
+    position.batch, position.running_loss = 0, 0.0
+    line = {"epoch": position.epoch, "step": position.step, "train_loss": train_loss, "learning_rate": rate}
+    position.history.append(line if loss is None else {**line, "validation_loss": loss})
+    better = loss is not None and loss < position.best_loss
+    if better:
+        position.best_loss = loss
+    position.bad_epochs = 0 if better else position.bad_epochs + 1
+    if experiment.budget.keep == "last" or (better and experiment.budget.keep == "best"):
+        for name, tensor in raw_model.state_dict().items():
+            best[name].copy_(tensor)
+    patience = experiment.budget.patience
+    position.finished = (
+        position.epoch >= experiment.budget.epochs
+        or _spent(position, experiment.budget)
+        or (patience is not None and position.bad_epochs >= patience)
+    )
+
+
+@torch.no_grad()
+def validation_loss(
+    experiment: Experiment, model: nn.Module, part: Part, order: torch.Generator, fabric: Fabric
+) -> float:
+    """Mean of the batch losses in shuffled order without the last incomplete batch, as the papers' loops compute it;
+    over everything where there is less than one batch. The objective's own ``monitor`` where it has one."""
+    model.eval()
+    monitor = getattr(experiment.objective, "monitor", None)
+    if monitor is not None:
+        return float(monitor(model, part))
+    size = min(experiment.budget.batch_size, len(part))
+    shuffled = torch.randperm(len(part), generator=order)
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    count = len(part) // max(size, 1)
+    for index in range(count):
+        batch = fabric.to_device(part.batch(shuffled[index * size : (index + 1) * size]))
+        total += experiment.objective.loss(model, batch)
+    return total.item() / count if count else math.inf
+
+
+def launch(budget: Budget) -> Fabric:
+    """Fabric for this process: its share of ``torchrun``'s, or alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    strategy = "ddp" if budget.strategy == "auto" and world > 1 else budget.strategy
+    fabric = Fabric(
+        accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, precision=budget.precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - code of others may draw from it
+    torch.manual_seed(seed)
+
+
+def check_choice(budget: Budget, validation: Part) -> None:
+    """Raises :class:`ArgumentError` where the weights to keep cannot be chosen as the budget says."""
+    if budget.keep == "best" and len(validation) == 0:
+        raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
+    if budget.keep != "best" and budget.patience is not None:
+        raise ArgumentError(
+            f"patience: found {budget.patience} with keep={budget.keep!r}, expected None: the epochs are fixed"
+        )
+
+
+def _said(objective: Any, line: dict[str, float]) -> str:
+    if "validation_loss" in line and hasattr(objective, "said"):
+        return objective.said(line["validation_loss"])
+    name = "validation" if "validation_loss" in line else "train"
+    return f"{name} {line[name + '_loss']:.4g}"
+
+
+def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fabric) -> Iterator[Any]:
+    """This rank's share of each batch from ``skip`` on. Every rank draws the same order."""
+    if hasattr(train, "epoch"):
+        if fabric.world_size > 1:
+            raise ArgumentError(f"strategy: found {fabric.world_size} processes, a stream is read by one")
+        seed = int(torch.randint(2**62, (), generator=order))
+        return train.epoch(size, skip, seed)
+    shuffled = torch.randperm(len(train), generator=order)
+    mine = [shuffled[start : start + size] for start in range(skip * size, len(train), size)]
+    return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in mine)
+
+
+def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
+    if budget.batch_size % fabric.world_size:
+        raise ArgumentError(
+            f"batch_size: found {budget.batch_size}, expected a multiple of the {fabric.world_size} processes"
+        )
+    batches = len(train) // budget.batch_size
+    if batches < 1:
+        raise ArgumentError(f"batch_size: found {budget.batch_size}, the train part has only {len(train)} examples")
+    return batches
+
+
+def _mean_of_ranks(value: Tensor, fabric: Fabric) -> float:
+    """Of a number whose mean over the ranks is that of the global batch."""
+    if fabric.world_size == 1:
+        return value.item()
+    parts = fabric.all_gather(value)
+    assert isinstance(parts, Tensor)
+    return parts.mean().item()
+
+
+def _spent(position: Position, budget: Budget) -> bool:
+    return budget.max_steps is not None and position.step >= budget.max_steps
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _event_writer(folder: Path | None, wanted: bool) -> Any:
+    if folder is None or not wanted:
+        return lambda line, step: None
+    from manyheads.lab.training.tensorboard import event_writer
+
+    return event_writer(folder / "events")
