@@ -6,6 +6,7 @@ from .axial import axial_oracle
 from .combiner import combiner_axial_oracle, combiner_fixed_oracle, combiner_logsparse_oracle
 from .extractors import extractor_oracle
 from .fourier_block import fourier_block_oracle
+from .fourier_cross import fourier_cross_oracle
 from .hiformer import heterogeneous_oracle, hiformer_oracle
 from .lama import lama_oracle
 from .lif import lif_oracle
@@ -35,6 +36,7 @@ ORACLES = {
     "prob-sparse": prob_sparse_oracle,
     "auto-correlation": auto_correlation_oracle,
     "fourier-block": fourier_block_oracle,
+    "fourier-cross": fourier_cross_oracle,
     "heterogeneous": heterogeneous_oracle,
     "hiformer": hiformer_oracle,
     "extractor-she": extractor_oracle,

@@ -21,7 +21,11 @@ def auto_correlation_oracle(parameters, config, x, context, mask):
         kept = [t for t in range(x.shape[1]) if mask.padding is None or mask.padding[b, t]]
         n = len(kept)
         outputs = [torch.zeros(dim, dtype=x.dtype) for _ in range(x.shape[1])]
-        q, k, v = ([project(name, x[b, t]) for t in kept] for name in ("query", "key", "value"))
+        read = ("query", "key", "value") if context is None else ("query",)
+        q, k, v = ([project(name, x[b, t]) for t in kept] if name in read else [] for name in ("query", "key", "value"))
+        if context is not None:
+            nothing = [torch.zeros(dim, dtype=x.dtype)] * n
+            k, v = (([project(name, token) for token in context[b]] + nothing)[:n] for name in ("key", "value"))
         parts = [[] for _ in kept]
         for g in range(groups if n else 0):
             cut = slice(g * width, (g + 1) * width)

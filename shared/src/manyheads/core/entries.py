@@ -20,6 +20,7 @@ from manyheads.core.layers.extractors import (
     WorthwhileExtractor,
 )
 from manyheads.core.layers.fourier_block import FourierBlock
+from manyheads.core.layers.fourier_cross import FourierCrossAttention
 from manyheads.core.layers.gtrxl import GTrXL
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
 from manyheads.core.layers.lama import LowRankAttentionPooling
@@ -236,6 +237,7 @@ LAYERS: Mapping[str, Entry] = {
             "plain": {"heads": 2, "factor": 1.6},
             "per-head": {"heads": 2, "factor": 1.6, "per_head": True, "bias": False},
             "all": {"heads": 1, "factor": 9},
+            "cross": {"heads": 2, "factor": 1.6, "context_dim": 5},
         },
         at_length=lambda n: {"plain": {}},
     ),
@@ -247,6 +249,14 @@ LAYERS: Mapping[str, Entry] = {
             "all": {"heads": 1, "length": 8, "modes": 5},
         },
         at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
+    ),
+    "fourier-cross": Entry(
+        FourierCrossAttention,
+        {
+            "plain": {"heads": 2, "length": 12, "context_dim": 5, "modes": 4},
+            "lowest": {"heads": 1, "length": 7, "context_dim": 5, "modes": 3, "select": "lowest", "bias": False},
+            "short": {"heads": 1, "length": 8, "context_dim": 3, "context_length": 12, "modes": 5},
+        },
     ),
     "heterogeneous": Entry(
         Heterogeneous,

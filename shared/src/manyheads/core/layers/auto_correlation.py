@@ -4,7 +4,10 @@
     tau_1 … tau_k = the k delays with the largest R,   k = factor ln T
     y[t] = sum_i softmax(R(tau_1) … R(tau_k))_i V[t + tau_i]
 
-Shapes: B batch, T tokens, D width, H heads, E = D / H head width, k delays.
+Shapes: B batch, T tokens, S context tokens, D width, H heads, E = D / H head width, k delays.
+
+With a context (``context_dim``) K and V come from it, with zeros after its end if S < T and without its tokens from T
+on if S > T, as in the authors' decoder.
 
 Cost: time ``O(T log T D + T D^2)``, memory ``O(T D)``. Rolling and summing is itself a correlation of the values with
 weights that stand at the delays: a second FFT, whatever k is.
@@ -50,10 +53,11 @@ class AutoCorrelation(Layer):
             nothing but what ``mixing_matrix`` shows.
         factor: c of ``k = c ln T``, rounded down, at least 1 and at most T.
         per_head: each head selects its own delays.
+        context_dim: width of the context for cross-correlation, which takes no padding.
         bias: biases in the four projections.
 
     Raises:
-        ArgumentError: heads that do not divide, a factor that is not above 0.
+        ArgumentError: heads that do not divide, a factor that is not above 0, a ``context_dim`` below 1.
     """
 
     info = LayerInfo(
@@ -63,6 +67,7 @@ class AutoCorrelation(Layer):
         good_for="Series with strong periods: aligns whole cycles instead of single steps.",
         cost="time N log N D, memory N D",
         flops=_flops,
+        cross=True,
         masks=("padding",),
         positional=True,
         linear_in_value=True,
@@ -76,19 +81,38 @@ class AutoCorrelation(Layer):
     )
 
     def __init__(
-        self, dim: int, *, heads: int | None = None, factor: float = 1.0, per_head: bool = False, bias: bool = True
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        factor: float = 1.0,
+        per_head: bool = False,
+        context_dim: int | None = None,
+        bias: bool = True,
     ) -> None:
         heads = head_count("auto-correlation", dim, heads)
-        super().__init__(dim, heads=heads, factor=factor, per_head=per_head, bias=bias)
+        super().__init__(dim, heads=heads, factor=factor, per_head=per_head, context_dim=context_dim, bias=bias)
         if not 0 < factor < math.inf:
             raise ArgumentError(f"auto-correlation: factor: found {factor}, expected a number above 0")
+        if context_dim is not None and context_dim < 1:
+            raise ArgumentError(f"auto-correlation: context_dim: found {context_dim}, expected 1 or more, or None")
+        self.context_dim = context_dim
+        source = dim if context_dim is None else context_dim
         self.heads, self.factor, self.per_head = heads, factor, per_head
         self.query = nn.Linear(dim, dim, bias=bias)
-        self.key = nn.Linear(dim, dim, bias=bias)
-        self.value = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(source, dim, bias=bias)
+        self.value = nn.Linear(source, dim, bias=bias)
         self.output = nn.Linear(dim, dim, bias=bias)
 
+    @property
+    def masks(self) -> tuple[str, ...]:
+        return ("padding",) if self.context_dim is None else ()
+
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
+        if context is not None:
+            room = x.shape[1] - context.shape[1]
+            k, v = (nn.functional.pad(part(context), (0, 0, 0, room)) for part in (self.key, self.value))
+            return LayerOutput(self.output(self._mixed(self.query(x), k, v, None)))
         parts = (self.query(x), self.key(x), self.value(x))
         if mask.padding is None:
             return LayerOutput(self.output(self._mixed(*parts, None)))

@@ -1,0 +1,1 @@
+"""Whole networks around any registered layer."""

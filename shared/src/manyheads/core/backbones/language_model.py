@@ -1,0 +1,198 @@
+"""A decoder-only language model around any causal layer, with generation.
+
+    logits[t] = U h[t],   h = stack(E[ids] + positions),   U = E if ``tied``
+
+``generate`` feeds the prompts once and then one token at a time, with the states of the layers as cache. Prompts of
+unequal length are padded on the right: a state does not change at padding, so that each row goes on as if it were
+alone. Layers that keep no state as configured are run on the whole sequence at every step.
+
+Shapes: B batch, T tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.arguments import checked_constructor
+from manyheads.core.backbones.sequence_encoder import Positions, make_positions
+from manyheads.core.backbones.stack import Stack
+from manyheads.core.errors import ArgumentError
+from manyheads.core.layer import LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.state import State
+
+
+@checked_constructor
+class LanguageModel(nn.Module):
+    """Next-token logits; see the module for the equation.
+
+    Args:
+        stack: causal blocks; :func:`~manyheads.core.backbones.stack.build_stack` makes them.
+        vocabulary: V.
+        positions: added to the embedded tokens.
+        max_len: number of learned positions.
+        tied: the output matrix is that of the embedding.
+
+    Raises:
+        ArgumentError: a layer that is not causal as configured, a vocabulary below 1.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        vocabulary: int,
+        positions: Positions = "sinusoidal",
+        max_len: int | None = None,
+        tied: bool = True,
+    ) -> None:
+        super().__init__()
+        if vocabulary < 1:
+            raise ArgumentError(f"vocabulary: found {vocabulary}, expected 1 or more")
+        if not stack.causal:
+            layer = stack.layers[0]
+            raise ArgumentError(
+                f"stack: found {layer.info.name} with causality {layer.causality!r}, expected strictly causal layers: "
+                "build it with options={'causal': True} if the layer has it"
+            )
+        dim = stack.layers[0].dim
+        self.embed = nn.Embedding(vocabulary, dim)
+        nn.init.normal_(self.embed.weight, std=dim**-0.5)
+        self.positions = make_positions(positions, dim, max_len)
+        self.stack, self.vocabulary = stack, vocabulary
+        self.output = nn.Linear(dim, vocabulary, bias=False)
+        if tied:
+            self.output.weight = self.embed.weight
+
+    def forward(
+        self, ids: Tensor, state: State | None = None, *, first: Tensor | int = 0, mask: Mask | None = None
+    ) -> LayerOutput:
+        """``ids (B, T)`` -> logits ``(B, T, V)``; ``first`` is the position of the first token, one or one a row."""
+        h = self.embed(ids)
+        if self.positions is not None:
+            h = self.positions(h, first=first)
+        h, state, aux = self.stack(h, state, mask=mask)
+        return LayerOutput(self.output(h), state, aux)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Continue each prompt by up to ``new_tokens`` tokens.
+
+        Args:
+            prompts: token ids, one or more each, of any lengths.
+            new_tokens: most tokens to add.
+            temperature: of the softmax; 0 takes the most probable token.
+            top_k: draw among the k most probable tokens only.
+            top_p: draw among the fewest tokens whose probabilities sum to p or more.
+            stop: a row ends with this token, which is kept.
+            generator: of the draws; torch's own by default.
+
+        Returns:
+            The new tokens of each prompt.
+
+        Raises:
+            ArgumentError: an empty prompt, ids outside the vocabulary, settings out of range.
+        """
+        self._check(prompts, new_tokens, temperature, top_k, top_p)
+        if not prompts or new_tokens == 0:
+            return [[] for _ in prompts]
+        training = self.training
+        self.eval()
+        try:
+            choose = _Sampler(temperature, top_k, top_p, generator)
+            rows = self._stream(prompts, new_tokens, choose, stop)
+        finally:
+            self.train(training)
+        return rows
+
+    def _stream(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, choose: _Sampler, stop: int | None
+    ) -> list[list[int]]:
+        device = self.embed.weight.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        ids = torch.zeros(len(prompts), int(lengths.max()) + new_tokens, dtype=torch.int64, device=device)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        rows = torch.arange(len(prompts), device=device)
+        open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        made: list[list[int]] = [[] for _ in prompts]
+        state: State | None = None
+        for step in range(new_tokens):
+            known = lengths + step
+            if step == 0 or not self.stack.streaming:
+                logits, state = self._whole(ids[:, : int(known.max())], known)
+            else:
+                logits, state, _ = self(ids.gather(1, known[:, None] - 1), state, first=known - 1)
+                logits = logits[:, -1]
+            chosen = choose(logits)
+            ids[rows, known] = chosen
+            for row in torch.nonzero(open_rows).flatten().tolist():
+                made[row].append(int(chosen[row]))
+            if stop is not None:
+                open_rows = open_rows & (chosen != stop)
+                if not open_rows.any():
+                    break
+        return made
+
+    def _whole(self, ids: Tensor, known: Tensor) -> tuple[Tensor, State]:
+        """Logits after the last known token of each row, and the state there."""
+        real = torch.arange(ids.shape[1], device=ids.device) < known[:, None]
+        padded = not bool(real.all())
+        logits, state, _ = self(ids, mask=Mask(padding=real) if padded else None)
+        return logits.gather(1, (known - 1)[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], state
+
+    def _check(self, prompts: Any, new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise ArgumentError(f"generate: prompts[{index}]: found no token, expected one or more")
+            wrong = [token for token in prompt if not 0 <= token < self.vocabulary]
+            if wrong:
+                raise ArgumentError(
+                    f"generate: prompts[{index}]: found the id {wrong[0]}, expected 0 to {self.vocabulary - 1}"
+                )
+        for name, value, right in (
+            ("new_tokens", new_tokens, new_tokens >= 0),
+            ("temperature", temperature, temperature >= 0),
+            ("top_k", top_k, top_k is None or top_k >= 1),
+            ("top_p", top_p, top_p is None or 0 < top_p <= 1),
+        ):
+            if not right:
+                raise ArgumentError(f"generate: {name}: found {value}, which is out of range")
+
+
+class _Sampler:
+    """Draws a token a row from logits ``(B, V)``."""
+
+    def __init__(
+        self, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+    ) -> None:
+        self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        if self.top_p is not None:
+            ordered, index = logits.sort(descending=True)
+            probability = ordered.softmax(-1)
+            # a token stays if those before it sum to less than p
+            beyond = probability.cumsum(-1) - probability >= self.top_p
+            logits = logits.masked_fill(beyond.gather(-1, index.argsort(-1)), float("-inf"))
+        return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]

@@ -1,0 +1,149 @@
+"""Residual blocks around any registered layer, one after the other: what every backbone is made of.
+
+    stack = build_stack("routing", 64, depth=2, options={"causal": True, "shared_qk": True})
+    y, state, aux = stack(x)
+
+Shapes: B batch, D width; ``(B, *grid, D)`` to ``(B, *grid, D)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core.arguments import checked
+from manyheads.core.blocks.feed_forward import FeedForward, GatedFeedForward
+from manyheads.core.blocks.residual import NormPlace, ResidualBlock
+from manyheads.core.errors import ArgumentError
+from manyheads.core.layer import Layer, LayerOutput
+from manyheads.core.mask import Mask
+from manyheads.core.registry import create
+from manyheads.core.state import State
+
+MakeLayer = Callable[[int], Layer]
+
+
+class Stack(nn.Module):
+    """Residual blocks and, after pre-norm blocks, a last norm; the state is the tuple of the blocks' states.
+
+    Raises:
+        ArgumentError: no block.
+    """
+
+    def __init__(self, blocks: Sequence[ResidualBlock], *, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        if not blocks:
+            raise ArgumentError("stack: blocks: found none, expected one or more")
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm or nn.Identity()
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layer of each block."""
+        return [block.layer for block in self.blocks]  # ty: ignore[invalid-return-type]
+
+    @property
+    def streaming(self) -> bool:
+        """Whether every layer keeps a state as configured."""
+        return all(layer.state_kind != "none" for layer in self.layers)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later token."""
+        return all(layer.causal for layer in self.layers)
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        return tuple(layer.init_state(batch, device=device, dtype=dtype) for layer in self.layers)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, context: Tensor | None = None, mask: Mask | None = None
+    ) -> LayerOutput:
+        """``x (B, *grid, D)``; ``aux`` of block n is named ``n.…``."""
+        given = (None,) * len(self.blocks) if state is None else state
+        if len(given) != len(self.blocks):
+            raise ArgumentError(f"stack: state: found {len(given)} parts, expected {len(self.blocks)} (init_state)")
+        states, aux = [], {}
+        for index, (block, before) in enumerate(zip(self.blocks, given, strict=True)):
+            own = before if block.layer.state_kind != "none" else None  # ty: ignore[unresolved-attribute]
+            x, after, more = block(x, own, context=context, mask=mask)
+            states.append(after)
+            aux |= {f"{index}.{name}": value for name, value in more.items()}
+        return LayerOutput(self.norm(x), tuple(states), aux)
+
+
+@checked
+def make_layers(layer: str | MakeLayer, dim: int, depth: int, options: Mapping[str, Any] | None = None) -> list[Layer]:
+    """``depth`` layers of width ``dim``: by registered name with ``options``, or from a function of the width.
+
+    A layer that draws by a seed gets another seed in each block unless ``options`` sets one.
+
+    Raises:
+        ArgumentError: a depth below 1, options beside a function, a layer of another width.
+        UnknownNameError: a name that is not registered.
+    """
+    if depth < 1:
+        raise ArgumentError(f"depth: found {depth}, expected 1 or more")
+    if callable(layer):
+        if options:
+            raise ArgumentError("options: found some beside a function, expected none: set them in the function")
+        made = [layer(dim) for _ in range(depth)]
+    else:
+        chosen = dict(options or {})
+        made = [create(layer, dim, **chosen) for _ in range(depth)]
+        if "seed" in made[0].config and "seed" not in chosen:
+            made = [create(layer, dim, **chosen, seed=index) for index in range(depth)]
+    for one in made:
+        if one.dim != dim:
+            raise ArgumentError(f"layer: found width {one.dim}, expected {dim}")
+    return made
+
+
+@checked
+def build_stack(
+    layer: str | MakeLayer,
+    dim: int,
+    *,
+    depth: int = 2,
+    options: Mapping[str, Any] | None = None,
+    expansion: float = 4.0,
+    gated: bool = False,
+    activation: str = "gelu",
+    norm: NormPlace = "pre",
+    dropout: float = 0.0,
+    cross: MakeLayer | None = None,
+) -> Stack:
+    """Residual blocks around any layer.
+
+    Args:
+        layer: a registered name, or a function from the width to a layer.
+        dim: width D.
+        depth: number of blocks.
+        options: arguments of a layer by name, such as ``{"heads": 4, "causal": True}``.
+        expansion: width of the feed-forward network over D; 0 for none.
+        gated: a gated feed-forward network (GEGLU, SwiGLU) instead of the plain one.
+        activation: of the feed-forward network.
+        norm: "pre" or "post"; pre-norm blocks are followed by a last norm.
+        dropout: of the outputs of layer and feed-forward network.
+        cross: makes the layer that reads the context in each block.
+
+    Raises:
+        ArgumentError, UnknownNameError: as :func:`make_layers`; a negative expansion.
+    """
+    if expansion < 0:
+        raise ArgumentError(f"expansion: found {expansion}, expected 0 or more")
+    feed_forward = GatedFeedForward if gated else FeedForward
+    hidden = round(expansion * dim)
+    blocks = [
+        ResidualBlock(
+            one,
+            feed_forward(dim, hidden, activation=activation) if hidden else None,
+            cross=None if cross is None else cross(dim),
+            norm=norm,
+            dropout=dropout,
+        )
+        for one in make_layers(layer, dim, depth, options)
+    ]
+    return Stack(blocks, norm=nn.LayerNorm(dim) if norm == "pre" else None)
