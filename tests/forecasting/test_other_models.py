@@ -14,9 +14,10 @@ from torch import nn
 from manyheads.core.errors import ArgumentError
 from manyheads.forecasting import Forecaster, Panel
 from manyheads.forecasting.models import MODELS, ModelSpec, fit_model
+from manyheads.forecasting.models.network_forecast import ModuleForecast
 from manyheads.forecasting.series.panels import History, Scaler
 from manyheads.forecasting.training.scoring import score
-from manyheads.forecasting.training.windows import ModuleForecast, SetWindows, SquaredError
+from manyheads.forecasting.training.windows import SetWindows, SquaredError
 from manyheads.lab.training.experiment import Budget, Experiment
 from manyheads.lab.training.loop import train_model
 from manyheads.lab.training.optimisers import Optimiser
@@ -86,7 +87,7 @@ def test_a_constant_channel_stands_beside_any_model(toys):
 
 
 def test_what_is_no_linear_map_is_not_saved_as_one(toys, tmp_path):
-    with pytest.raises(ArgumentError, match="found the model 'bent', which is no LinearMap"):
+    with pytest.raises(ArgumentError, match="the model 'bent': found a Bent, expected a model that can be stored"):
         Forecaster(4, model="bent").fit(panel()).save(tmp_path / "f.safetensors")
     assert list(tmp_path.iterdir()) == []
 

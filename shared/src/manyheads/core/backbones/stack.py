@@ -41,9 +41,13 @@ class Stack(nn.Module):
         self.norm = norm or nn.Identity()
 
     @property
+    def residual_blocks(self) -> list[ResidualBlock]:
+        return list(self.blocks)  # ty: ignore[invalid-explicit-return]
+
+    @property
     def layers(self) -> list[Layer]:
         """The layer of each block."""
-        return [block.layer for block in self.blocks]  # ty: ignore[invalid-return-type]
+        return [block.layer for block in self.residual_blocks]
 
     @property
     def streaming(self) -> bool:
@@ -66,8 +70,8 @@ class Stack(nn.Module):
         if len(given) != len(self.blocks):
             raise ArgumentError(f"stack: state: found {len(given)} parts, expected {len(self.blocks)} (init_state)")
         states, aux = [], {}
-        for index, (block, before) in enumerate(zip(self.blocks, given, strict=True)):
-            own = before if block.layer.state_kind != "none" else None  # ty: ignore[unresolved-attribute]
+        for index, (block, before) in enumerate(zip(self.residual_blocks, given, strict=True)):
+            own = before if block.layer.state_kind != "none" else None
             x, after, more = block(x, own, context=context, mask=mask)
             states.append(after)
             aux |= {f"{index}.{name}": value for name, value in more.items()}
@@ -86,7 +90,8 @@ def make_layers(layer: str | MakeLayer, dim: int, depth: int, options: Mapping[s
     """
     if depth < 1:
         raise ArgumentError(f"depth: found {depth}, expected 1 or more")
-    if callable(layer):
+    made: list[Layer]
+    if not isinstance(layer, str):
         if options:
             raise ArgumentError("options: found some beside a function, expected none: set them in the function")
         made = [layer(dim) for _ in range(depth)]

@@ -19,6 +19,7 @@ from manyheads.forecasting.estimator.conformal import (
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.models.naive import Naive, naive_map
+from manyheads.forecasting.models.patched import Patched
 from manyheads.forecasting.series.panels import (
     FittedModel,
     History,
@@ -55,33 +56,9 @@ class FittedPanel:
 
     panel: Panel
     scaler: Scaler
-    map: FittedModel  # a LinearMap for every model of this package
+    map: FittedModel
     intervals: Intervals | None
     warnings: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Patched:
-    """A model of some channels beside the naive forecast of the others."""
-
-    model: FittedModel
-    columns: np.ndarray  # the channels that the model reads
-    kept: np.ndarray  # (C,) bool: the channels that it forecasts
-    naive: LinearMap  # of all channels
-
-    @property
-    def look_back(self) -> int:
-        return self.model.look_back
-
-    @property
-    def horizon(self) -> int:
-        return self.model.horizon
-
-    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
-        forecast = self.model.forecast(windows_NLC[:, :, self.columns])
-        everything = self.naive.forecast(windows_NLC)
-        everything[:, :, self.kept] = forecast[:, :, self.kept[self.columns]]
-        return everything
 
 
 def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
@@ -149,8 +126,10 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
     columns = np.flatnonzero(~(constant | dwarfed))
     if not len(columns):
         return _Fit(naive_map(values, panel.season, horizon), notes)
-    look_back, train_end = recipe.asked_look_back or max(1, min(336, (rows - horizon) // 3)), rows
-    if not find_model(recipe.model).joint:
+    spec = find_model(recipe.model)
+    usual = max(1, min(spec.usual_look_back, (rows - horizon) // 3))
+    look_back, train_end = recipe.asked_look_back or usual, rows
+    if not spec.joint:
         train_end = min(rows, max(round(rows * 0.8), look_back + horizon))
     names = tuple(panel.channels[c] for c in columns)
     history = History(np.ascontiguousarray(values[:, columns]), train_end, panel.season, refit=True, names=names)

@@ -17,6 +17,7 @@ from manyheads.forecasting.estimator.continuation import continuations, fallen_b
 from manyheads.forecasting.estimator.fitting import FittedPanel, Recipe, fit_panel
 from manyheads.forecasting.models import find_model
 from manyheads.forecasting.models.linear_map import LinearMap
+from manyheads.forecasting.models.stored import restored_model, stored_model
 from manyheads.forecasting.series.cells import listed
 from manyheads.forecasting.series.frames import Reading, Table, read_panels
 from manyheads.forecasting.series.frequencies import axis, frequency, future_stamps
@@ -43,30 +44,27 @@ class _Stored:
     levels: tuple[float, ...]
     windows: int
     warnings: tuple[str, ...]
+    model: dict[str, Any] | None = None  # what stored_model says; None for a linear map
 
-    def check(self, arrays: Mapping[str, np.ndarray], horizon: int) -> None:
+    def check(self, arrays: Mapping[str, np.ndarray], horizon: int, look_back: int) -> None:
         """Raise :class:`ValueError` for arrays of other shapes or types, and for numbers that are not finite."""
-        channels, look_back = len(self.channels), arrays["weight"].shape[1]
+        channels = len(self.channels)
         if not channels or len(set(self.channels)) < channels or self.season < 1:
             raise ValueError(f"channels {self.channels}, season {self.season}")
-        shared = arrays["weight"].shape[0]
         shapes: dict[str, tuple[int, ...]] = {
-            "weight": (shared, look_back, horizon),
-            "bias": (shared, horizon),
-            "scale_bias": (shared, horizon),
             "mean": (channels,),
             "scale": (channels,),
             "tail": (max(look_back, len(arrays["tail"])), channels),
             "half_widths": (len(self.levels), horizon, channels),
             "coverage": (len(self.levels), horizon),
         }
-        if shared not in (1, channels) or look_back < 1 or not (arrays["scale"] > 0).all():
-            raise ValueError(f"weight of shape {arrays['weight'].shape} for {channels} channels, or a scale of 0")
         for name, array in arrays.items():
             if array.shape != shapes[name] or array.dtype != np.float64:
                 raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected float64 of {shapes[name]}")
             if name != "coverage" and not np.isfinite(array).all():
                 raise ValueError(f"{name}: a number that is not finite")
+        if not (arrays["scale"] > 0).all():
+            raise ValueError("scale: a scale of 0")
         if self.levels and (arrays["half_widths"] < 0).any():
             raise ValueError("half_widths: a width below 0")
 
@@ -223,16 +221,15 @@ class Forecaster:
         arrays: dict[str, np.ndarray] = {}
         described = []
         for index, part in enumerate(self._fitted()):
-            if not isinstance(part.map, LinearMap):
+            try:
+                model, told = stored_model(part.map)
+            except ArgumentError as error:
                 raise ArgumentError(
-                    f"save: found the model {self.model!r}, which is no LinearMap, expected one that is: keep this "
-                    "Forecaster in memory"
-                )
+                    f"save: the model {self.model!r}: {error}: keep this Forecaster in memory"
+                ) from error
+            plain = told == {"kind": LinearMap.KIND}
             tail = part.panel.values[-max(part.map.look_back, 2 * part.panel.season) :]
             named = {
-                "weight": part.map.weight,
-                "bias": part.map.bias,
-                "scale_bias": part.map.scale_bias,
                 "mean": part.scaler.mean,
                 "scale": part.scaler.scale,
                 "tail": tail,
@@ -240,6 +237,8 @@ class Forecaster:
                 "coverage": None if part.intervals is None else part.intervals.coverage,
             }
             kept = {key: np.ascontiguousarray(value) for key, value in named.items() if value is not None}
+            # a linear map is stored as the first release did, which reads it
+            kept |= {key if plain else f"model.{key}": np.ascontiguousarray(value) for key, value in model.items()}
             arrays |= {f"{index}.{key}": value for key, value in kept.items()}
             stamps = part.panel.stamps
             described.append(
@@ -254,6 +253,7 @@ class Forecaster:
                     "levels": part.intervals.levels if part.intervals else (),
                     "windows": part.intervals.windows if part.intervals else 0,
                     "warnings": part.warnings,
+                    **({} if plain else {"model": told}),
                 }
             )
         settings = {name: getattr(self, name) for name in ("horizon", "model", "look_back", "levels", "seed")}
@@ -269,7 +269,16 @@ class Forecaster:
             raise CheckpointError(f"{path}: found format {header.get('format')}, this version reads {FORMAT}: {fix}")
         try:
             return cls._restored(header, arrays)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ManyheadsError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            OverflowError,
+            RuntimeError,
+            ManyheadsError,
+        ) as error:
             said = " ".join(str(error).split())[:120] or type(error).__name__
             raise CheckpointError(
                 f"{path}: its arrays and its description do not fit each other ({said}): {fix}"
@@ -282,7 +291,14 @@ class Forecaster:
         for index, described in enumerate(header["panels"]):
             part = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.split(".", 1)[0] == str(index)}
             stored = from_json(_Stored, described, place=f"panels[{index}]")
-            stored.check(part, made.horizon)
+            names = ("weight", "bias", "scale_bias")
+            if stored.model is None:
+                arrays_of_model, told = {n: part.pop(n) for n in names if n in part}, {"kind": LinearMap.KIND}
+            else:
+                found = [name for name in part if name.startswith("model.")]
+                arrays_of_model, told = {n.removeprefix("model."): part.pop(n) for n in found}, stored.model
+            model = restored_model(arrays_of_model, told, made.horizon, len(stored.channels))
+            stored.check(part, made.horizon, model.look_back)
             tail = part["tail"]
             last: Any = pd.Timestamp(stored.last)
             last = last if stored.zone is None else last.tz_convert(stored.zone)
@@ -290,9 +306,8 @@ class Forecaster:
             panel = Panel(tail, stored.channels, stamps, stored.season, name=stored.name, freq=stored.freq)
             levels = check_levels(stored.levels)
             intervals = Intervals(levels, part["half_widths"], part["coverage"], stored.windows) if levels else None
-            linear_map = LinearMap(part["weight"], part["bias"], part.get("scale_bias"))
             scaler = Scaler(part["mean"], part["scale"])
-            made.panels.append(FittedPanel(panel, scaler, linear_map, intervals, stored.warnings))
+            made.panels.append(FittedPanel(panel, scaler, model, intervals, stored.warnings))
         return made
 
     def _as_panels(self, data: Table, reading: Reading | None = None, usual_freq: str | None = None) -> list[Panel]:

@@ -16,7 +16,7 @@ import numpy as np
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.forecasting.datasets.benchmark_sets import history, load_set, standardise
 from manyheads.forecasting.datasets.catalogue import datasets
-from manyheads.forecasting.models import MODELS, fit_models, fitted_together
+from manyheads.forecasting.models import find_model, fit_models, fitted_together
 from manyheads.forecasting.models.closed_form.error import gram_mse_by_step
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series.panels import FittedModel, Panel, collected_warnings
@@ -102,7 +102,7 @@ def run_bench(
     """
     groups = fitted_together(models)
     for group in groups:
-        load(MODELS[group[0]].fit)  # now, so that no import is timed
+        load(find_model(group[0]).fit)  # now, so that no import is timed
     for label, value in (
         ("batch", batch),
         ("look-back", 1 if look_back is None else look_back),
@@ -120,11 +120,11 @@ def run_bench(
         if keep:
             result.panels[name] = panel
         steps = list(horizons) or list(horizons_of(name))
-        length = look_back_of(name) if look_back is None else look_back
         begin = len(result.rows)
         for group in groups:
             advance(f"{name} {', '.join(group)}")
             warned: list[str] = []
+            length = look_back_of(name, find_model(group[0]).usual_look_back) if look_back is None else look_back
             with collected_warnings(warned):
                 _bench_group(result, panel, group, steps, protocols, batch, length, seed, keep)
             notes += [f"{', '.join(group)}: {message}" for message in warned]
@@ -148,7 +148,7 @@ def _bench_group(
     """Models that are fitted together, one horizon after the other where each needs a fit of its own."""
     values, _ = standardise(panel)
     past = history(panel)
-    for steps in [horizons] if MODELS[group[0]].joint else [[h] for h in horizons]:
+    for steps in [horizons] if find_model(group[0]).joint else [[h] for h in horizons]:
         before = time.process_time()
         fitted = fit_models(group, past, steps, look_back=look_back, seed=seed)
         fit_cpu_s = (time.process_time() - before) / (len(steps) * len(group))

@@ -7,10 +7,11 @@ behind a name is imported when it is first fitted: only the models trained by gr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from manyheads.core.errors import UnknownNameError
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.forecasting.models.networks import NETWORKS
 from manyheads.forecasting.series.panels import FittedModel, History
 from manyheads.lab.domain import load
 
@@ -30,6 +31,7 @@ class ModelSpec:
     joint: bool = False  # one fit serves all horizons
     family: bool = False  # models with the same ``fit`` are fitted together
     own_look_back: bool = False  # takes its own, whatever is asked for
+    usual_look_back: int = 336  # without another one, at most
 
 
 _NAIVE = "manyheads.forecasting.models.naive:fit_naive"
@@ -37,6 +39,7 @@ _CLOSED = "manyheads.forecasting.models.closed_form:fit_family"
 _CHOSEN = "manyheads.forecasting.models.closed_form:fit_chosen"
 _AUTO = "manyheads.forecasting.models.closed_form:fit_auto_maps"
 _GRADIENT = "manyheads.forecasting.training.windows:fit_gradient"
+_NETWORK = "manyheads.forecasting.training.networks:fit_network"
 _FORMS = {"linear": "Linear", "nlinear": "NLinear", "dlinear": "DLinear", "rlinear": "RLinear"}
 
 
@@ -88,17 +91,41 @@ def _entries() -> list[ModelSpec]:
             own_look_back=True,
         ),
     ]
-    return [*naive, *family, *chosen, *auto]
+    networks = [
+        ModelSpec(
+            name + suffix,
+            network.title + size,
+            "gradient",
+            _NETWORK,
+            {"network": name, "published": bool(suffix)},
+            usual_look_back=network.look_back,
+        )
+        for name, network in NETWORKS.items()
+        for suffix, size in (("", ""), ("-published", ", published size"))
+    ]
+    return [*naive, *family, *chosen, *auto, *networks]
 
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _entries()}
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model of that name; raises :class:`UnknownNameError` with the nearest."""
-    if name not in MODELS:
-        raise UnknownNameError("model", name, MODELS)
-    return MODELS[name]
+    """The model of that name; ``transformer:routing`` is the network ``transformer`` around the layer ``routing``.
+
+    Raises :class:`UnknownNameError` with the nearest, and :class:`ArgumentError` for a layer in a model that has none.
+    """
+    plain, colon, layer = name.partition(":")
+    if plain not in MODELS:
+        raise UnknownNameError("model", plain, MODELS)
+    spec = MODELS[plain]
+    if not colon:
+        return spec
+    if spec.fit != _NETWORK:
+        raise ArgumentError(f"model: found the layer {layer!r} with {plain!r}, expected one of {', '.join(NETWORKS)}")
+    from manyheads.core.registry import find_layer
+
+    find_layer(layer)
+    return replace(spec, name=name, title=f"{spec.title}, with {layer}", options={**spec.options, "layer": layer})
 
 
 def fitted_together(names: Sequence[str]) -> list[list[str]]:
@@ -116,7 +143,7 @@ def fit_models(
     """Fits the models ``names``, each for all of ``horizons``."""
     fitted: dict[str, dict[int, FittedModel]] = {}
     for group in fitted_together(names):
-        specs = [MODELS[name] for name in group]
+        specs = [find_model(name) for name in group]
         fit = load(specs[0].fit)
         if specs[0].family:
             found = fit(history, horizons, [spec.options for spec in specs], look_back=look_back)

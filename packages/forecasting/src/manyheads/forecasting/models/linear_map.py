@@ -6,7 +6,9 @@ the equivalences: 2403.14587); RLinear has one more term, the standard deviation
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +35,33 @@ class LinearMap:
     @property
     def shared(self) -> bool:
         return self.weight.shape[0] == 1
+
+    KIND: ClassVar[str] = "linear-map"
+
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays by name, and JSON."""
+        arrays = {"weight": self.weight, "bias": self.bias, "scale_bias": self.scale_bias}
+        return {name: array for name, array in arrays.items() if array is not None}, {}
+
+    @classmethod
+    def restored(
+        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int
+    ) -> LinearMap:
+        """What :meth:`stored` gave. Raises :class:`ValueError` or :class:`KeyError` for anything else."""
+        shared, look_back = arrays["weight"].shape[0], arrays["weight"].shape[1]
+        if shared not in (1, channels) or look_back < 1:
+            raise ValueError(f"weight of shape {arrays['weight'].shape} for {channels} channels")
+        shapes = {
+            "weight": (shared, look_back, horizon),
+            "bias": (shared, horizon),
+            "scale_bias": (shared, horizon),
+        }
+        for name, array in arrays.items():
+            if array.shape != shapes[name] or array.dtype != np.float64:
+                raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected float64 of {shapes[name]}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name}: a number that is not finite")
+        return cls(arrays["weight"], arrays["bias"], arrays.get("scale_bias"))
 
     def head(self, horizon: int) -> LinearMap:
         """The first ``horizon`` steps of the forecast."""

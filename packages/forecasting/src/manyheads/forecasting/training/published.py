@@ -95,9 +95,14 @@ def horizons_of(set_name: str) -> tuple[int, ...]:
     return _ILLNESS_HORIZONS if set_name == "national_illness" else _HORIZONS
 
 
-def look_back_of(set_name: str) -> int:
-    """The look-back of the paper's linear family: 104 weeks for illness, 336 steps for all others."""
-    return 104 if set_name == "national_illness" else 336
+def look_back_of(set_name: str, usual: int = 336) -> int:
+    """The look-back of the papers: that of the linear family, or, with ``usual=96``, that of the Transformers.
+
+    For illness 104 weeks, and 36 for the Transformers.
+    """
+    if set_name != "national_illness":
+        return usual
+    return 104 if usual == 336 else 36
 
 
 def published_mse(set_name: str, horizon: int, model: str) -> tuple[float, str] | None:

@@ -14,6 +14,7 @@ from manyheads.core.errors import DataError
 from manyheads.forecasting.datasets.benchmark_sets import load_set, standardise
 from manyheads.forecasting.models.closed_form.normal_equations import Form
 from manyheads.forecasting.models.linear import LinearForecaster
+from manyheads.forecasting.models.network_forecast import ModuleForecast
 from manyheads.forecasting.series.panels import FittedModel, History
 from manyheads.forecasting.training.scoring import score
 from manyheads.lab.training.experiment import Budget, Experiment, Splits
@@ -46,22 +47,6 @@ class TestPart:
     last_target: int
     look_back: int
     horizon: int
-
-
-@dataclass(frozen=True)
-class ModuleForecast:
-    """A trained module as a :class:`FittedModel`: it is run on the windows as it is, in its own dtype and place."""
-
-    module: nn.Module
-    look_back: int
-    horizon: int
-
-    @torch.no_grad()
-    def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
-        like = next(self.module.parameters(), torch.zeros(0))
-        self.module.eval()
-        past = torch.from_numpy(np.ascontiguousarray(windows_NLC[:, -self.look_back :])).to(like.device, like.dtype)
-        return self.module(past).cpu().numpy().astype(windows_NLC.dtype)
 
 
 def as_fitted(module: nn.Module, look_back: int, horizon: int) -> FittedModel:

@@ -1,0 +1,172 @@
+"""Networks by name, their sizes, and how any registered layer of the core goes into one.
+
+A network is one file with a frozen config, whose ``make(look_back, horizon, channels)`` gives a module from
+``(N, L, C)`` to ``(N, H, C)``, and one entry of :data:`NETWORKS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.lab.domain import load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from manyheads.core.layer import Layer
+    from manyheads.lab.training.experiment import Splits
+
+_HERE = "manyheads.forecasting.models"
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What every network has."""
+
+    layer: str = "softmax"
+    """A name of ``manyheads list``: the layer that mixes the tokens."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the layer, over those that the network sets."""
+    width: int = 32
+    depth: int = 2
+    """Blocks of the encoder."""
+    expansion: float = 2.0
+    """Width of the feed-forward network over the width."""
+    heads: int = 4
+    dropout: float = 0.1
+
+    def make(self, look_back: int, horizon: int, channels: int) -> nn.Module:
+        """The module, with torch's generator as it stands. Raises :class:`ArgumentError` for settings that no network
+        can have."""
+        raise NotImplementedError
+
+    def build(self, splits: Splits) -> nn.Module:
+        """The module for the windows of an experiment."""
+        return self.make(*(splits.facts[name] for name in ("look_back", "horizon", "channels")))
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network by name."""
+
+    title: str
+    paper: str  # arXiv id
+    config: str  # "module:class"
+    look_back: int = 96  # steps that it reads unless told otherwise, at most
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)  # over the settings: the size of the paper
+
+
+_LARGE = {"width": 512, "heads": 8, "expansion": 4.0, "dropout": 0.05}
+NETWORKS: Mapping[str, NetworkSpec] = {
+    "transformer": NetworkSpec(
+        "Transformer, encoder and decoder",
+        "1706.03762",
+        f"{_HERE}.encoder_decoder:EncoderDecoderConfig",
+        96,
+        {},
+        _LARGE,
+    ),
+    "informer": NetworkSpec(
+        "Informer: ProbSparse attention, distilling",
+        "2012.07436",
+        f"{_HERE}.encoder_decoder:EncoderDecoderConfig",
+        96,
+        {"layer": "prob-sparse", "distil": True},
+        _LARGE,
+    ),
+    "autoformer": NetworkSpec(
+        "Autoformer: Auto-Correlation, decomposition",
+        "2106.13008",
+        f"{_HERE}.decomposed:DecomposedConfig",
+        96,
+        {"layer": "auto-correlation"},
+        _LARGE,
+    ),
+    "fedformer": NetworkSpec(
+        "FEDformer: Fourier blocks, decomposition",
+        "2201.12740",
+        f"{_HERE}.decomposed:DecomposedConfig",
+        96,
+        {"layer": "fourier-block", "windows": (24,)},
+        _LARGE,
+    ),
+    "patchtst": NetworkSpec(
+        "PatchTST: patches of each channel alone",
+        "2211.14730",
+        f"{_HERE}.patches:PatchesConfig",
+        336,
+        {},
+        {"width": 128, "heads": 16, "depth": 3, "dropout": 0.2},
+    ),
+    "itransformer": NetworkSpec(
+        "iTransformer: a token for each channel",
+        "2310.06625",
+        f"{_HERE}.inverted:InvertedConfig",
+        96,
+        {},
+        {"width": 512, "heads": 8, "expansion": 1.0},
+    ),
+}
+
+
+def find_network(name: str) -> NetworkSpec:
+    """The network of that name; raises :class:`UnknownNameError` with the nearest."""
+    if name not in NETWORKS:
+        raise UnknownNameError("network", name, NETWORKS)
+    return NETWORKS[name]
+
+
+def network_config(name: str, *, published: bool = False, **changes: Any) -> NetworkConfig:
+    """The settings of a network: a size for two CPU cores, or the published one, with ``changes``.
+
+    Raises :class:`UnknownNameError` and, for settings that the network does not have, :class:`ArgumentError`.
+    """
+    spec = find_network(name)
+    kind = load(spec.config)
+    known = {f.name for f in fields(kind)}
+    unknown = [key for key in changes if key not in known]
+    if unknown:
+        raise ArgumentError(
+            f"{name}: {unknown[0]}: found a setting that it does not have, expected one of {sorted(known)}"
+        )
+    return kind(**{**spec.settings, **(spec.published if published else {}), **changes})
+
+
+def make_layer(
+    name: str,
+    dim: int,
+    tokens: int,
+    *,
+    heads: int,
+    causal: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Layer:
+    """A registered layer for sequences of ``tokens`` tokens.
+
+    Its arguments for the number of heads, the number of tokens and causality are set if it has them. A layer without a
+    causal form mixes all tokens: in a decoder these are the known steps and zeros.
+
+    Raises:
+        UnknownNameError: a name that is not registered.
+        ArgumentError: a layer that does not take a sequence, or needs a context; arguments that it refuses.
+    """
+    from manyheads.core.registry import find_layer
+
+    kind = find_layer(name).layer
+    parameters = inspect.signature(kind.__init__).parameters
+    context = parameters.get("context_dim")
+    if 1 not in kind.info.grid_ranks or (context is not None and context.default is inspect.Parameter.empty):
+        raise ArgumentError(f"layer: found {name!r}, expected one that takes a sequence alone (manyheads list)")
+    able = {"heads": heads, "length": tokens, "max_len": tokens, "fields": tokens, "tokens": tokens}
+    required = {"length", "fields"} | ({"max_len"} if name.startswith("extractor") else set())
+    chosen: dict[str, Any] = {
+        key: value for key, value in able.items() if key in parameters and key in {"heads", *required}
+    }
+    if causal and "causal" in parameters:
+        chosen["causal"] = True
+    return kind(dim, **{**chosen, **(options or {})})
