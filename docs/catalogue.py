@@ -71,7 +71,9 @@ def page(name: str, entry: Entry) -> str:
 def snippet(name: str, entry: Entry) -> str:
     """Runs as it stands: a whole input, a stream where the layer can, its mixing matrix where it has one."""
     info = entry.layer.info
-    config = next(c for c in entry.examples.values() if c.get("context_dim") is None)
+    plain = (c for c in entry.examples.values() if c.get("context_dim") is None)
+    config = next(plain, next(iter(entry.examples.values())))
+    width = config.get("context_dim")
     dim = entry.case.get("dim", DIM)
     layer = entry.layer(dim, **config)
     grid = entry.case.get("grid", (32,)) if layer.grid is not None or info.grid_ranks[0] > 1 else (32,)
@@ -82,7 +84,8 @@ def snippet(name: str, entry: Entry) -> str:
         "",
         creation("layer", name, dim, config),
         f"x = torch.randn({shape})",
-        "y, state, aux = layer(x)",
+        *([] if width is None else [f"context = torch.randn(2, 12, {width})"]),
+        f"y, state, aux = layer(x{'' if width is None else ', context=context'})",
     ]
     streams = next((c for c in entry.examples.values() if entry.layer(dim, **c).state_kind != "none"), None)
     if streams is not None:

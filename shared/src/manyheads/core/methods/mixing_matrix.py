@@ -84,17 +84,19 @@ def recover(
 
 
 @checked
-def influence(layer: Layer, x: Tensor, *, mask: Mask | None = None) -> Tensor:
-    """``(B, T, T)``: sum over widths of the absolute derivatives of output token t by input token s.
+def influence(layer: Layer, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
+    """``(B, T, T)``: sum over widths of the absolute derivatives of output token t by input token s; with a context of
+    S tokens ``(B, T, S)``, the derivatives by these.
 
     Works for every differentiable layer, T D backward passes; grids are flattened.
     """
-    x = x.detach().clone().requires_grad_()
-    y = layer(x, mask=mask).y.flatten(1, -2)
+    source = (x if context is None else context).detach().clone().requires_grad_()
+    given = {"x": source} if context is None else {"x": x, "context": source}
+    y = layer(**given, mask=mask).y.flatten(1, -2)
     batch, tokens, width = y.shape
-    total = torch.zeros(batch, tokens, tokens, dtype=x.dtype, device=x.device)
+    total = torch.zeros(batch, tokens, source[..., 0].flatten(1).shape[1], dtype=x.dtype, device=x.device)
     for t in range(tokens):
         for d in range(width):
-            (grad,) = torch.autograd.grad(y[:, t, d].sum(), x, retain_graph=True, materialize_grads=True)
+            (grad,) = torch.autograd.grad(y[:, t, d].sum(), source, retain_graph=True, materialize_grads=True)
             total[:, t] += grad.flatten(1, -2).abs().sum(-1)
     return total

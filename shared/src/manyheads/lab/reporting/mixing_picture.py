@@ -55,9 +55,7 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
     context = None if config.get("context_dim") is None else motif(tokens, config["context_dim"], seed + 1).unsqueeze(0)
     if layer.linear_in_value:
         return View(layer, label, "mixing matrix", mixing_matrix(layer, x, context=context)[0])
-    if context is not None:
-        raise ArgumentError(f"{name}: example: found {label!r}, which has a context and no mixing matrix to draw")
-    return View(layer, label, "influence", influence(layer, x))
+    return View(layer, label, "influence", influence(layer, x, context=context))
 
 
 def motif(tokens: int, dim: int, seed: int) -> Tensor:

@@ -33,10 +33,12 @@ def fit(
     horizon: int,
     out: Path = Path("forecaster.safetensors"),
     model: str = "closed-form-auto",
+    layer: str | None = None,
     look_back: int | None = None,
     levels: tuple[float, ...] = (0.8, 0.95),
     reading: Reading = PLAIN,
     report: Path | None = None,
+    seed: int = 0,
 ) -> Outcome:
     """Fits a forecaster on a CSV (long: unique_id, ds, y; or wide: time and one column a channel) and saves it.
 
@@ -45,15 +47,20 @@ def fit(
         horizon: steps to forecast.
         out: where the fitted forecaster goes.
         model: see 'manyheads forecasting models'.
+        layer: the layer in a network such as transformer or patchtst; any of 'manyheads list' for sequences.
         look_back: past steps that the model reads.
         levels: coverages of the prediction intervals.
         reading: how the table is read.
         report: write a page with forecast, intervals and weights there.
+        seed: of a model trained by gradient descent.
     """
     from manyheads.forecasting.estimator.forecaster import Forecaster
 
+    model = model if layer is None else f"{model}:{layer}"
     with collected_warnings([]):  # they are printed below
-        forecaster = Forecaster(horizon, model=model, look_back=look_back, levels=levels, reading=reading).fit(file)
+        forecaster = Forecaster(
+            horizon, model=model, look_back=look_back, levels=levels, reading=reading, seed=seed
+        ).fit(file)
     forecaster.save(out)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
     lines = [_panel_line(panel) for panel in document["panels"]]

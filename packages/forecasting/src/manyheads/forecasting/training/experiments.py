@@ -1,13 +1,16 @@
-"""The linear rows of the paper's Table 2 as experiments, made from its tables (2205.13504 and its scripts).
+"""The linear and the Transformer rows of Table 2 of 2205.13504 as experiments, and two Transformers since.
 
 Names are ``<set>-<horizon>-<model>`` in lower case, for instance ``etth1-96-dlinear``; ``-i`` has weights for each
-channel.
+channel. The networks have the size for two CPU cores; ``--model.width 512 --model.heads 8 --model.expansion 4`` is the
+published one.
 """
 
 from __future__ import annotations
 
 from manyheads.forecasting.datasets.benchmark_sets import SEASONS
 from manyheads.forecasting.models.closed_form.normal_equations import Form
+from manyheads.forecasting.models.networks import NETWORKS, find_network, network_config
+from manyheads.forecasting.training.networks import BUDGET, RECIPE
 from manyheads.forecasting.training.published import horizons_of, look_back_of, published_mse
 from manyheads.forecasting.training.windows import LinearModel, SetWindows, SquaredError
 from manyheads.lab.training.experiment import Budget, Experiment, Source
@@ -51,12 +54,34 @@ def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bo
     )
 
 
+def network_experiment(set_name: str, horizon: int, network: str) -> Experiment:
+    """One of the networks, at the size for two CPU cores, with the look-back of the Transformers' tables."""
+    published = published_mse(set_name, horizon, network)
+    source = Source(find_network(network).paper, published[1], {"mse": published[0]}) if published else None
+    return Experiment(
+        f"{set_name.lower()}-{horizon}-{network}",
+        SetWindows(set_name, look_back_of(set_name, find_network(network).look_back), horizon),
+        network_config(network),
+        SquaredError(),
+        RECIPE,
+        BUDGET,
+        source=source,
+    )
+
+
 def experiments() -> list[Experiment]:
     """All sets, horizons and models, shared and per channel."""
-    return [
+    networks = [
+        network_experiment(set_name, horizon, network)
+        for set_name in SEASONS
+        for horizon in horizons_of(set_name)
+        for network in NETWORKS
+    ]
+    linear = [
         linear_experiment(set_name, horizon, form, individual=individual)
         for set_name in SEASONS
         for horizon in horizons_of(set_name)
         for form in ("linear", "nlinear", "dlinear", "rlinear")
         for individual in (False, True)
     ]
+    return [*linear, *networks]
