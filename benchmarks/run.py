@@ -25,6 +25,7 @@ NAIVE = "repeat seasonal-naive drift window-mean"
 FAMILY = "linear-cf nlinear-cf dlinear-cf rlinear-cf linear-i-cf nlinear-i-cf dlinear-i-cf rlinear-i-cf"
 SEEDS = "1 2 3 4 5 6 7 8 9 10 2021"
 RUNS = "benchmarks/runs"
+NETWORKS = ("itransformer", "patchtst", "fedformer", "autoformer", "informer", "transformer")
 RECOMMENDERS = ["deepfm", "dcnv2", "autoint+", "vanilla+", "heterogeneous+", "hiformer+"]
 FRAPPE = ["lr", "fm", "dnn", "dnn-cat", "dlrm", "final-mlp", *RECOMMENDERS]
 BASELINES = ["lr", "fm", "dnn", "dlrm", "autoint", "final-mlp", *RECOMMENDERS[:-1]]
@@ -56,6 +57,20 @@ JOBS: dict[str, list[str]] = {
         ),
         f"manyheads report --root {RUNS} --csv {{csv}}",
     ],
+    **{
+        f"forecasting_transformers_{set_name}": [
+            *(
+                f"manyheads forecasting train {set_name}-{horizon}-{network} --root {RUNS}/{set_name}"
+                for horizon in horizons
+                for network in NETWORKS
+            ),
+            f"manyheads report --root {RUNS}/{set_name} --csv {{csv}}",
+        ]
+        for set_name, horizons in (
+            *((name, (96, 336)) for name in ("etth1", "etth2", "ettm2")),
+            ("national_illness", (24, 60)),
+        )
+    },
     "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
     "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
     "kws_fsdd": [

@@ -33,10 +33,12 @@ from serving_tables import (
     serving_sharing,
 )
 from table_rows import ROOT, Row, figure, markdown, read
+from transformer_tables import transformers
 
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "forecasting.md",
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",
     ROOT / "docs" / "kws.md",
@@ -185,7 +187,7 @@ def speed() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(auto, summary, naive, closed_form, gradient, original, ratio, speed),
+        *(auto, summary, naive, closed_form, gradient, original, ratio, speed, transformers),
         *(schedules, decoding, sequences, factors),
         *(cost, peers),
         *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_ends, kws_spikes, kws_speed),
