@@ -12,7 +12,7 @@ from manyheads.core.methods.mixing_matrix import influence
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import activator_oracle
+from .oracles.activator import activator_oracle
 
 
 def normal(*shape, seed=0):

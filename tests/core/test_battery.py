@@ -12,7 +12,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.registry import create, list_layers
 from manyheads.core.testing import POINTS, Case, check_layer, points_of
 
-from .oracles import softmax_oracle
+from .oracles.softmax import softmax_oracle
 from .toys import AverageState, AxisMean, Convolution, MovingAverage, RowMixer, raster, raster_oracle
 
 PLAIN = {"heads": 2}

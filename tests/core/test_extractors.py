@@ -7,12 +7,12 @@ import torch
 
 from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
 from manyheads.core.functional import segment_cumsum
-from manyheads.core.layers.extractors import SuperHighPerformanceExtractor, lag_convolution
+from manyheads.core.layers.extractor import SuperHighPerformanceExtractor, lag_convolution
 from manyheads.core.mask import Mask
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import extractor_oracle
+from .oracles.extractors import extractor_oracle
 
 WEIGHTED = ["extractor-she", "extractor-he", "extractor-we"]
 CONFIGS = [(name, {"max_len": 40, "index": index}) for name in WEIGHTED for index in ("absolute", "lag")]

@@ -20,7 +20,7 @@ from manyheads.core.methods.mixing_matrix import mixing_matrix
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import lama_oracle
+from .oracles.lama import lama_oracle
 
 
 def normal(*shape, seed=0):

@@ -16,8 +16,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import lif_oracle
-from .oracles.lif import neuron_step
+from .oracles.lif import lif_oracle, neuron_step
 
 VARIANTS = [
     Neuron(2.5, 0.8, reset, decay, detach, surrogate)

@@ -26,7 +26,7 @@ from manyheads.core.methods.mixing_matrix import influence
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import lmu_oracle
+from .oracles.lmu import lmu_oracle
 
 SIZES = [(1, 1), (6, 9), (32, 128), (64, 64), (128, 128), (256, 128), (256, 1000)]
 LONG = 1300  # 21 blocks of 64 for small orders, 41 of 32, 163 of 8: enough for the tree over the blocks

@@ -12,7 +12,7 @@ from manyheads.core.layers.random_feature import RandomFeatureAttention, random_
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import random_feature_oracle
+from .oracles.random_feature import random_feature_oracle
 
 
 def normal(*shape, seed=0):

@@ -23,7 +23,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.state import nbytes
 from manyheads.core.testing import POINTS, Case, points_of
 
-from .oracles import routing_oracle
+from .oracles.routing import routing_oracle
 
 STRICT = {"causal": True, "shared_qk": True, "assignment": "latest-w"}
 

@@ -13,7 +13,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import POINTS, Case, points_of
 
-from .oracles import spiking_lmu_oracle
+from .oracles.lmu import spiking_lmu_oracle
 
 ENTRY = LAYERS["spiking-lmu"]
 SITES = ("input", "memory", "output")

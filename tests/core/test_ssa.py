@@ -14,7 +14,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.methods import subsampling
 from manyheads.core.testing import POINTS, Case, points_of
 
-from .oracles import ssa_oracle
+from .oracles.ssa import ssa_oracle
 
 
 def generator(seed=0):

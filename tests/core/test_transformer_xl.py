@@ -20,7 +20,7 @@ from manyheads.core.methods.mixing_matrix import influence, mixing_matrix
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import transformer_xl_oracle
+from .oracles.transformer_xl import transformer_xl_oracle
 
 MODULE = importlib.import_module("manyheads.core.functional.relative_attention")
 BOTH = ("transformer-xl", "gtrxl")

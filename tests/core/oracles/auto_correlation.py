@@ -39,3 +39,6 @@ def auto_correlation_oracle(parameters, config, x, context, mask):
             outputs[place] = project("output", torch.cat(parts[t]))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+ORACLES = {"auto-correlation": auto_correlation_oracle}

@@ -40,3 +40,6 @@ def axial_oracle(parameters, config, x, context, mask):
             tokens.append(project("output", torch.cat(parts)))
         rows.append(torch.stack(tokens).view(x.shape[1:]))
     return torch.stack(rows)
+
+
+ORACLES = {"axial": axial_oracle}

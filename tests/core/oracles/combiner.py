@@ -152,3 +152,10 @@ def _finished_rows(parameters, tokens, columns, cuts, q, k, v):
         normed = centred / torch.sqrt(centred.square().mean() + 1e-5)
         names.append(_project(parameters, "row_key", normed * parameters["norm.weight"] + parameters["norm.bias"]))
     return names, held
+
+
+ORACLES = {
+    "combiner-axial": combiner_axial_oracle,
+    "combiner-logsparse": combiner_logsparse_oracle,
+    "combiner-fixed": combiner_fixed_oracle,
+}

@@ -35,3 +35,11 @@ def _brought(parameters, token, at):
         return token @ parameters["weight"][at]
     shared = parameters["extract.weight"] @ token
     return shared * parameters["weight"][at] if "weight" in parameters else shared
+
+
+ORACLES = {
+    "extractor-she": extractor_oracle,
+    "extractor-he": extractor_oracle,
+    "extractor-we": extractor_oracle,
+    "extractor-me": extractor_oracle,
+}

@@ -43,3 +43,6 @@ def fourier_block_oracle(parameters, config, x, context, mask):
             outputs[place] = project("output", torch.cat(parts[t]))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+ORACLES = {"fourier-block": fourier_block_oracle}

@@ -47,3 +47,6 @@ def fourier_cross_oracle(parameters, config, x, context, mask):
                 parts[t].append(signal)
         rows.append(torch.stack([project("output", torch.cat(part)) for part in parts]))
     return torch.stack(rows)
+
+
+ORACLES = {"fourier-cross": fourier_cross_oracle}

@@ -83,3 +83,6 @@ def _block(parameters, config, x, mask, project):
             outputs.append(row + of_field("outer", t, hidden))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+ORACLES = {"heterogeneous": heterogeneous_oracle, "hiformer": hiformer_oracle}

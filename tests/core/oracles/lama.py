@@ -72,3 +72,6 @@ def _pool(parameters, config, seen):
         weights = [torch.exp(factor * (column[k] - 1)) for column in columns]
         pooled.append(sum(w * h for w, h in zip(weights, seen, strict=True)) / sum(weights))
     return torch.cat(pooled)
+
+
+ORACLES = {"lama": lama_oracle}

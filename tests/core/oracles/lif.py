@@ -48,3 +48,6 @@ def lif_oracle(parameters, config, x, context, mask):
             outputs.append(s)
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+ORACLES = {"lif": lif_oracle}

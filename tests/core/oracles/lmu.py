@@ -85,3 +85,6 @@ def spiking_lmu_oracle(parameters, config, x, context, mask):
 
     fresh = tuple(torch.zeros(width, dtype=x.dtype) for width in (order, 1, order, dim))
     return run(x, mask, fresh, step)
+
+
+ORACLES = {"lmu": lmu_oracle, "spiking-lmu": spiking_lmu_oracle}

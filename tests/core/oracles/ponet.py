@@ -57,3 +57,6 @@ def _episodes(mask, b, tokens):
         if mask.padding is None or mask.padding[b, t]:
             found[-1].append(t)
     return [episode for episode in found if episode]
+
+
+ORACLES = {"ponet": ponet_oracle}

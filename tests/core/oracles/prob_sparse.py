@@ -57,3 +57,6 @@ def prob_sparse_oracle(parameters, config, x, context, mask):
             outputs[place] = project("output", torch.cat(parts[t]))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+ORACLES = {"prob-sparse": prob_sparse_oracle}

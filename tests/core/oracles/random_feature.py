@@ -46,3 +46,6 @@ def _sees(config, mask, cross, b, t, s):
     between = range(low + 1, high + 1)
     real = sum(1 for i in between if mask.padding is None or bool(mask.padding[b, i]))
     return mask.window is None or real < mask.window
+
+
+ORACLES = {"random-feature": random_feature_oracle}

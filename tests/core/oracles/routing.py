@@ -100,3 +100,6 @@ def _latest_w(q, k, v, centroids, episodes, config):
         seen = seen[-config["window"] :]
         outputs.append(_softmax_mean(q[i], [k[j] for j in seen], [v[j] for j in seen]))
     return outputs
+
+
+ORACLES = {"routing": routing_oracle}

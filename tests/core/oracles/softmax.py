@@ -62,3 +62,6 @@ def _sees(config, mask, cross, b, t, s):
         if window is not None and real >= window:
             return False
     return True
+
+
+ORACLES = {"softmax": softmax_oracle}

@@ -49,3 +49,6 @@ def _sees(config, mask, b, t, s):
         return False
     real = sum(1 for i in range(low + 1, high + 1) if mask.padding is None or bool(mask.padding[b, i]))
     return mask.window is None or real < mask.window
+
+
+ORACLES = {"ssa": ssa_oracle}

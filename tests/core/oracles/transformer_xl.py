@@ -102,3 +102,6 @@ def _attend(parameters, prefix, config, past, now, norm):
         weights = [torch.exp(score - max(s.item() for s in scores)) for score in scores]
         parts.append(sum(a / sum(weights) * value for a, value in zip(weights, values, strict=True)))
     return parameters[f"{prefix}output.weight"] @ torch.cat(parts)
+
+
+ORACLES = {"transformer-xl": transformer_xl_oracle, "gtrxl": gtrxl_oracle}

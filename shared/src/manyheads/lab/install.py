@@ -14,13 +14,11 @@ from manyheads.core.errors import MissingPackageError
 
 GIT = "git+https://github.com/manyheads/manyheads"
 CORE = "manyheads-core"
-# The folder of each distribution in a clone.
-FOLDERS = {
-    CORE: "shared",
-    "manyheads-forecasting": "packages/forecasting",
-    "manyheads-kws": "packages/kws",
-    "manyheads-recsys": "packages/recsys",
-}
+
+
+def folder_of(package: str) -> str:
+    """The folder of a distribution in a clone."""
+    return "shared" if package == CORE else f"packages/{package.removeprefix('manyheads-')}"
 
 
 def need_package(module: str, package: str, extra: str, *, place: str = "") -> None:
@@ -55,11 +53,11 @@ def install_command(package: str, extra: str = "") -> str:
     wanted[package] = ",".join(sorted({*filter(None, wanted.get(package, "").split(",")), *filter(None, [extra])}))
     clone = _clone()
     if clone is None:
-        parts = [f"{name}{_bracket(e)} @ {GIT}#subdirectory={FOLDERS[name]}" for name, e in wanted.items()]
+        parts = [f"{name}{_bracket(e)} @ {GIT}#subdirectory={folder_of(name)}" for name, e in wanted.items()]
         return "pip install " + " ".join(f'"{part}"' for part in parts)
     root = "." if clone == Path.cwd() else str(clone)
     constraints = os.path.normpath(f"{root}/constraints.txt")
-    parts = [f"{root}/{FOLDERS[name]}{_bracket(e)}" for name, e in wanted.items()]
+    parts = [f"{root}/{folder_of(name)}{_bracket(e)}" for name, e in wanted.items()]
     return "pip install " + " ".join(["-c", *map(shlex.quote, [constraints, *parts])])
 
 
@@ -77,4 +75,4 @@ def _clone() -> Path | None:
     if url is None or url.scheme != "file":
         return None
     root = Path(unquote(url.path)).parent
-    return root if (root / "constraints.txt").is_file() and (root / FOLDERS[CORE]).is_dir() else None
+    return root if (root / "constraints.txt").is_file() and (root / folder_of(CORE)).is_dir() else None

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from manyheads.core.blocks.feed_forward import FeedForward, GatedFeedForward
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
@@ -115,3 +116,17 @@ class Activator(Layer):
         if self.feed_forward is not None:
             y = y + self.feed_forward(self.norm(y))
         return LayerOutput(y.unflatten(1, grid))
+
+
+ENTRIES = {
+    "activator": Entry(
+        Activator,
+        {
+            "plain": {"hidden": 8},
+            "only-glu": {"hidden": 8, "second_block": False},
+            "token": {"axis": "token", "tokens": 7},
+            "silu": {"activation": "silu"},
+        },
+        at_length=lambda n: {"plain": {}, "token": {"axis": "token", "tokens": n, "hidden": 128}},
+    ),
+}

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.packing import pack, pack_order, unpack
@@ -152,3 +153,17 @@ class AutoCorrelation(Layer):
         else:
             found, index = correlation.topk(count)
         return torch.zeros_like(correlation).scatter(-1, index, found.softmax(-1))
+
+
+ENTRIES = {
+    "auto-correlation": Entry(
+        AutoCorrelation,
+        {
+            "plain": {"heads": 2, "factor": 1.6},
+            "per-head": {"heads": 2, "factor": 1.6, "per_head": True, "bias": False},
+            "all": {"heads": 1, "factor": 9},
+            "cross": {"heads": 2, "factor": 1.6, "context_dim": 5},
+        },
+        at_length=lambda n: {"plain": {}},
+    ),
+}

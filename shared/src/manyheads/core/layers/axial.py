@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, head_count
@@ -101,3 +102,17 @@ class AxialAttention(Layer):
         """``(B, *grid, D)`` -> ``(B times the other axes, H, L, E)``."""
         moved = x.movedim(along, -2)
         return moved.reshape(-1, moved.shape[-2], self.heads, moved.shape[-1] // self.heads).transpose(1, 2)
+
+
+ENTRIES = {
+    "axial": Entry(
+        AxialAttention,
+        {
+            "plain": {"heads": 2},
+            "columns, causal": {"heads": 2, "axis": 0, "causal": True, "bias": True},
+            "rows, causal": {"heads": 3, "axis": 1, "causal": True},
+        },
+        case={"grid": (3, 4)},
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
+    ),
+}

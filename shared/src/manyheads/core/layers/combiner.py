@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
@@ -238,3 +239,25 @@ class CombinerFixed(Layer):
         start = ((done - held) * segment).unsqueeze(1)
         current = keep_first(take_along(buffer, (start + slot).clamp(max=count * segment - 1)), position % segment)
         return mixed, SegmentState(current, kept, position)
+
+
+def _root(tokens: int) -> int:
+    """The power of two at the root of the length, or the next."""
+    return 1 << -(-(tokens - 1).bit_length() // 2)
+
+
+ENTRIES = {
+    "combiner-fixed": Entry(
+        CombinerFixed,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True, "bias": True},
+            "by length": {"heads": 2},
+            "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": _root(n)},
+            "causal": {"heads": 2, "segment": _root(n), "causal": True},
+        },
+    ),
+}

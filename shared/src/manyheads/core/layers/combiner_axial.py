@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.spans import prefix_spans
@@ -158,3 +159,21 @@ def _along(q: Tensor, *groups: tuple[Sequence[Tensor], Tensor]) -> Partial:
     keys, values = (torch.cat([parts[which] for parts, _ in groups], 2) for which in (0, 1))
     allowed = torch.cat([parts[2].unsqueeze(2) & seen for parts, seen in groups], 3)
     return partial_attention(q, keys, values, allowed=allowed)
+
+
+ENTRIES = {
+    "combiner-axial": Entry(
+        CombinerAxial,
+        {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal", "bias": True},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
+        case={"dim": 4, "grid": (3, 4)},
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal"},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
+    ),
+}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.entry import Entry
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
@@ -179,3 +180,11 @@ def _dyadic_spans(q: Tensor, k: Tensor, v: Tensor, levels: int) -> tuple[list[Te
         values.append(span_value(top[:, :, ::2], *blocks))
         top, key = (part[:, :, : full // 2 * 2].unflatten(2, (-1, 2)).max(3).values for part in (top, key))
     return keys, values
+
+
+ENTRIES = {
+    "combiner-logsparse": Entry(
+        CombinerLogsparse,
+        {"plain": {"heads": 2}, "growing": {"heads": 3, "max_len": 32, "bias": True}},
+    ),
+}

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.packing import pack, pack_order, unpack
@@ -131,3 +132,16 @@ class FourierBlock(Layer):
             [times(re, weight_re) - times(im, weight_im), times(re, weight_im) + times(im, weight_re)], 1
         )
         return (basis @ (filtered.flatten(2) * scale.unsqueeze(-1))).to(q.dtype)
+
+
+ENTRIES = {
+    "fourier-block": Entry(
+        FourierBlock,
+        {
+            "plain": {"heads": 2, "length": 12, "modes": 4},
+            "lowest": {"heads": 1, "length": 7, "modes": 3, "select": "lowest", "bias": False},
+            "all": {"heads": 1, "length": 8, "modes": 5},
+        },
+        at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
+    ),
+}

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
@@ -156,3 +157,15 @@ class FourierCrossAttention(Layer):
         basis, scale = fourier_basis(part.shape[1], frequencies, dtype=wide.dtype)
         re, im = (basis.mT @ wide).unflatten(-1, (self.heads, -1)).chunk(2, 1)
         return torch.complex(re.contiguous(), im.contiguous()), basis, scale
+
+
+ENTRIES = {
+    "fourier-cross": Entry(
+        FourierCrossAttention,
+        {
+            "plain": {"heads": 2, "length": 12, "context_dim": 5, "modes": 4},
+            "lowest": {"heads": 1, "length": 7, "context_dim": 5, "modes": 3, "select": "lowest", "bias": False},
+            "short": {"heads": 1, "length": 8, "context_dim": 3, "context_length": 12, "modes": 5},
+        },
+    ),
+}

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.gated_residual import GatedResidual
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.layers.transformer_xl import TransformerXL
@@ -124,3 +125,20 @@ class GTrXL(Layer):
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         attended, state, _ = self.attention(x, state, mask=mask)
         return LayerOutput(self.mlp(attended).y, state)
+
+
+ENTRIES = {
+    "gtrxl": Entry(
+        GTrXL,
+        {
+            "plain": {"heads": 2, "memory": 3, "hidden": 8},
+            "memory-gradient": {"heads": 2, "memory": 3, "hidden": 8, "memory_gradient": True},
+            "residual": {"heads": 2, "memory": 3, "gate": "residual", "head_width": 4},
+            "input": {"heads": 2, "memory": 3, "hidden": 8, "gate": "input"},
+            "output": {"heads": 2, "memory": 3, "hidden": 8, "gate": "output"},
+            "highway": {"heads": 2, "memory": 3, "hidden": 8, "gate": "highway"},
+            "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
+        },
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+    ),
+}

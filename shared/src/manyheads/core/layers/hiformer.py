@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.blocks.field_linear import FieldLinear
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput, blank, head_count
 from manyheads.core.mask import Mask
@@ -317,3 +318,27 @@ def compress(layer: Hiformer, rank: int) -> Compressed:
     weights["down.weight"] = torch.cat(downs)
     small.load_state_dict(weights, assign=True)
     return Compressed(small.train(layer.training), error)
+
+
+ENTRIES = {
+    "heterogeneous": Entry(
+        Heterogeneous,
+        {
+            "plain": {"fields": 5, "heads": 2},
+            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
+        },
+        case={"grid": (5,)},
+        at_length=lambda n: {"plain": {"fields": n}} if n <= 512 else {},  # records of more fields are not met
+    ),
+    "hiformer": Entry(
+        Hiformer,
+        {
+            "plain": {"fields": 5, "heads": 2},
+            "low-rank": {"fields": 5, "heads": 2, "rank": 4},
+            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
+            "low-rank-pruned": {"fields": 5, "heads": 1, "rank": 7, "queries": 1},
+        },
+        case={"grid": (5,)},
+        at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
+    ),
+}

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.recurrent_encoder import RecurrentEncoder
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, MaskError, UnknownNameError
 from manyheads.core.functional import (
     hold_first,
@@ -349,3 +350,23 @@ class LowRankAttentionPooling(Layer):
             .flatten(1, 2)
         )
         return unpack(mixed[:, : filled.shape[1]], order, filled)
+
+
+ENTRIES = {
+    "lama": Entry(
+        LowRankAttentionPooling,
+        {
+            "plain": {"heads": 2},
+            "learned": {"heads": 3, "context": "learned", "temperature": True},
+            "causal": {"heads": 2, "causal": True},
+            "recurrent": {"heads": 2, "causal": True, "context": "learned", "temperature": True},
+            "window": {"heads": 2, "causal": True, "window": 4},
+            "growing": {"heads": 3, "causal": True, "max_len": 32, "temperature": True},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 4},
+            "recurrent": {"heads": 4, "causal": True, "context": "learned"},
+            "window": {"heads": 4, "causal": True, "window": 128},
+        },
+    ),
+}

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manyheads.core.entry import Entry
 from manyheads.core.functional.lif import Neuron, fire, spike_rate
 from manyheads.core.functional.recurrent_mask import carried, recurrent_mask
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput
@@ -96,3 +97,23 @@ class LIF(Layer):
 
     def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
         return {"spike_rate": x.sum()}
+
+
+ENTRIES = {
+    "lif": Entry(
+        LIF,
+        {
+            "plain": {},
+            "soft": {"reset": "soft", "surrogate": "atan", "threshold": 0.6},
+            "attached": {"detach_reset": False, "surrogate": "triangle", "tau": 1.5, "threshold": 0.7},
+            "bare": {
+                "reset": "soft",
+                "detach_reset": False,
+                "decay_input": False,
+                "surrogate": "rectangular",
+                "alpha": 0.5,
+            },
+        },
+        case={"seed": 2},  # with other draws a shut ReLU or silent neurons leave little to check
+    ),
+}

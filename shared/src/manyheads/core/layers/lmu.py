@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.legendre_memory import LegendreMemory
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.functional.legendre import memory_flops
 from manyheads.core.functional.recurrent_mask import carried, recurrent_mask
@@ -136,3 +137,17 @@ class LegendreMemoryUnit(Layer):
 
     def _read(self, memory: Tensor, x: Tensor) -> Tensor:
         return self.activation(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))
+
+
+ENTRIES = {
+    "lmu": Entry(
+        LegendreMemoryUnit,
+        {
+            "plain": {},
+            "linear": {"order": 4, "window": 5, "activation": "identity"},
+            "channels": {"order": 3, "window": 8, "activation": "tanh", "channels": 2},
+        },
+        case={"seed": 2},  # with other draws a shut ReLU or silent neurons leave little to check
+        at_length=lambda n: {"plain": {"window": max(n, 128)}, "window": {"order": 32}},
+    ),
+}

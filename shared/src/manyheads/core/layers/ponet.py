@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
@@ -259,3 +260,21 @@ def _blocks(x: Tensor, segment: int) -> Tensor:
 def _window_max(x: Tensor) -> Tensor:
     """``(R, T + 2, D)`` -> ``(R, T, D)``: the maximum of three that follow each other."""
     return x.unfold(1, WINDOW, 1).max(-1).values
+
+
+ENTRIES = {
+    "ponet": Entry(
+        PoNet,
+        {
+            "plain": {"heads": 2, "segment": 3},
+            "causal": {"heads": 2, "segment": 3, "causal": True},
+            "growing": {"heads": 2, "segment": 3, "causal": True, "max_len": 32},
+            "running": {"heads": 3, "segment": 3, "causal": True, "global_pooling": "running"},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": 64},
+            "causal": {"heads": 2, "segment": 64, "causal": True},
+            "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
+        },
+    ),
+}

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
@@ -234,3 +235,17 @@ class ProbSparse(Layer):
             wide = torch.where(real[:, None, :, None], wide, 0.0)
         mean = wide.sum(2, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1, 1)
         return mean.to(v.dtype).expand_as(v)
+
+
+ENTRIES = {
+    "prob-sparse": Entry(
+        ProbSparse,
+        {
+            "plain": {"heads": 2, "factor": 1},
+            "causal": {"heads": 2, "factor": 1, "causal": True},
+            "sum": {"heads": 2, "factor": 1, "causal": True, "running": "sum", "bias": False},
+            "many": {"heads": 1, "factor": 2.6, "causal": True, "seed": 5},
+        },
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
+    ),
+}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import hold_first, require_room, same_segment, segment_ids, visible
 from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
@@ -215,3 +216,18 @@ class RandomFeatureAttention(Layer):
         count = kept.sum(1)
         require_room("random-feature", count, self.max_len)
         return keys, allowed, TokenState(hold_first(keys, kept, self.max_len), count)
+
+
+ENTRIES = {
+    "random-feature": Entry(
+        RandomFeatureAttention,
+        {
+            "plain": {"heads": 5},
+            "biased": {"heads": 4, "biased": True, "seed": 3},
+            "causal": {"heads": 4, "causal": True},
+            "growing": {"heads": 4, "causal": True, "max_len": 32},
+            "cross": {"heads": 4, "context_dim": 5},
+        },
+        at_length=lambda n: {"plain": {"heads": 4}},
+    ),
+}

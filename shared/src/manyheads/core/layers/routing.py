@@ -48,6 +48,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.functional import (
     affinity,
@@ -320,3 +321,34 @@ class Routing(Layer):
             "cluster_counts": torch.stack(counts).sum(0),
             "cluster_sums": torch.stack(sums).sum(0),
         }
+
+
+def _at_length(n: int) -> dict[str, dict[str, Any]]:
+    side = max(16, 16 * round(n**0.5 / 16))  # a multiple of the vector units' width
+    plain = {"heads": 2, "local_heads": 1, "clusters": side, "window": side, "block": side}
+    causal = {**plain, "causal": True, "shared_qk": True}
+    return {"plain": plain, "causal": causal, "latest-w": {**causal, "assignment": "latest-w"}}
+
+
+ENTRIES = {
+    "routing": Entry(
+        Routing,
+        {
+            "plain": {"heads": 2, "local_heads": 1, "clusters": 2, "window": 3, "block": 2},
+            "causal": {"heads": 2, "local_heads": 1, "clusters": 3, "window": 3, "block": 3, "causal": True},
+            "shared": {
+                **{"heads": 2, "local_heads": 0, "clusters": 2, "window": 4, "block": 2},
+                **{"causal": True, "shared_qk": True},
+            },
+            "latest-w": {
+                **{"heads": 2, "local_heads": 1, "clusters": 2, "window": 2, "block": 2},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+            "latest-w, all heads": {
+                **{"heads": 3, "local_heads": 0, "clusters": 2, "window": 3, "block": 1},
+                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
+            },
+        },
+        at_length=_at_length,
+    ),
+}

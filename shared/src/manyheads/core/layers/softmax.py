@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
@@ -210,3 +211,22 @@ class SoftmaxAttention(Layer):
         )
         new_keys, new_values = (part[:, :, :slots] for part in packed)
         return KeyValueState(new_keys, new_values, used)
+
+
+ENTRIES = {
+    "softmax": Entry(
+        SoftmaxAttention,
+        {
+            "plain": {"heads": 2},
+            "causal": {"heads": 2, "causal": True},
+            "window": {"heads": 2, "causal": True, "window": 4},
+            "growing": {"heads": 2, "causal": True, "max_len": 32, "bias": True},
+            "cross": {"heads": 2, "context_dim": 5},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "causal": {"heads": 2, "causal": True},
+            "window": {"heads": 2, "causal": True, "window": 128},
+        },
+    ),
+}

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import (
     kept_sources,
@@ -176,3 +177,21 @@ def _for_blocks(seen: Tensor, sources: Tensor) -> Tensor:
     size = -(-tokens // blocks)
     padded = torch.nn.functional.pad(seen, (0, 0, 0, blocks * size - tokens)).unflatten(1, (blocks, size))
     return padded.gather(3, sources.unsqueeze(2).expand(batch, -1, size, -1))
+
+
+ENTRIES = {
+    "ssa": Entry(
+        SubsampledAttention,
+        {
+            "plain": {"heads": 2, "ratio": 0.5},
+            "causal": {"heads": 2, "ratio": 0.5, "causal": True},
+            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5},
+            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True},
+        },
+        at_length=lambda n: {
+            "plain": {"heads": 2, "ratio": 0.125},
+            "causal": {"heads": 2, "ratio": 0.125, "causal": True},
+            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5},
+        },
+    ),
+}

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
@@ -194,3 +195,17 @@ class TransformerXL(Layer):
 def _is_plain(part: nn.Module) -> bool:
     """Its weight may be used without calling it: not replaced, nobody listens."""
     return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks
+
+
+ENTRIES = {
+    "transformer-xl": Entry(
+        TransformerXL,
+        {
+            "plain": {"heads": 2, "memory": 3},
+            "memory-gradient": {"heads": 2, "memory": 3, "memory_gradient": True},
+            "wide-heads": {"heads": 3, "head_width": 5, "memory": 2, "memory_gradient": True, "norm": True},
+            "long-memory": {"heads": 1, "memory": 20},
+        },
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+    ),
+}

@@ -297,7 +297,7 @@ class Forecaster:
             else:
                 found = [name for name in part if name.startswith("model.")]
                 arrays_of_model, told = {n.removeprefix("model."): part.pop(n) for n in found}, stored.model
-            model = restored_model(arrays_of_model, told, made.horizon, len(stored.channels))
+            model = restored_model(arrays_of_model, told, made.horizon, len(stored.channels), len(part["tail"]))
             stored.check(part, made.horizon, model.look_back)
             tail = part["tail"]
             last: Any = pd.Timestamp(stored.last)

@@ -45,7 +45,7 @@ class LinearMap:
 
     @classmethod
     def restored(
-        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int
+        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> LinearMap:
         """What :meth:`stored` gave. Raises :class:`ValueError` or :class:`KeyError` for anything else."""
         shared, look_back = arrays["weight"].shape[0], arrays["weight"].shape[1]

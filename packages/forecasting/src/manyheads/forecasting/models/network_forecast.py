@@ -16,6 +16,7 @@ from manyheads.lab.data.storage import checked_tensors
 from manyheads.lab.domain import load
 
 _CHUNK = 1024  # windows at a time
+_SMALL = 1 << 22  # numbers that any machine has room for
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,17 @@ class NetworkForecast(ModuleForecast):
 
     @classmethod
     def restored(
-        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int
+        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> NetworkForecast:
         """What :meth:`stored` gave. Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError`."""
         spec, look_back = find_network(described["network"]), described["look_back"]
         config: NetworkConfig = from_json(load(spec.config), described["settings"])
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         # a damaged number could ask for any amount of memory: compare the sizes before any is taken
-        if _numbers(config) > 64 * sum(t.numel() for t in tensors.values()) or look_back < 1:
+        if _numbers(config) > max(_SMALL, 64 * sum(t.numel() for t in tensors.values())):
             raise ValueError(f"{described['network']}: settings of another size than its {len(tensors)} tensors")
+        if not 1 <= look_back <= rows:
+            raise ValueError(f"look_back: found {look_back}, expected 1 to the {rows} rows of the file")
         with torch.random.fork_rng():
             module = config.make(look_back, horizon, channels)
         module.load_state_dict(checked_tensors(tensors, module.state_dict()))
@@ -68,5 +71,5 @@ class NetworkForecast(ModuleForecast):
 
 
 def _numbers(config: NetworkConfig) -> float:
-    """Fewer parameters than any network of these settings has, but for a factor below 64."""
+    """About the parameters of a network of these settings."""
     return config.depth * config.width**2 * max(1.0, config.expansion)

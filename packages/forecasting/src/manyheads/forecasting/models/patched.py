@@ -50,7 +50,7 @@ class Patched:
 
     @classmethod
     def restored(
-        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int
+        cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> Patched:
         """What :meth:`stored` gave. Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError`."""
         columns, kept = arrays["columns"], arrays["kept"]
@@ -63,5 +63,5 @@ class Patched:
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
-        model = restored_model(under("model."), described["model"], horizon, len(columns))
-        return cls(model, columns, kept, LinearMap.restored(under("naive."), {}, horizon, channels))
+        model = restored_model(under("model."), described["model"], horizon, len(columns), rows)
+        return cls(model, columns, kept, LinearMap.restored(under("naive."), {}, horizon, channels, rows))

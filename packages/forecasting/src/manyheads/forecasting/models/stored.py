@@ -1,7 +1,7 @@
 """Store any fitted model as arrays and JSON, and restore it.
 
 A fitted model that can be stored has a ``KIND``, ``stored() -> (arrays, JSON)`` and a class method
-``restored(arrays, JSON, horizon, channels)``; its class is an entry of :data:`KINDS`.
+``restored(arrays, JSON, horizon, channels, rows)``; its class is an entry of :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def stored_model(model: FittedModel) -> tuple[dict[str, np.ndarray], dict[str, A
 
 
 def restored_model(
-    arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int
+    arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
 ) -> FittedModel:
-    """What :func:`stored_model` gave.
+    """What :func:`stored_model` gave; ``rows`` is the length of the past that the file holds.
 
     Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError` for arrays that do not fit the description.
     """
     kind = described["kind"]
     if kind not in KINDS:
         raise ArgumentError(f"kind: found {kind!r}, expected one of {', '.join(KINDS)}")
-    return load(KINDS[kind]).restored(arrays, described, horizon, channels)
+    return load(KINDS[kind]).restored(arrays, described, horizon, channels, rows)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
 from manyheads.core.functional import (
     fast_length,
@@ -358,3 +359,36 @@ class MinimalistExtractor(_Extractor):
 
     def __init__(self, dim: int, *, width: int | None = None) -> None:
         super().__init__(dim, width=width, max_len=None, index="absolute", config={"width": width})
+
+
+ENTRIES = {
+    "extractor-she": Entry(
+        SuperHighPerformanceExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+            "width": {"max_len": 32, "width": 4},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}},
+    ),
+    "extractor-he": Entry(
+        HigherPerformanceExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
+    ),
+    "extractor-we": Entry(
+        WorthwhileExtractor,
+        {
+            "plain": {"max_len": 32},
+            "lag": {"max_len": 32, "index": "lag"},
+        },
+        case={"grid": (9,)},
+        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
+    ),
+    "extractor-me": Entry(MinimalistExtractor, {"plain": {}, "width": {"width": 4}}),
+}
