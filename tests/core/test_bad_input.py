@@ -39,7 +39,10 @@ def test_wrong_forward_calls_are_refused_in_one_line(seed):
     assert complaints(wrong_forward_calls(seed, 100)) == []
 
 
-REQUIRED = {"fourier-block": lambda tokens: {"length": tokens}}
+REQUIRED = {
+    "fourier-block": lambda tokens: {"length": tokens},
+    "fourier-cross": lambda tokens: {"length": tokens, "context_dim": 3},
+}
 FIELDS = {"heterogeneous", "hiformer"}
 
 
@@ -53,7 +56,8 @@ def test_defaults_fit_any_width_and_length(name, dim):
             with pytest.raises(ArgumentError, match="dim"):
                 create(name, dim, **required)
             continue
-        y = create(name, dim, **required).eval()(torch.randn(2, *[tokens] * rank, dim)).y
+        context = torch.randn(2, 4, 3) if "context_dim" in required else None
+        y = create(name, dim, **required).eval()(torch.randn(2, *[tokens] * rank, dim), context=context).y
         assert y.shape == (2, *[tokens] * rank, dim)
         assert y.isfinite().all()
 

@@ -123,7 +123,7 @@ def test_gradient_descent_finds_what_the_closed_form_finds(hourly):
 def test_every_model_fits_and_forecasts(hourly):
     values = hourly[["a", "b"]].to_numpy()
     history = History((values - values.mean(0)) / values.std(0), 320, 24)
-    for name in MODELS:
+    for name in (name for name in MODELS if not name.endswith("-published")):  # as the others, but large
         fitted = fit_model(name, history, [3, 5], look_back=30)
         for horizon in (3, 5):
             forecast = fitted[horizon].forecast(history.values[None, -fitted[horizon].look_back :])
@@ -141,7 +141,7 @@ def test_the_paper_s_recipes():
 
 def test_experiments_have_names_of_their_own_and_published_figures():
     every = experiments()
-    assert len({e.name for e in every}) == len(every) == 9 * 4 * 4 * 2
+    assert len({e.name for e in every}) == len(every) == 9 * 4 * (4 * 2 + 6)
     assert len({e.hash for e in every}) == len(every)
     chosen = find_experiment("etth1-96-dlinear", every)
     assert chosen == linear_experiment("ETTh1", 96, "dlinear")

@@ -46,11 +46,18 @@ class SeriesDecomposition(nn.Module):
         return nn.functional.avg_pool1d(padded.transpose(1, 2), window, stride=1).transpose(1, 2)
 
 
+@checked_constructor
 class SeasonalNorm(nn.Module):
-    """Layer norm minus its mean over time, for the seasonal part (2106.13008)."""
+    """Layer norm minus its mean over time, for the seasonal part (2106.13008).
+
+    Raises:
+        ArgumentError: a width below 1.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        if dim < 1:
+            raise ArgumentError(f"seasonal norm: dim: found {dim}, expected 1 or more")
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,10 +71,18 @@ class SinusoidalPositions(nn.Module):
 
 @checked_constructor
 class ValueEmbedding(nn.Module):
-    """``(B, T, C)`` -> ``(B, T, D)``: each step with its two neighbours on a circle, no bias."""
+    """``(B, T, C)`` -> ``(B, T, D)``: each step with its two neighbours on a circle, no bias.
+
+    Raises:
+        ArgumentError: channels or a width below 1.
+    """
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
+        if channels < 1 or dim < 1:
+            raise ArgumentError(
+                f"value embedding: found {channels} channels to width {dim}, expected 1 or more of both"
+            )
         self.weight = nn.Conv1d(channels, dim, 3, padding=1, padding_mode="circular", bias=False)
         nn.init.kaiming_normal_(self.weight.weight, mode="fan_in", nonlinearity="leaky_relu")
 

@@ -138,9 +138,16 @@ class FourierCrossAttention(Layer):
         assert context is not None
         if context.shape[1] == 0:
             return LayerOutput(self.output(torch.zeros_like(x)))
-        q, back, scale = self._transformed(self.query(x), self.frequencies)
-        k, _, present = self._transformed(self.key(context), self.context_frequencies)
-        v, _, _ = self._transformed(self.value(context), self.context_frequencies)
+        parts = self.query(x), self.key(context), self.value(context)
+        with torch.autocast(x.device.type, enabled=False):  # there are no products of half precision complex numbers
+            signal = self._mixed(*parts)
+        return LayerOutput(self.output(signal.to(x.dtype)))
+
+    def _mixed(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """``(B, T, D)``, ``(B, S, D)`` twice -> ``(B, T, D)``, in float32 at least."""
+        q, back, scale = self._transformed(queries, self.frequencies)
+        k, _, present = self._transformed(keys, self.context_frequencies)
+        v, _, _ = self._transformed(values, self.context_frequencies)
         weights = torch.einsum("bmhe,bnhe->bhmn", q, k)
         weights = torch.complex(weights.real.tanh(), weights.imag.tanh())
         # frequencies that the context is too short for are skipped
@@ -148,8 +155,7 @@ class FourierCrossAttention(Layer):
         attended = torch.einsum("bhmn,bnhe->bmhe", weights, v * there.view(-1, 1, 1))
         weight = torch.complex(self.real.to(q.real.dtype), self.imaginary.to(q.real.dtype))
         filtered = torch.einsum("bmhi,mhoi->bmho", attended, weight).flatten(2)
-        signal = back @ (torch.cat([filtered.real, filtered.imag], 1) * scale.unsqueeze(-1))
-        return LayerOutput(self.output(signal.to(x.dtype)))
+        return back @ (torch.cat([filtered.real, filtered.imag], 1) * scale.unsqueeze(-1))
 
     def _transformed(self, part: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, T, D)`` -> coefficients ``(B, M, H, E)`` complex; the basis and the scale that lead back."""

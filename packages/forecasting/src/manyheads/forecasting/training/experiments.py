@@ -10,7 +10,7 @@ from __future__ import annotations
 from manyheads.forecasting.datasets.benchmark_sets import SEASONS
 from manyheads.forecasting.models.closed_form.normal_equations import Form
 from manyheads.forecasting.models.networks import NETWORKS, find_network, network_config
-from manyheads.forecasting.training.networks import BUDGET, RECIPE
+from manyheads.forecasting.training.networks import recipe as network_recipe
 from manyheads.forecasting.training.published import horizons_of, look_back_of, published_mse
 from manyheads.forecasting.training.windows import LinearModel, SetWindows, SquaredError
 from manyheads.lab.training.experiment import Budget, Experiment, Source
@@ -57,14 +57,15 @@ def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bo
 def network_experiment(set_name: str, horizon: int, network: str) -> Experiment:
     """One of the networks, at the size for two CPU cores, with the look-back of the Transformers' tables."""
     published = published_mse(set_name, horizon, network)
+    optimiser, budget = network_recipe(19 if set_name == "national_illness" else 200)  # at least 200 steps an epoch
     source = Source(find_network(network).paper, published[1], {"mse": published[0]}) if published else None
     return Experiment(
         f"{set_name.lower()}-{horizon}-{network}",
         SetWindows(set_name, look_back_of(set_name, find_network(network).look_back), horizon),
         network_config(network),
         SquaredError(),
-        RECIPE,
-        BUDGET,
+        optimiser,
+        budget,
         source=source,
     )
 
