@@ -11,7 +11,8 @@ import pytest
 
 from manyheads.core.errors import ArgumentError, MissingPackageError
 from manyheads.lab.cli.command import run_commands
-from manyheads.recsys.commands import commands
+from manyheads.lab.cli.experiments import experiment_commands
+from manyheads.recsys import domain
 
 from .test_processes import HERE, compare, python, torchrun
 
@@ -75,7 +76,7 @@ def test_without_torchrec_the_recipe_is_named(capsys):
 
     with pytest.raises(MissingPackageError, match=r"pip install --no-deps torchrec==1\.9\.2 fbgemm-gpu-cpu==1\.8\.0"):
         torchrec()
-    assert run_commands("manyheads recsys", "", commands, ["train-sharded", "adult-lr"]) == 2
+    assert run_commands("manyheads recsys", "", experiment_commands(domain), ["train", "adult-lr", "--sharded"]) == 2
     said = capsys.readouterr().err
     assert "sharded tables need TorchRec" in said
     assert said.count("\n") == 1

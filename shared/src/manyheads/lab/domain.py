@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from manyheads.lab.cli.command import Outcome
     from manyheads.lab.data.registry import Known
     from manyheads.lab.training.experiment import Experiment
+    from manyheads.lab.training.options import TrainOptions
 
 GROUP = "manyheads.domains"
 KNOWN_DOMAINS = ("forecasting", "kws", "recsys")
@@ -34,12 +35,16 @@ class Domain:
     commands: str  # -> Mapping[str, Callable[..., Outcome]]
     datasets: str | None = None  # -> Sequence[Known]
     experiments: str | None = None  # -> () -> Sequence[Experiment]
+    train_options: str | None = None  # -> type[TrainOptions]; what ``train`` has beside the common options
 
     def load_commands(self) -> Mapping[str, Callable[..., Outcome]]:
         return load(self.commands)
 
     def load_datasets(self) -> Sequence[Known]:
         return load(self.datasets) if self.datasets else ()
+
+    def load_train_options(self) -> type[TrainOptions]:
+        return load(self.train_options or "manyheads.lab.training.options:TrainOptions")
 
     def load_experiments(self) -> Sequence[Experiment]:
         return load(self.experiments)() if self.experiments else ()

@@ -22,6 +22,7 @@ domain = Domain(
     commands="manyheads.kws.commands:commands",
     datasets="manyheads.kws.audio.catalogue:datasets",
     experiments="manyheads.kws.training.experiments:experiments",
+    train_options="manyheads.kws.commands.train_options:SpotterOptions",
 )
 
 _HOMES = {

@@ -21,6 +21,7 @@ domain = Domain(
     commands="manyheads.recsys.commands:commands",
     datasets="manyheads.recsys.datasets.catalogue:datasets",
     experiments="manyheads.recsys.training.experiments:experiments",
+    train_options="manyheads.recsys.distributed.options:RecommenderOptions",
 )
 
 _HOMES = {

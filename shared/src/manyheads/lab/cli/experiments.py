@@ -13,6 +13,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.lab.cli.command import Commands, Outcome, parse
 from manyheads.lab.domain import Domain
 from manyheads.lab.training.experiment import Experiment, find_experiment
+from manyheads.lab.training.options import TrainOptions
 from manyheads.lab.training.report import Report
 from manyheads.lab.training.run import run
 
@@ -20,7 +21,10 @@ _PARTS = ("data", "model", "objective", "optimiser", "budget")
 
 
 def experiment_commands(domain: Domain) -> Commands:
-    """The two commands bound to a domain."""
+    """The two commands bound to a domain; its own options stand beside the common ones."""
+    from rich.console import Group
+
+    own_options = domain.load_train_options()
 
     def list_experiments() -> Outcome:
         """The experiments, each with its source and the published figures."""
@@ -44,6 +48,7 @@ def experiment_commands(domain: Domain) -> Commands:
         smoke: bool = False,
         fresh: bool = False,
         tensorboard: bool = False,
+        own: TrainOptions = own_options(),  # noqa: B008 - frozen
     ) -> Outcome:
         """Trains an experiment and reports mean and sd over seeds; a broken run is resumed.
 
@@ -55,12 +60,17 @@ def experiment_commands(domain: Domain) -> Commands:
             smoke: a run of seconds.
             fresh: start again instead of resuming.
             tensorboard: write TensorBoard events.
+            own: what this domain adds.
         """
         chosen = overridden(find_experiment(experiment, domain.load_experiments()), overrides)
         chosen = chosen.smoke() if smoke else chosen
-        report = run(chosen, root=root, seeds=seeds or None, resume=not fresh, tensorboard=tensorboard)
-        return Outcome(asdict(report), report_text(report, root / chosen.name / chosen.hash))
+        with own.trainer() as fit:
+            report = run(chosen, root=root, seeds=seeds or None, resume=not fresh, tensorboard=tensorboard, fit=fit)
+        folder = root / chosen.name / chosen.hash
+        more, lines = own.finish(report, folder)
+        return Outcome({**asdict(report), **more}, Group(report_text(report, folder), *lines))
 
+    train.__annotations__["own"] = own_options
     list_experiments.__name__ = "list"
     return {"list": list_experiments, "train": train}
 

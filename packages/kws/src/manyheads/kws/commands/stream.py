@@ -1,4 +1,4 @@
-"""``manyheads kws train | stream | compose``."""
+"""``manyheads kws stream | compose``."""
 
 from __future__ import annotations
 
@@ -19,58 +19,6 @@ if TYPE_CHECKING:
     from manyheads.kws.streaming.spotter import KeywordSpotter
 
 PICTURES = (".png", ".svg", ".pdf")
-
-
-def train(
-    experiment: str,
-    /,
-    overrides: Positional[tuple[str, ...]] = (),
-    *,
-    seeds: tuple[int, ...] = (),
-    root: Path = Path("runs"),
-    out: Path | None = None,
-    smoke: bool = False,
-    fresh: bool = False,
-    tensorboard: bool = False,
-) -> Outcome:
-    """Trains an experiment, reports mean and sd over seeds, and leaves a spotter of each; a broken run is resumed.
-
-    Args:
-        experiment: its name (see list).
-        overrides: changes such as data.set=my-folder or optimiser.learning_rate=0.01.
-        seeds: seeds; the experiment's own by default.
-        root: folder of the runs.
-        out: write the spotter of the first seed there as well.
-        smoke: a run of seconds.
-        fresh: start again instead of resuming.
-        tensorboard: write TensorBoard events.
-    """
-    from rich.console import Group
-
-    from manyheads.kws import domain
-    from manyheads.kws.evaluation.confidence import accuracy_text, wilson
-    from manyheads.kws.training.trained import spotters_of
-    from manyheads.lab.cli.experiments import overridden, report_text
-    from manyheads.lab.data.files import write_atomically
-    from manyheads.lab.training.experiment import find_experiment
-    from manyheads.lab.training.run import run
-
-    chosen = overridden(find_experiment(experiment, domain.load_experiments()), overrides)
-    chosen = chosen.smoke() if smoke else chosen
-    report = run(chosen, root=root, seeds=seeds or None, resume=not fresh, tensorboard=tensorboard)
-    folder = root / chosen.name / chosen.hash
-    written = spotters_of(folder, report.seeds)
-    if out is not None and written:
-        write_atomically(out, written[0].read_bytes())
-    document: dict[str, Any] = {**asdict(report), "spotters": [str(path) for path in written]}
-    said = f"spotter: {out or written[0]}" if written else "no spotter: the experiment is not about clips"
-    more = f" (seed {report.seeds[0]}; the other seeds' lie beside it)" if len(written) > 1 else ""
-    closing = [said + more]
-    if "accuracy" in report.mean:
-        right, clips = report.mean["accuracy"] / 100 * report.mean["clips"], report.mean["clips"]
-        document["accuracy_interval"] = [100 * bound for bound in wilson(right, clips)]
-        closing.insert(0, f"test part: {accuracy_text(right, clips)}")
-    return Outcome(document, Group(report_text(report, folder), *closing))
 
 
 def stream(
@@ -258,4 +206,4 @@ def _draw(
     write_figure(path, figure)
 
 
-commands: dict[str, Callable[..., Outcome]] = {"train": train, "stream": stream, "compose": compose}
+commands: dict[str, Callable[..., Outcome]] = {"stream": stream, "compose": compose}

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from manyheads.recsys.commands import explain, serving, sharded, tables
+from manyheads.recsys.commands import explain, serving, tables
 
-commands = {**tables.commands, **explain.commands, **sharded.commands, **serving.commands}
+commands = {**tables.commands, **explain.commands, **serving.commands}

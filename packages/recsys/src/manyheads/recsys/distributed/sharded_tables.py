@@ -1,6 +1,6 @@
 """Embedding tables that are cut over several processes, by TorchRec; the rest of the model is copied to each (DDP).
 
-    torchrun --nproc-per-node 2 -m manyheads.recsys train-sharded adult-hiformer+
+    torchrun --nproc-per-node 2 -m manyheads.recsys train adult-hiformer+ --sharded
 
 A process holds its part of the tables, of their gradients and of the optimiser's state; rows are asked for and sent by
 all-to-all. :func:`gathered` gives the weights as the model of one process has them.
@@ -143,7 +143,7 @@ def shard(model: nn.Module, *, row_wise_from: int = ROW_WISE_FROM) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized()):
         raise ArgumentError(
             "sharded tables: found no process group, expected several processes: "
-            "torchrun --nproc-per-node 2 -m manyheads.recsys train-sharded EXPERIMENT"
+            "torchrun --nproc-per-node 2 -m manyheads.recsys train EXPERIMENT --sharded"
         )
     planning, types = torchrec("distributed.sharding_plan"), torchrec("distributed.types")
     state = torch.get_rng_state()
@@ -195,8 +195,8 @@ def process_group() -> Generator[None]:
     """gloo over the processes that torchrun started. Raises :class:`ArgumentError` where it did not."""
     if "RANK" not in os.environ:
         raise ArgumentError(
-            "train-sharded: found one process, expected torchrun: "
-            "torchrun --nproc-per-node 2 -m manyheads.recsys train-sharded EXPERIMENT"
+            "sharded: found one process, expected torchrun: "
+            "torchrun --nproc-per-node 2 -m manyheads.recsys train EXPERIMENT --sharded"
         )
     dist.init_process_group("gloo")
     try:
