@@ -23,21 +23,17 @@ from torch import Tensor, nn
 from manyheads.core.blocks.decomposition import DecompositionBlock, SeasonalNorm, SeriesDecomposition
 from manyheads.core.blocks.embeddings import ValueEmbedding
 from manyheads.core.blocks.feed_forward import FeedForward
-from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer
 from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.fourier_cross import FourierCrossAttention
 from manyheads.core.layers.softmax import SoftmaxAttention
-from manyheads.forecasting.models.networks import NetworkConfig, make_layer
+from manyheads.forecasting.models.networks import DecoderConfig, make_layer
 
 
 @dataclass(frozen=True)
-class DecomposedConfig(NetworkConfig):
+class DecomposedConfig(DecoderConfig):
     """An encoder and a decoder that take seasonal part and trend apart."""
 
-    decoder_depth: int = 1
-    label: int | None = None
-    """Known steps that the decoder begins with; half of the look-back by default."""
     windows: tuple[int, ...] = (25,)
     """Of the moving average."""
 
@@ -50,13 +46,8 @@ class Decomposed(nn.Module):
 
     def __init__(self, config: DecomposedConfig, look_back: int, horizon: int, channels: int) -> None:
         super().__init__()
-        label = look_back // 2 if config.label is None else config.label
-        if not 0 <= label <= look_back or min(config.depth, config.decoder_depth) < 1:
-            raise ArgumentError(
-                f"{config.layer}: found label {label}, depth {config.depth} and decoder_depth {config.decoder_depth}, "
-                f"expected a label of 0 to the look-back {look_back} and depths of 1 or more"
-            )
-        self.label, self.horizon, dim = label, horizon, config.width
+        self.label = label = config.label_of(look_back)
+        self.horizon, dim = horizon, config.width
         self.decompose = SeriesDecomposition(*config.windows)
         self.encoder_embedding, self.decoder_embedding = ValueEmbedding(channels, dim), ValueEmbedding(channels, dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -22,18 +22,14 @@ from manyheads.core.blocks.distilling import Distilling
 from manyheads.core.blocks.embeddings import SinusoidalPositions, ValueEmbedding
 from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.residual import ResidualBlock
-from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.softmax import SoftmaxAttention
-from manyheads.forecasting.models.networks import NetworkConfig, make_layer
+from manyheads.forecasting.models.networks import DecoderConfig, make_layer
 
 
 @dataclass(frozen=True)
-class EncoderDecoderConfig(NetworkConfig):
+class EncoderDecoderConfig(DecoderConfig):
     """An encoder of the look-back and a decoder of its end and the horizon."""
 
-    decoder_depth: int = 1
-    label: int | None = None
-    """Known steps that the decoder begins with; half of the look-back by default."""
     distil: bool = False
     """Halve the tokens between the blocks of the encoder."""
 
@@ -46,13 +42,8 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, config: EncoderDecoderConfig, look_back: int, horizon: int, channels: int) -> None:
         super().__init__()
-        label = look_back // 2 if config.label is None else config.label
-        if not 0 <= label <= look_back or min(config.depth, config.decoder_depth) < 1:
-            raise ArgumentError(
-                f"{config.layer}: found label {label}, depth {config.depth} and decoder_depth {config.decoder_depth}, "
-                f"expected a label of 0 to the look-back {look_back} and depths of 1 or more"
-            )
-        self.label, self.horizon, dim = label, horizon, config.width
+        self.label = label = config.label_of(look_back)
+        self.horizon, dim = horizon, config.width
         self.encoder_embedding, self.decoder_embedding = ValueEmbedding(channels, dim), ValueEmbedding(channels, dim)
         self.positions, self.dropout = SinusoidalPositions(dim), nn.Dropout(config.dropout)
         tokens, blocks, between = look_back, [], []

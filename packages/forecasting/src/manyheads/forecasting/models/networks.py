@@ -50,6 +50,27 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig(NetworkConfig):
+    """What every network with a decoder has."""
+
+    decoder_depth: int = 1
+    """Blocks of the decoder."""
+    label: int | None = None
+    """Known steps that the decoder begins with; half of the look-back by default."""
+
+    def label_of(self, look_back: int) -> int:
+        """The known steps of the decoder. Raises :class:`ArgumentError` for more than the look-back, and for depths
+        below 1."""
+        label = look_back // 2 if self.label is None else self.label
+        if not 0 <= label <= look_back or min(self.depth, self.decoder_depth) < 1:
+            raise ArgumentError(
+                f"{self.layer}: found label {label}, depth {self.depth} and decoder_depth {self.decoder_depth}, "
+                f"expected a label of 0 to the look-back {look_back} and depths of 1 or more"
+            )
+        return label
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """A network by name."""
 

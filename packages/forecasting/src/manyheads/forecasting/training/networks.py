@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,10 +31,6 @@ def recipe(steps: int, *, published: bool = False) -> tuple[Optimiser, Budget]:
     return Optimiser("adam", 3e-4, schedule="halving", clip_norm=1.0), Budget(epochs=10, batch_size=32, patience=3)
 
 
-# the generator of torch, which the training seeds, is one for all threads
-_one_training = threading.Lock()
-
-
 def fit_network(
     history: History,
     horizons: Sequence[int],
@@ -58,7 +53,6 @@ def fit_network(
         optimiser, budget = recipe(windows // 32, published=published)
         budget = replace(budget, batch_size=min(budget.batch_size, windows))
         experiment = Experiment(f"{network}-{horizon}", data, config, SquaredError(), optimiser, budget)
-        with _one_training:
-            module, _ = train_model(experiment, seed, None, progress=True)
+        module, _ = train_model(experiment, seed, None, progress=True)
         fitted[horizon] = NetworkForecast(module.eval(), look_back, horizon, network, config, history.channels)
     return fitted
