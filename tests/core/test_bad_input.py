@@ -49,7 +49,7 @@ FIELDS = {"heterogeneous", "hiformer"}
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 6, 7, 12, 20])
 def test_defaults_fit_any_width_and_length(name, dim):
-    rank = min(LAYERS[name].layer.info.grid_ranks)
+    rank = min(LAYERS[name].info.grid_ranks)
     for tokens in (1, 2, 5, 9):
         required = {"fields": tokens} if name in FIELDS else REQUIRED.get(name, lambda tokens: {})(tokens)
         if (name == "lama" and dim % 2) or (name == "routing" and dim == 1):

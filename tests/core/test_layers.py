@@ -8,13 +8,13 @@ import torch
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import POINTS, Case, points_of
 
-from .oracles import ORACLES
+from .layers import CASES, EXAMPLES, ORACLES
 
 
 def cases():
-    for name, entry in LAYERS.items():
-        for label, config in entry.examples.items():
-            case = Case(entry.layer, config, oracle=ORACLES[name], **entry.case)
+    for name, layer in LAYERS.items():
+        for label, config in EXAMPLES[name].items():
+            case = Case(layer, config, oracle=ORACLES[name], **CASES[name])
             for point in points_of(case):
                 yield pytest.param(case, point, id=f"{name}-{label}-{point}")
 
@@ -24,14 +24,14 @@ def test_layer_keeps_its_promises(case, point):
     POINTS[point].check(case)
 
 
-def test_every_layer_has_an_oracle():
-    assert set(ORACLES) == set(LAYERS)
+def test_every_layer_has_an_oracle_and_examples():
+    assert set(ORACLES) == set(EXAMPLES) == set(LAYERS)
 
 
 def configurations(*, compiles):
-    for name, entry in LAYERS.items():
-        for label, config in entry.examples.items():
-            if entry.layer.info.compiles is compiles and config.get("context_dim") is None:
+    for name, layer in LAYERS.items():
+        for label, config in EXAMPLES[name].items():
+            if layer.info.compiles is compiles and config.get("context_dim") is None:
                 yield pytest.param(name, config, id=f"{name}-{label}")
 
 
@@ -39,7 +39,7 @@ def configurations(*, compiles):
 @pytest.mark.parametrize(("name", "config"), list(configurations(compiles=True)))
 def test_layer_that_says_so_compiles_whole(name, config):
     """One graph, forward and backward; the generated code itself is torch's concern."""
-    case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+    case = Case(LAYERS[name], config, **CASES[name])
     layer, x = create(name, case.dim, **config).eval(), case.x().float().requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -51,7 +51,7 @@ def test_layer_that_says_so_compiles_whole(name, config):
 
 @pytest.mark.parametrize(("name", "config"), list(configurations(compiles=False)))
 def test_layer_that_says_so_does_not_compile_whole(name, config):
-    case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+    case = Case(LAYERS[name], config, **CASES[name])
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(case.layer(torch.float32), fullgraph=True, backend="aot_eager")(case.x().float())

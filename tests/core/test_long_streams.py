@@ -9,14 +9,16 @@ from manyheads.core import state as trees
 from manyheads.core.registry import LAYERS
 from manyheads.core.testing import Case
 
+from .layers import CASES, EXAMPLES
+
 STEPS = 100_000
 CHUNK = 500
 
 
 def streams():
-    for name, entry in LAYERS.items():
-        for label, config in entry.examples.items():
-            case = Case(entry.layer, config, **entry.case)
+    for name, layer in LAYERS.items():
+        for label, config in EXAMPLES[name].items():
+            case = Case(layer, config, **CASES[name])
             unbounded = config.get("max_len") is None  # an episode of some layers ends at max_len
             if unbounded and case.layer().state_kind in ("recurrent", "window"):
                 yield pytest.param(case, id=f"{name}-{label}")

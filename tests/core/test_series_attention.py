@@ -18,7 +18,7 @@ from manyheads.core.methods.mixing_matrix import influence, mixing_matrix
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
 
-from .oracles import ORACLES
+from .layers import ORACLES
 
 
 def made(layer, *shape, seed=0):

@@ -20,12 +20,14 @@ from manyheads.core.functional import attention
 from manyheads.core.registry import LAYERS
 from manyheads.core.testing import Case
 
+from .layers import CASES, EXAMPLES
+
 
 def cases() -> Iterator:
-    for name, entry in LAYERS.items():
-        for label, config in entry.examples.items():
-            yield pytest.param(Case(entry.layer, config, **entry.case), id=f"{name}-{label}")
-    yield pytest.param(Case(LAYERS["prob-sparse"].layer, {"heads": 2, "resample": True}), id="prob-sparse-resample")
+    for name, layer in LAYERS.items():
+        for label, config in EXAMPLES[name].items():
+            yield pytest.param(Case(layer, config, **CASES[name]), id=f"{name}-{label}")
+    yield pytest.param(Case(LAYERS["prob-sparse"], {"heads": 2, "resample": True}), id="prob-sparse-resample")
 
 
 every_layer = pytest.mark.parametrize("case", list(cases()))
@@ -175,8 +177,8 @@ def test_second_derivatives_are_right_or_refused(case):
 
 @pytest.mark.parametrize("name", ["transformer-xl", "gtrxl", "lama", "combiner-axial", "softmax"])
 def test_second_derivatives_of_own_backward_passes_are_right_under_masks(name):
-    for config in LAYERS[name].examples.values():
-        case = Case(LAYERS[name].layer, config, **LAYERS[name].case)
+    for config in EXAMPLES[name].values():
+        case = Case(LAYERS[name], config, **CASES[name])
         for mask in case.masks().values():
             assert_hessian_product(case, mask)
 
@@ -207,7 +209,7 @@ def test_first_derivatives_of_attention_run_on_the_fused_kernel():
 
 def test_refused_derivative_is_refused_where_only_the_saved_tensors_depend_on_the_input():
     """A linear loss: the incoming gradient is a constant, so that torch's own decorator would give 0."""
-    layer = Case(LAYERS["lif"].layer).layer()
+    layer = Case(LAYERS["lif"]).layer()
     x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(layer(x).y.sum(), x, create_graph=True)
     with pytest.raises(DerivativeError, match="lif: found a second derivative"):
@@ -216,8 +218,7 @@ def test_refused_derivative_is_refused_where_only_the_saved_tensors_depend_on_th
 
 @pytest.mark.parametrize("name", ["softmax", "transformer-xl", "lama", "ponet"])
 def test_nested_functional_transforms_give_second_derivatives(name):
-    entry = LAYERS[name]
-    case = Case(entry.layer, next(iter(entry.examples.values())), **entry.case)
+    case = Case(LAYERS[name], next(iter(EXAMPLES[name].values())), **CASES[name])
     layer, x = case.layer(), case.x()
     v = torch.randn(x.shape, generator=case.generator(11), dtype=x.dtype)
 
@@ -280,9 +281,8 @@ def exported_agrees(case):
 
 @pytest.mark.parametrize("name", ["transformer-xl", "prob-sparse", "extractor-she", "lif"])
 def test_layer_exports_with_a_batch_of_any_size(name):
-    entry = LAYERS[name]
-    assert entry.layer.info.exports
-    exported_agrees(Case(entry.layer, next(iter(entry.examples.values())), **entry.case))
+    assert LAYERS[name].info.exports
+    exported_agrees(Case(LAYERS[name], next(iter(EXAMPLES[name].values())), **CASES[name]))
 
 
 @pytest.mark.slow

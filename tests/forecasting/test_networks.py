@@ -104,7 +104,7 @@ def test_the_transformer_is_its_equations():
     encoded = norm(norm(h + block.feed_forward(h), block.feed_forward_norm), module.encoder_norm)
     asked = torch.cat([x[:, 12:], torch.zeros(2, 8, 3, dtype=torch.float64)], 1)
     block = module.decoder[0]
-    assert block.layer.causal
+    assert block.layer.is_causal
     d = module.decoder_embedding(asked) + module.positions(torch.zeros(1, 20, 32, dtype=torch.float64))
     d = norm(d + block.layer(d).y, block.layer_norm)
     d = norm(d + block.cross(d, context=encoded).y, block.cross_norm)

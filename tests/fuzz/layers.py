@@ -14,6 +14,7 @@ from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import Case
+from tests.core.layers import CASES, EXAMPLES
 
 Call = tuple[str, Callable[[], Any]]
 
@@ -26,9 +27,9 @@ SIGNED = {"axis", "seed", "gate_bias", "spread", "local_heads"}  # may be 0 or n
 
 def cases() -> Iterator[tuple[str, str, Case]]:
     """Layer, label of the configuration, case."""
-    for name, entry in LAYERS.items():
-        for label, config in entry.examples.items():
-            yield name, label, Case(entry.layer, config, **entry.case)
+    for name, layer in LAYERS.items():
+        for label, config in EXAMPLES[name].items():
+            yield name, label, Case(layer, config, **CASES[name])
 
 
 def wrong_values(annotation: str, name: str) -> list[Any]:
@@ -64,7 +65,8 @@ def wrong_constructor_calls(seed: int, count: int) -> Iterator[Call]:
         places: tuple[Any, ...] = ()
         if kind == "value":
             parameter = draw.choice(parameters)
-            config[parameter.name] = draw.choice(wrong_values(str(parameter.annotation), parameter.name))
+            wrong = wrong_values(inspect.formatannotation(parameter.annotation).strip("'"), parameter.name)
+            config[parameter.name] = draw.choice(wrong)
             what = f"{parameter.name}={config[parameter.name]!r:.40}"
         elif kind == "unknown":
             unknown = draw.choice(["head", "Heads", "dims", "n_heads", "dropout", "self", "x", "padding"])

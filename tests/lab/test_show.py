@@ -10,7 +10,7 @@ import pytest
 from manyheads.core.errors import ArgumentError
 from manyheads.core.registry import LAYERS
 from manyheads.lab.cli.main import main
-from manyheads.lab.reporting.layer_costs import _peak_bytes, bench_layers, configurations, grid_of
+from manyheads.lab.reporting.layer_costs import _peak_bytes, bench_layers, grid_of
 from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
 
 
@@ -67,11 +67,11 @@ def test_a_length_is_laid_out_as_the_most_even_grid(length, rank, grid):
 
 
 def test_every_layer_has_a_configuration_to_be_measured_in():
-    for entry in LAYERS.values():
-        configs = {label: c for n in (16, 256, 1024) for label, c in configurations(entry, n).items()}
+    for layer in LAYERS.values():
+        configs = {label: c for n in (16, 256, 1024) for label, c in layer.info.at_length(n).items()}
         assert configs
         for config in configs.values():
-            entry.layer(128, **config)
+            layer(128, **config)
 
 
 def test_speedup_is_against_softmax_of_the_same_causality():

@@ -26,12 +26,13 @@ from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS
+from tests.core.layers import CASES, EXAMPLES
 
 STREAMING = {
-    f"{name}, {label}": (name, dict(config), entry.case.get("dim", 12))
-    for name, entry in LAYERS.items()
-    for label, config in entry.examples.items()
-    if (layer := entry.layer(12, **config)).causal and layer.state_kind != "none"
+    f"{name}, {label}": (name, dict(config), CASES[name].get("dim", 12))
+    for name, kind in LAYERS.items()
+    for label, config in EXAMPLES[name].items()
+    if (layer := kind(12, **config)).is_causal and layer.state_kind != "none"
 }
 
 
@@ -58,10 +59,9 @@ def test_a_residual_block_is_its_equations(place):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_stack_goes_around_every_registered_layer(name):
-    entry = LAYERS[name]
-    config = dict(next(c for c in entry.examples.values()))
+    config = dict(next(c for c in EXAMPLES[name].values()))
     context_dim = config.get("context_dim")
-    dim, grid = entry.case.get("dim", 12), entry.case.get("grid", (12,))
+    dim, grid = CASES[name].get("dim", 12), CASES[name].get("grid", (12,))
     grid = (config["tokens"],) if config.get("tokens") else grid
     stack = build_stack(name, dim, depth=2, options=config, expansion=2.0)
     x = torch.randn(2, *grid, dim, requires_grad=True)

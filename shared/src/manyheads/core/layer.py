@@ -1,4 +1,4 @@
-"""What a layer is: ``(B, *grid, D)`` in, :class:`LayerOutput` out, and a frozen :class:`LayerInfo` of what it can."""
+"""The interface of a layer: ``(B, *grid, D)`` in, :class:`LayerOutput` out, capabilities in :class:`LayerInfo`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manyheads.core.arguments import check_names, checked, describe
 from manyheads.core.errors import ArgumentError, MaskError, StateError
+from manyheads.core.fields import Configured, argument, attribute
 from manyheads.core.mask import NO_MASK, Mask
 from manyheads.core.state import State, tree_map
 
 Causality = Literal["no", "weak", "strict"]
 StateKind = Literal["none", "recurrent", "window", "growing"]
+Grid = tuple[int, ...]
 
 
 class LayerOutput(NamedTuple):
@@ -36,7 +38,11 @@ class LayerInfo:
     title: str
     arxiv: str
     cost: str  # time and memory, N tokens, D width
-    flops: Callable[[dict[str, Any], int], float]  # (config, tokens) -> multiply-adds times two of one forward
+    # (config, grid) -> multiply-adds times two of one forward pass of one row
+    flops: Callable[[dict[str, Any], Grid], float]
+    # tokens -> label -> usual configuration without dim: the benchmark, the pictures and the pages use them
+    at_length: Callable[[int], Mapping[str, Mapping[str, Any]]] = lambda tokens: {"plain": {}}
+    formula: str = ""  # LaTeX
     grid_ranks: tuple[int, ...] = (1,)
     causal: tuple[Causality, ...] = ("no",)
     state: tuple[StateKind, ...] = ("none",)
@@ -44,10 +50,12 @@ class LayerInfo:
     lookahead: int = 0  # frames
     cross: bool = False  # takes a context
     good_for: str = ""  # one sentence: the task, and why this layer
+    not_for: str = ""  # one sentence: when to take another layer, and which
     masks: tuple[str, ...] = ()  # fields of Mask that are honoured
     positional: bool = False  # False: without a mask, permuting the tokens permutes the output
     full_context: bool = True  # every output depends on every token that causality allows
     lengths: str = "any"  # or what is padded or refused
+    sizes: tuple[str, ...] = ()  # arguments that fix the size of each grid axis; None there leaves the axis free
     linear_in_value: bool = (
         False  # methods.mixing_matrix recovers P: what ``output`` gets is P times what ``value`` gives
     )
@@ -61,6 +69,7 @@ class LayerInfo:
 
     @property
     def streaming(self) -> bool:
+        """Whether a configuration keeps a state."""
         return any(kind != "none" for kind in self.state)
 
 
@@ -75,22 +84,6 @@ def _named(forward: Callable[..., LayerOutput]) -> Callable[..., LayerOutput]:
             failure = error
         check_names(forward, (self, *args), kwargs)
         raise failure
-
-    return run
-
-
-def _within_memory(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor, with an :class:`ArgumentError` in place of torch's error for weights that do not fit."""
-
-    @functools.wraps(init)
-    def run(self: Layer, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
-            if not any(sign in str(error) for sign in ("allocate", "Storage size", "out of memory", "overflow")):
-                raise
-            given = ", ".join([*map(str, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
-            raise ArgumentError(f"{self.info.name}: found ({given}), expected weights that fit into memory") from error
 
     return run
 
@@ -110,8 +103,10 @@ def head_count(name: str, dim: int, heads: int | None, *, most: int = 8, least_w
     return heads
 
 
-class Layer(nn.Module):
-    """Base of all layers. A subclass has ``info``, keeps its arguments in ``config`` and implements :meth:`mix`.
+class Layer(Configured):
+    """Base of all layers. A subclass has ``info``, declares its arguments as fields, and implements :meth:`mix`.
+
+    ``setup`` builds its parameters; ``config`` holds its arguments by name (:mod:`manyheads.core.fields`).
 
     ``forward`` checks what it is given in one place: rank, width, masks, context and state; ``mix`` may rely on it.
     It also handles padding on both sides: ``mix`` gets 0 in every padded token of ``x`` and ``context``, whatever the
@@ -120,18 +115,20 @@ class Layer(nn.Module):
     """
 
     info: ClassVar[LayerInfo]
-    context_dim: int | None = None  # width of the context, None for none
+    dim: int = argument(kw_only=False, least=1)
+    """Width D."""
+    config: dict[str, Any] = attribute()
+    context_dim: int | None = attribute(default=None)  # width of the context, None for none
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Constructors and ``init_state`` compare their arguments with their annotations."""
+        """``init_state`` compares its arguments with their annotations, as constructors do."""
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            cls.__init__ = checked(_within_memory(cls.__init__))  # ty: ignore[invalid-assignment]
         if "init_state" in cls.__dict__:
             cls._initial = cls.init_state
             cls.init_state = checked(cls.init_state)  # ty: ignore[invalid-assignment]
 
     def __init__(self, dim: int, **config: Any) -> None:
+        """For a layer with a constructor of its own instead of fields."""
         super().__init__()
         if dim < 1:
             raise ArgumentError(f"{self.info.name}: dim: found {dim}, expected 1 or more")
@@ -145,7 +142,7 @@ class Layer(nn.Module):
         return self.info.causal[0]
 
     @property
-    def causal(self) -> bool:
+    def is_causal(self) -> bool:
         """Whether no output depends on a later token: ``causality`` is "strict"."""
         return self.causality == "strict"
 
@@ -167,7 +164,8 @@ class Layer(nn.Module):
     @property
     def grid(self) -> tuple[int, ...] | None:
         """The size of each grid axis that every input must have; None for any."""
-        return None
+        sizes = [self.config[name] for name in self.info.sizes]
+        return None if not sizes or None in sizes else tuple(sizes)
 
     @property
     def tokens(self) -> int | None:

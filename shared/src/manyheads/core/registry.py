@@ -1,7 +1,7 @@
-"""Layers by name: every module of ``core/layers`` registers its layers in ``ENTRIES``.
+"""Layers by name: every class in a module of ``core/layers`` that has an ``info`` of its own is registered.
 
-The module of a layer is imported when the layer is asked for. It is looked for under the layer's own name, then under
-the name without its last words (``combiner-fixed`` in ``combiner.py``), then in all modules.
+A module is imported when one of its layers is asked for. It is looked for under the layer's own name, then under the
+name without its last words (``combiner-fixed`` in ``combiner.py``), then in all modules.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import Any
 
 from manyheads.core import layers
 from manyheads.core.arguments import checked
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.layer import Causality, Layer, LayerInfo
 
 
-class _Layers(Mapping[str, Entry]):
+class _Layers(Mapping[str, type[Layer]]):
     """Every registered layer by name, in the order of the modules; what is not needed is not imported."""
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> type[Layer]:
         words = str(name).replace("-", "_").split("_")
         for count in range(len(words), 0, -1):
             module = "_".join(words[:count])
-            if module in _modules() and name in (entries := _entries_of(module)):
-                return entries[name]
-        return _all_entries()[name]
+            if module in _modules() and name in (found := _layers_of(module)):
+                return found[name]
+        return _all_layers()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_all_entries())
+        return iter(_all_layers())
 
     def __len__(self) -> int:
-        return len(_all_entries())
+        return len(_all_layers())
 
 
 @cache
@@ -42,32 +41,37 @@ def _modules() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(layers.__path__)))
 
 
-def _entries_of(module: str) -> Mapping[str, Entry]:
-    return getattr(importlib.import_module(f"{layers.__name__}.{module}"), "ENTRIES", {})
+@cache
+def _layers_of(module: str) -> Mapping[str, type[Layer]]:
+    """The layers that the module itself defines, in its order."""
+    full = f"{layers.__name__}.{module}"
+    kinds = [kind for kind in vars(importlib.import_module(full)).values() if isinstance(kind, type)]
+    own = [k for k in kinds if issubclass(k, Layer) and k.__module__ == full and "info" in vars(k)]
+    return {kind.info.name: kind for kind in own}
 
 
 @cache
-def _all_entries() -> Mapping[str, Entry]:
-    found: dict[str, Entry] = {}
+def _all_layers() -> Mapping[str, type[Layer]]:
+    found: dict[str, type[Layer]] = {}
     for module in _modules():
-        for name, entry in _entries_of(module).items():
-            if name in found or entry.layer.info.name != name:
+        for name, kind in _layers_of(module).items():
+            if name in found:
                 raise RuntimeError(
-                    f"layers/{module}.py: found the entry {name!r} of a layer named {entry.layer.info.name!r}, "
-                    "expected one entry a layer, under its own name"
+                    f"layers/{module}.py: {kind.__name__}: found the name {name!r}, which {found[name].__module__} has "
+                    "too, expected a name of its own"
                 )
-            found[name] = entry
+            found[name] = kind
     return found
 
 
-LAYERS: Mapping[str, Entry] = _Layers()
+LAYERS: Mapping[str, type[Layer]] = _Layers()
 
-__all__ = ["LAYERS", "Entry", "create", "find_layer", "list_layers"]
+__all__ = ["LAYERS", "create", "find_layer", "list_layers"]
 
 
 @checked
-def find_layer(name: str) -> Entry:
-    """The entry of that name; raises :class:`UnknownNameError` with the nearest."""
+def find_layer(name: str) -> type[Layer]:
+    """The class of the layer of that name; raises :class:`UnknownNameError` with the nearest."""
     if name not in LAYERS:
         raise UnknownNameError("layer", name, LAYERS)
     return LAYERS[name]
@@ -76,7 +80,7 @@ def find_layer(name: str) -> Entry:
 @checked
 def create(name: str, dim: int, **config: Any) -> Layer:
     """A layer by name: ``create("softmax", dim=64, heads=4, causal=True)``."""
-    return find_layer(name).layer(dim, **config)
+    return find_layer(name)(dim, **config)
 
 
 @checked
@@ -86,7 +90,7 @@ def list_layers(
     """What the layers can do, filtered: those that can be ``causal``, that (do not) stream, that take ``grid_rank``."""
     if grid_rank is not None and grid_rank < 1:
         raise ArgumentError(f"list_layers: grid_rank: found {grid_rank}, expected 1 or more")
-    infos = [entry.layer.info for entry in LAYERS.values()]
+    infos = [layer.info for layer in LAYERS.values()]
     return [
         info
         for info in infos

@@ -57,7 +57,7 @@ class Stack(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether no output depends on a later token."""
-        return all(layer.causal for layer in self.layers)
+        return all(layer.is_causal for layer in self.layers)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         return tuple(layer.init_state(batch, device=device, dtype=dtype) for layer in self.layers)

@@ -20,21 +20,22 @@ patch embedding belongs to the model around it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from manyheads.core.blocks.feed_forward import FeedForward, GatedFeedForward
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 AXES = ("channel", "token")
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    tokens = math.prod(grid)
     dim, along = config["dim"], config.get("axis") == "token"
     acted, rows = (tokens, dim) if along else (dim, tokens)
     gated = 6.0 * rows * acted * (config.get("hidden") or 2 * acted)
@@ -64,11 +65,13 @@ class Activator(Layer):
         good_for="Vision models without attention; along the tokens it mixes patches of a fixed number.",
         cost="time N D F, memory N F; no token mixing along the channels",
         flops=_flops,
+        at_length=lambda n: {"plain": {}, "token": {"axis": "token", "tokens": n, "hidden": 128}},
         grid_ranks=(1, 2),
         causal=("strict", "no"),
         masks=("padding", "reset", "window", "blocks"),
         positional=True,  # along the tokens; along the channels a permutation of them permutes the output
         full_context=False,
+        sizes=("tokens",),
         lengths="any along the channels; along the tokens the number that the layer was built with",
         deviations=("axis='token' is ours", "no dropout"),
     )
@@ -98,10 +101,6 @@ class Activator(Layer):
         self.feed_forward = FeedForward(dim, hidden or 2 * dim, activation=activation) if second_block else None
 
     @property
-    def grid(self) -> tuple[int, ...] | None:
-        return None if self.axis == "channel" else (self.config["tokens"],)
-
-    @property
     def causality(self) -> Causality:
         return "strict" if self.axis == "channel" else "no"
 
@@ -116,17 +115,3 @@ class Activator(Layer):
         if self.feed_forward is not None:
             y = y + self.feed_forward(self.norm(y))
         return LayerOutput(y.unflatten(1, grid))
-
-
-ENTRIES = {
-    "activator": Entry(
-        Activator,
-        {
-            "plain": {"hidden": 8},
-            "only-glu": {"hidden": 8, "second_block": False},
-            "token": {"axis": "token", "tokens": 7},
-            "silu": {"activation": "silu"},
-        },
-        at_length=lambda n: {"plain": {}, "token": {"axis": "token", "tokens": n, "hidden": 128}},
-    ),
-}

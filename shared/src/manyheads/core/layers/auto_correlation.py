@@ -30,16 +30,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim = config["dim"]
     transform = 2.5 * tokens * max(1.0, math.log2(tokens))  # of one real channel
     return 8.0 * tokens * dim * dim + 4.0 * dim * transform + 8.0 * tokens * dim
@@ -68,6 +68,7 @@ class AutoCorrelation(Layer):
         good_for="Series with strong periods: aligns whole cycles instead of single steps.",
         cost="time N log N D, memory N D",
         flops=_flops,
+        at_length=lambda n: {"plain": {}},
         cross=True,
         masks=("padding",),
         positional=True,
@@ -153,17 +154,3 @@ class AutoCorrelation(Layer):
         else:
             found, index = correlation.topk(count)
         return torch.zeros_like(correlation).scatter(-1, index, found.softmax(-1))
-
-
-ENTRIES = {
-    "auto-correlation": Entry(
-        AutoCorrelation,
-        {
-            "plain": {"heads": 2, "factor": 1.6},
-            "per-head": {"heads": 2, "factor": 1.6, "per_head": True, "bias": False},
-            "all": {"heads": 1, "factor": 9},
-            "cross": {"heads": 2, "factor": 1.6, "context_dim": 5},
-        },
-        at_length=lambda n: {"plain": {}},
-    ),
-}

@@ -14,22 +14,21 @@ means along the axis, and so in raster order too. Padding is ours.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
-    """For the most even grid of two axes."""
-    dim, length = config["dim"], tokens**0.5
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    dim, tokens, length = config["dim"], math.prod(grid), grid[config["axis"]]
     seen = (length + 1) / 2 if config.get("causal") else length
     return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim
 
@@ -56,6 +55,7 @@ class AxialAttention(Layer):
         good_for="Images and other grids on which full attention over all cells costs too much.",
         cost="time N L D + N D^2 along an axis of length L, N^1.5 D on a square grid, memory N D",
         flops=_flops,
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
         grid_ranks=(2, 3),
         causal=("no", "strict"),
         masks=("padding",),
@@ -72,12 +72,12 @@ class AxialAttention(Layer):
         super().__init__(dim, heads=heads, axis=axis, causal=causal, bias=bias)
         if not -3 <= axis < 3:
             raise ArgumentError(f"axial: axis: found {axis}, expected one of a grid of two or three axes, -3 to 2")
-        self.heads, self.axis, self.is_causal = heads, axis, causal
+        self.heads, self.axis, self.causal = heads, axis, causal
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         rank = x.dim() - 2
@@ -91,10 +91,10 @@ class AxialAttention(Layer):
         if mask.padding is not None:
             real = mask.padding.view(x.shape[:-1]).movedim(along, -1)
             allowed = real.reshape(-1, 1, 1, real.shape[-1])
-            if self.is_causal:
+            if self.causal:
                 length = real.shape[-1]
                 allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        mixed = attention(q, k, v, allowed=allowed, causal=self.is_causal and allowed is None)
+        mixed = attention(q, k, v, allowed=allowed, causal=self.causal and allowed is None)
         lines = (*(size for axis, size in enumerate(x.shape[:-1]) if axis != along), x.shape[along])
         return LayerOutput(self.output(mixed.transpose(1, 2).flatten(2).view(*lines, -1).movedim(-2, along)))
 
@@ -102,17 +102,3 @@ class AxialAttention(Layer):
         """``(B, *grid, D)`` -> ``(B times the other axes, H, L, E)``."""
         moved = x.movedim(along, -2)
         return moved.reshape(-1, moved.shape[-2], self.heads, moved.shape[-1] // self.heads).transpose(1, 2)
-
-
-ENTRIES = {
-    "axial": Entry(
-        AxialAttention,
-        {
-            "plain": {"heads": 2},
-            "columns, causal": {"heads": 2, "axis": 0, "causal": True, "bias": True},
-            "rows, causal": {"heads": 3, "axis": 1, "causal": True},
-        },
-        case={"grid": (3, 4)},
-        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
-    ),
-}

@@ -33,13 +33,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -60,7 +59,8 @@ class SegmentState(NamedTuple):
     position: Tensor  # (B,) int64: tokens so far
 
 
-def _fixed_flops(config: dict[str, Any], tokens: int) -> float:
+def _fixed_flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, segment = config["dim"], min(config.get("segment") or math.isqrt(tokens - 1) + 1, tokens)
     spans = -(-tokens // segment) - 1
     seen = (segment + 1 + spans) / 2 if config.get("causal") else segment + spans  # on average
@@ -89,6 +89,10 @@ class CombinerFixed(Layer):
         good_for="Sequences of thousands of tokens in which every token must reach every other at a cost below N^2.",
         cost="time N (s + N / s) D, N^1.5 D at s = sqrt(N), memory N D; a streamed token (s + M / s) D",
         flops=_fixed_flops,
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": _root(n)},
+            "causal": {"heads": 2, "segment": _root(n), "causal": True},
+        },
         causal=("no", "strict"),
         state=("none", "growing"),
         streams_with=({"causal": True, "segment": 64, "max_len": 1024},),
@@ -117,7 +121,7 @@ class CombinerFixed(Layer):
                 f"combiner-fixed: max_len: found {max_len} with causal={causal} and segment={segment}, "
                 "expected a causal layer with a segment"
             )
-        self.heads, self.segment, self.is_causal, self.max_len = heads, segment, causal, max_len
+        self.heads, self.segment, self.causal, self.max_len = heads, segment, causal, max_len
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
 
     @property
@@ -126,7 +130,7 @@ class CombinerFixed(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     @property
     def state_kind(self) -> StateKind:
@@ -152,7 +156,7 @@ class CombinerFixed(Layer):
         count = -(-tokens // segment)
         blocks = functional.pad(qkv, (0, 0) * 3 + (0, count * segment - tokens)).unflatten(1, (count, segment))
         real = None
-        if not self.is_causal and (lengths is not None or count * segment > tokens):
+        if not self.causal and (lengths is not None or count * segment > tokens):
             place = torch.arange(count * segment, device=qkv.device).view(1, count, segment)
             real = place < (tokens if lengths is None else lengths.view(-1, 1, 1))
         # causal: what is missing at the right is in the future of every token that there is
@@ -176,7 +180,7 @@ class CombinerFixed(Layer):
         block = torch.arange(count, device=device)
         own = torch.ones(segment, segment, dtype=torch.bool, device=device)
         others = self._others(block)
-        seen = [(own.tril() if self.is_causal else own).expand(1, count, -1, -1)]
+        seen = [(own.tril() if self.causal else own).expand(1, count, -1, -1)]
         if real is not None:
             seen[0] = seen[0] & real.unsqueeze(2)
             others = others & real.any(-1).unsqueeze(1)
@@ -208,7 +212,7 @@ class CombinerFixed(Layer):
 
     def _others(self, block: Tensor) -> Tensor:
         """``(G, G)``: whose spans each segment may see."""
-        return block.unsqueeze(1) > block if self.is_causal else block.unsqueeze(1) != block
+        return block.unsqueeze(1) > block if self.causal else block.unsqueeze(1) != block
 
     def _stream(self, qkv: Tensor, lengths: Tensor | None, state: SegmentState) -> tuple[Tensor, SegmentState]:
         assert self.segment is not None
@@ -244,20 +248,3 @@ class CombinerFixed(Layer):
 def _root(tokens: int) -> int:
     """The power of two at the root of the length, or the next."""
     return 1 << -(-(tokens - 1).bit_length() // 2)
-
-
-ENTRIES = {
-    "combiner-fixed": Entry(
-        CombinerFixed,
-        {
-            "plain": {"heads": 2, "segment": 3},
-            "causal": {"heads": 2, "segment": 3, "causal": True, "bias": True},
-            "by length": {"heads": 2},
-            "growing": {"heads": 3, "segment": 3, "causal": True, "max_len": 32},
-        },
-        at_length=lambda n: {
-            "plain": {"heads": 2, "segment": _root(n)},
-            "causal": {"heads": 2, "segment": _root(n), "causal": True},
-        },
-    ),
-}

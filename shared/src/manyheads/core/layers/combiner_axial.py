@@ -22,28 +22,30 @@ grid, and are seen by none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.spans import prefix_spans
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 Plan = Literal["vertical", "horizontal", "rowmajor"]
-PAIRS = {"vertical": 4, "horizontal": 6, "rowmajor": 3}  # tokens and spans that a token meets, in sides of a square
+# keys that a query meets, spans and the making of spans included: (multiples of the rows n, of the columns m)
+PAIRS = {"vertical": (2, 2), "horizontal": (3, 3), "rowmajor": (1, 2)}
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
-    dim, plan = config["dim"], config.get("plan", "vertical")
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    dim, plan, tokens = config["dim"], config.get("plan", "vertical"), math.prod(grid)
     projections = 6 if plan == "rowmajor" else 4
-    return 2.0 * projections * tokens * dim * dim + 4.0 * PAIRS[plan] * tokens**1.5 * dim
+    met = sum(times * size for times, size in zip(PAIRS[plan], grid, strict=True))
+    return 2.0 * projections * tokens * dim * dim + 4.0 * met * tokens * dim
 
 
 class CombinerAxial(Layer):
@@ -66,6 +68,11 @@ class CombinerAxial(Layer):
         good_for="Generating images in raster order: each cell reaches all earlier ones at the cost of row and column.",
         cost="time N (n + m) D, memory N (n + m) H on n x m = N",
         flops=_flops,
+        at_length=lambda n: {
+            "plain": {"heads": 2},
+            "horizontal": {"heads": 2, "plan": "horizontal"},
+            "rowmajor": {"heads": 2, "plan": "rowmajor"},
+        },
         grid_ranks=(2,),
         causal=("strict",),
         masks=("padding",),
@@ -159,21 +166,3 @@ def _along(q: Tensor, *groups: tuple[Sequence[Tensor], Tensor]) -> Partial:
     keys, values = (torch.cat([parts[which] for parts, _ in groups], 2) for which in (0, 1))
     allowed = torch.cat([parts[2].unsqueeze(2) & seen for parts, seen in groups], 3)
     return partial_attention(q, keys, values, allowed=allowed)
-
-
-ENTRIES = {
-    "combiner-axial": Entry(
-        CombinerAxial,
-        {
-            "plain": {"heads": 2},
-            "horizontal": {"heads": 2, "plan": "horizontal", "bias": True},
-            "rowmajor": {"heads": 2, "plan": "rowmajor"},
-        },
-        case={"dim": 4, "grid": (3, 4)},
-        at_length=lambda n: {
-            "plain": {"heads": 2},
-            "horizontal": {"heads": 2, "plan": "horizontal"},
-            "rowmajor": {"heads": 2, "plan": "rowmajor"},
-        },
-    ),
-}

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.entry import Entry
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span, span_value
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.layers.combiner import ARXIV, TITLE, check_arguments
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -42,7 +41,8 @@ class TokenState(NamedTuple):
 BLOCK = 32  # tokens that see each other's spans through one dense product; a power of two
 
 
-def _logsparse_flops(config: dict[str, Any], tokens: int) -> float:
+def _logsparse_flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, levels = config["dim"], (tokens - 1).bit_length()
     block = min(BLOCK, 1 << levels)
     seen = 2 * block - 1 + max(levels - BLOCK.bit_length() + 1, 0)
@@ -69,6 +69,7 @@ class CombinerLogsparse(Layer):
         good_for="Causal models of long sequences: every token reaches its whole past through log N summaries.",
         cost="time N log N D, memory N D; a streamed chunk M D with M slots",
         flops=_logsparse_flops,
+        at_length=lambda n: {"plain": {"heads": 2}},
         causal=("strict",),
         state=("none", "growing"),
         streams_with=({"max_len": 1024},),
@@ -180,11 +181,3 @@ def _dyadic_spans(q: Tensor, k: Tensor, v: Tensor, levels: int) -> tuple[list[Te
         values.append(span_value(top[:, :, ::2], *blocks))
         top, key = (part[:, :, : full // 2 * 2].unflatten(2, (-1, 2)).max(3).values for part in (top, key))
     return keys, values
-
-
-ENTRIES = {
-    "combiner-logsparse": Entry(
-        CombinerLogsparse,
-        {"plain": {"heads": 2}, "growing": {"heads": 3, "max_len": 32, "bias": True}},
-    ),
-}

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
 from manyheads.core.functional import (
     fast_length,
@@ -39,7 +38,7 @@ from manyheads.core.functional import (
     segment_ids,
 )
 from manyheads.core.functional import positions as episode_positions
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -223,8 +222,8 @@ class _Extractor(Layer):
 
 
 def _flops(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
-    def flops(config: dict[str, Any], tokens: int) -> float:
-        dim = config["dim"]
+    def flops(config: dict[str, Any], grid: Grid) -> float:
+        dim, (tokens,) = config["dim"], grid
         width = config.get("width") or dim
         back = 0 if config.get("width") is None else 2 * dim * width
         shared = 2 * dim * width + back + 2 * width + (0 if per_position == "matrix" else 2 * dim * width)
@@ -238,6 +237,16 @@ def _flops(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
         return tokens * shared + transform * (dim + width + kernels) + products
 
     return flops
+
+
+def _at_length(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
+    def at_length(tokens: int) -> dict[str, dict[str, Any]]:
+        if per_position == "none":
+            return {"plain": {}}
+        plain = {"max_len": tokens}
+        return {"plain": plain} if per_position == "matrix" else {"plain": plain, "lag": {**plain, "index": "lag"}}
+
+    return at_length
 
 
 def _info(
@@ -255,6 +264,7 @@ def _info(
         good_for=good_for,
         cost=cost,
         flops=_flops(thinning),
+        at_length=_at_length(thinning),
         causal=("strict",),
         state=("recurrent", "growing") if lag else ("recurrent",),
         masks=("padding", "reset"),
@@ -359,36 +369,3 @@ class MinimalistExtractor(_Extractor):
 
     def __init__(self, dim: int, *, width: int | None = None) -> None:
         super().__init__(dim, width=width, max_len=None, index="absolute", config={"width": width})
-
-
-ENTRIES = {
-    "extractor-she": Entry(
-        SuperHighPerformanceExtractor,
-        {
-            "plain": {"max_len": 32},
-            "lag": {"max_len": 32, "index": "lag"},
-            "width": {"max_len": 32, "width": 4},
-        },
-        case={"grid": (9,)},
-        at_length=lambda n: {"plain": {"max_len": n}},
-    ),
-    "extractor-he": Entry(
-        HigherPerformanceExtractor,
-        {
-            "plain": {"max_len": 32},
-            "lag": {"max_len": 32, "index": "lag"},
-        },
-        case={"grid": (9,)},
-        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
-    ),
-    "extractor-we": Entry(
-        WorthwhileExtractor,
-        {
-            "plain": {"max_len": 32},
-            "lag": {"max_len": 32, "index": "lag"},
-        },
-        case={"grid": (9,)},
-        at_length=lambda n: {"plain": {"max_len": n}, "lag": {"max_len": n, "index": "lag"}},
-    ),
-    "extractor-me": Entry(MinimalistExtractor, {"plain": {}, "width": {"width": 4}}),
-}

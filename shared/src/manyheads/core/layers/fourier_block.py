@@ -29,16 +29,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, modes = config["dim"], config["modes"]
     return 4.0 * tokens * dim * dim + 8.0 * tokens * modes * dim + 8.0 * modes * dim * dim / config["heads"]
 
@@ -66,6 +66,7 @@ class FourierBlock(Layer):
         good_for="Smooth or periodic series of known length, at linear cost.",
         cost="time N M D, memory N (M + D), M modes",
         flops=_flops,
+        at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
         masks=("padding",),
         positional=True,
         lengths="any: mode k is k turns over the input; modes above half its length are skipped",
@@ -132,16 +133,3 @@ class FourierBlock(Layer):
             [times(re, weight_re) - times(im, weight_im), times(re, weight_im) + times(im, weight_re)], 1
         )
         return (basis @ (filtered.flatten(2) * scale.unsqueeze(-1))).to(q.dtype)
-
-
-ENTRIES = {
-    "fourier-block": Entry(
-        FourierBlock,
-        {
-            "plain": {"heads": 2, "length": 12, "modes": 4},
-            "lowest": {"heads": 1, "length": 7, "modes": 3, "select": "lowest", "bias": False},
-            "all": {"heads": 1, "length": 8, "modes": 5},
-        },
-        at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
-    ),
-}

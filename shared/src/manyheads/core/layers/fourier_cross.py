@@ -27,15 +27,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.fourier_basis import fourier_basis
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, modes = config["dim"], config["modes"]
     transforms = 12.0 * tokens * modes * dim
     return (
@@ -69,6 +69,7 @@ class FourierCrossAttention(Layer):
         good_for="Reading a long, smooth or periodic history from a decoder, at linear cost.",
         cost="time N M D + M^2 D, memory N (M + D), M modes",
         flops=_flops,
+        at_length=lambda n: {"plain": {"length": n, "context_dim": 16, "modes": min(64, n // 2 + 1)}},
         cross=True,
         positional=True,
         discontinuous=True,  # the tanh of sums over all tokens is a threshold in half precision
@@ -163,15 +164,3 @@ class FourierCrossAttention(Layer):
         basis, scale = fourier_basis(part.shape[1], frequencies, dtype=wide.dtype)
         re, im = (basis.mT @ wide).unflatten(-1, (self.heads, -1)).chunk(2, 1)
         return torch.complex(re.contiguous(), im.contiguous()), basis, scale
-
-
-ENTRIES = {
-    "fourier-cross": Entry(
-        FourierCrossAttention,
-        {
-            "plain": {"heads": 2, "length": 12, "context_dim": 5, "modes": 4},
-            "lowest": {"heads": 1, "length": 7, "context_dim": 5, "modes": 3, "select": "lowest", "bias": False},
-            "short": {"heads": 1, "length": 8, "context_dim": 3, "context_length": 12, "modes": 5},
-        },
-    ),
-}

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.gated_residual import GatedResidual
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.layers.transformer_xl import TransformerXL
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
@@ -32,10 +31,11 @@ from manyheads.core.state import State
 _MATRICES = {"residual": 0, "input": 1, "output": 1, "highway": 1, "sigmoid-tanh": 2, "gru": 6}
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, hidden = config["dim"], config.get("hidden") or 4 * config["dim"]
     gates = 2 * 2.0 * tokens * dim * dim * _MATRICES[config.get("gate", "gru")]
-    return TransformerXL.info.flops(config, tokens) + 4.0 * tokens * dim * hidden + gates
+    return TransformerXL.info.flops(config, grid) + 4.0 * tokens * dim * hidden + gates
 
 
 class GTrXL(Layer):
@@ -64,6 +64,7 @@ class GTrXL(Layer):
         good_for="Agents with memory in reinforcement learning: gates keep the start of training stable.",
         cost="time N M D + N D^2 (gates and MLP too), memory N D; a streamed token M H D with M slots",
         flops=_flops,
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
         causal=("strict",),
         state=("window",),
         masks=("padding", "reset"),
@@ -125,20 +126,3 @@ class GTrXL(Layer):
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         attended, state, _ = self.attention(x, state, mask=mask)
         return LayerOutput(self.mlp(attended).y, state)
-
-
-ENTRIES = {
-    "gtrxl": Entry(
-        GTrXL,
-        {
-            "plain": {"heads": 2, "memory": 3, "hidden": 8},
-            "memory-gradient": {"heads": 2, "memory": 3, "hidden": 8, "memory_gradient": True},
-            "residual": {"heads": 2, "memory": 3, "gate": "residual", "head_width": 4},
-            "input": {"heads": 2, "memory": 3, "hidden": 8, "gate": "input"},
-            "output": {"heads": 2, "memory": 3, "hidden": 8, "gate": "output"},
-            "highway": {"heads": 2, "memory": 3, "hidden": 8, "gate": "highway"},
-            "sigmoid-tanh": {"heads": 2, "memory": 3, "hidden": 8, "gate": "sigmoid-tanh", "gate_bias": 0.0},
-        },
-        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
-    ),
-}

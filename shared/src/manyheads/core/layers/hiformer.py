@@ -37,9 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.blocks.field_linear import FieldLinear
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, blank, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, blank, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -58,12 +57,12 @@ def _body_flops(config: dict[str, Any]) -> float:
     return 4.0 * queries * fields * dim + 2.0 * queries * dim * dim * (1 + 2 * config.get("expansion", 2))
 
 
-def _heterogeneous_flops(config: dict[str, Any], tokens: int) -> float:
+def _heterogeneous_flops(config: dict[str, Any], grid: Grid) -> float:
     dim, fields = config["dim"], config["fields"]
     return 2.0 * ((config.get("queries") or fields) + 2 * fields) * dim * dim + _body_flops(config)
 
 
-def _hiformer_flops(config: dict[str, Any], tokens: int) -> float:
+def _hiformer_flops(config: dict[str, Any], grid: Grid) -> float:
     dim, fields, rank = config["dim"], config["fields"], config.get("rank")
     outputs = (config.get("queries") or fields) + 2 * fields
     if rank is None:
@@ -96,10 +95,6 @@ class _FieldLayer(Layer):
         self.inner_norm = nn.LayerNorm(dim)
         self.inner = FieldLinear(self.queries, dim, expansion * dim)
         self.outer = FieldLinear(self.queries, expansion * dim, dim)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        return (self.fields,)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, T, D)`` -> queries ``(B, Q, D)``, keys and values ``(B, T, D)``."""
@@ -195,9 +190,11 @@ class Heterogeneous(_FieldLayer):
         good_for="Records of some dozen fields of different kinds: each field has projections of its own.",
         cost="time N D^2 + N^2 D, memory N D, parameters N D^2",
         flops=_heterogeneous_flops,
+        at_length=lambda n: {"plain": {"fields": n}} if n <= 512 else {},
         masks=("padding",),
         positional=True,
         lengths="fixed: as many tokens as fields, others raise",
+        sizes=("fields",),
         linear_in_value=True,
         deviations=_DEVIATIONS,
     )
@@ -239,9 +236,11 @@ class Hiformer(_FieldLayer):
         good_for="Ranking with crossed features: every pair of fields has an interaction of its own.",
         cost="time and parameters N^2 D^2, with rank r N D r + N D^2; memory N D",
         flops=_hiformer_flops,
+        at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
         masks=("padding",),
         positional=True,
         lengths="fixed: as many tokens as fields, others raise",
+        sizes=("fields",),
         linear_in_value=True,
         deviations=(*_DEVIATIONS, "one pair of low-rank factors serves all heads"),
     )
@@ -318,27 +317,3 @@ def compress(layer: Hiformer, rank: int) -> Compressed:
     weights["down.weight"] = torch.cat(downs)
     small.load_state_dict(weights, assign=True)
     return Compressed(small.train(layer.training), error)
-
-
-ENTRIES = {
-    "heterogeneous": Entry(
-        Heterogeneous,
-        {
-            "plain": {"fields": 5, "heads": 2},
-            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
-        },
-        case={"grid": (5,)},
-        at_length=lambda n: {"plain": {"fields": n}} if n <= 512 else {},  # records of more fields are not met
-    ),
-    "hiformer": Entry(
-        Hiformer,
-        {
-            "plain": {"fields": 5, "heads": 2},
-            "low-rank": {"fields": 5, "heads": 2, "rank": 4},
-            "pruned": {"fields": 5, "heads": 1, "queries": 2, "expansion": 1},
-            "low-rank-pruned": {"fields": 5, "heads": 1, "rank": 7, "queries": 1},
-        },
-        case={"grid": (5,)},
-        at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
-    ),
-}

@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.recurrent_encoder import RecurrentEncoder
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, MaskError, UnknownNameError
 from manyheads.core.functional import (
     hold_first,
@@ -49,7 +48,7 @@ from manyheads.core.functional import (
     unpack,
     visible,
 )
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -102,7 +101,8 @@ def orthogonality_penalty(weights: Tensor) -> Tensor:
     return (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).square().sum((-1, -2)).mean()
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, heads = config["dim"], config.get("heads", 4)
     causal, learned = config.get("causal"), config.get("context", "mean") == "learned"
     units, directions = (dim, 1) if causal else (dim // 2, 2)
@@ -141,6 +141,11 @@ class LowRankAttentionPooling(Layer):
         good_for="Classifying a text by a summary of few heads, with few parameters; a running summary when causal.",
         cost="time N D^2 + N D m, memory N D m; causal with the mean N^2 D m, a streamed token M D m with M slots",
         flops=_flops,
+        at_length=lambda n: {
+            "plain": {"heads": 4},
+            "recurrent": {"heads": 4, "causal": True, "context": "learned"},
+            "window": {"heads": 4, "causal": True, "window": 128},
+        },
         causal=("no", "strict"),
         state=("none", "recurrent", "window", "growing"),
         streams_with=(
@@ -193,7 +198,7 @@ class LowRankAttentionPooling(Layer):
                 f"lama: max_len: found {max_len} with window={window} and context={context!r}, expected None: the "
                 "state is of constant size"
             )
-        self.heads, self.is_causal, self.window, self.max_len = heads, causal, window, max_len
+        self.heads, self.causal, self.window, self.max_len = heads, causal, window, max_len
         self.encoder = RecurrentEncoder(dim, dim if causal else dim // 2, both_ways=not causal)
         self.p = nn.Parameter(torch.empty(dim, heads))
         self.q = nn.Parameter(torch.empty(dim, heads))
@@ -206,11 +211,11 @@ class LowRankAttentionPooling(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     @property
     def state_kind(self) -> StateKind:
-        if not self.is_causal:
+        if not self.causal:
             return "none"
         if self.window is not None or self.max_len is not None:
             return "growing" if self.window is None else "window"
@@ -218,7 +223,7 @@ class LowRankAttentionPooling(Layer):
 
     @property
     def masks(self) -> tuple[str, ...]:
-        return ("padding", "reset") if self.is_causal else ("padding",)
+        return ("padding", "reset") if self.causal else ("padding",)
 
     @property
     def slots(self) -> int:
@@ -251,7 +256,7 @@ class LowRankAttentionPooling(Layer):
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         start = None if state == () else state.hidden
         h, hidden, real, segment = self.encoder(x, start, mask)
-        if not self.is_causal:
+        if not self.causal:
             weights = self._average(h, real.unsqueeze(1))
             y = self.output(mix_shared(weights, self.value(h))).repeat(1, x.shape[1], 1)
             return LayerOutput(y, (), {"penalty": orthogonality_penalty(weights.squeeze(2))})
@@ -262,7 +267,7 @@ class LowRankAttentionPooling(Layer):
         return LayerOutput(self.output(mixed), state)
 
     def aux_of_nothing(self, x: Tensor) -> dict[str, Tensor]:
-        return {} if self.is_causal else {"penalty": x.sum()}
+        return {} if self.causal else {"penalty": x.sum()}
 
     def _encoded(self, x: Tensor, mask: Mask | None) -> tuple[Tensor, Tensor]:
         x, _, mask = self._admitted(x, None, mask)
@@ -350,23 +355,3 @@ class LowRankAttentionPooling(Layer):
             .flatten(1, 2)
         )
         return unpack(mixed[:, : filled.shape[1]], order, filled)
-
-
-ENTRIES = {
-    "lama": Entry(
-        LowRankAttentionPooling,
-        {
-            "plain": {"heads": 2},
-            "learned": {"heads": 3, "context": "learned", "temperature": True},
-            "causal": {"heads": 2, "causal": True},
-            "recurrent": {"heads": 2, "causal": True, "context": "learned", "temperature": True},
-            "window": {"heads": 2, "causal": True, "window": 4},
-            "growing": {"heads": 3, "causal": True, "max_len": 32, "temperature": True},
-        },
-        at_length=lambda n: {
-            "plain": {"heads": 4},
-            "recurrent": {"heads": 4, "causal": True, "context": "learned"},
-            "window": {"heads": 4, "causal": True, "window": 128},
-        },
-    ),
-}

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.legendre_memory import LegendreMemory
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.functional.legendre import memory_flops
 from manyheads.core.functional.recurrent_mask import carried, recurrent_mask
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -44,7 +43,8 @@ class LMUState(NamedTuple):
     memory: Tensor  # (B, C, q), float32 under lower precision
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, channels = config["dim"], config.get("channels", 1)
     order = config.get("order") or dim
     dense = dim * channels + channels * order * dim + dim * dim
@@ -74,6 +74,7 @@ class LegendreMemoryUnit(Layer):
         good_for="Long signals sampled evenly, on small devices: a state of constant size that remembers a window.",
         cost="time N q^2 + N D (q + D), memory N (q + D), with order q; a streamed token q^2 + D (q + D)",
         flops=_flops,
+        at_length=lambda n: {"plain": {"window": max(n, 128)}, "window": {"order": 32}},
         causal=("strict",),
         state=("recurrent",),
         masks=("padding", "reset"),
@@ -137,17 +138,3 @@ class LegendreMemoryUnit(Layer):
 
     def _read(self, memory: Tensor, x: Tensor) -> Tensor:
         return self.activation(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))
-
-
-ENTRIES = {
-    "lmu": Entry(
-        LegendreMemoryUnit,
-        {
-            "plain": {},
-            "linear": {"order": 4, "window": 5, "activation": "identity"},
-            "channels": {"order": 3, "window": 8, "activation": "tanh", "channels": 2},
-        },
-        case={"seed": 2},  # with other draws a shut ReLU or silent neurons leave little to check
-        at_length=lambda n: {"plain": {"window": max(n, 128)}, "window": {"order": 32}},
-    ),
-}

@@ -32,13 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.prefix import join, prefix_softmax
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -56,7 +55,8 @@ class PoNetState(NamedTuple):
     pooled: tuple[Tensor, ...]  # exact: keys (B, M, D); running: log-sum-exp (B, H) and g' (B, H, E), at least float32
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim = config["dim"]
     if not config.get("causal"):
         return 10.0 * tokens * dim * dim + 11.0 * tokens * dim
@@ -87,6 +87,11 @@ class PoNet(Layer):
         good_for="Classifying long documents at linear cost, where pooled context is enough.",
         cost="time N D^2, memory N D; causal and exact N^2 D more; a streamed token D^2, exact M D more",
         flops=_flops,
+        at_length=lambda n: {
+            "plain": {"heads": 2, "segment": 64},
+            "causal": {"heads": 2, "segment": 64, "causal": True},
+            "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
+        },
         causal=("no", "strict"),
         state=("none", "growing", "recurrent"),
         streams_with=({"causal": True, "global_pooling": "running"}, {"causal": True, "max_len": 1024}),
@@ -123,13 +128,13 @@ class PoNet(Layer):
                 f"ponet: max_len: found {max_len} with causal={causal} and global_pooling={global_pooling!r}, "
                 "expected 1 or more, causal and 'exact'"
             )
-        self.heads, self.segment, self.is_causal, self.max_len = heads, segment, causal, max_len
+        self.heads, self.segment, self.causal, self.max_len = heads, segment, causal, max_len
         self.running = global_pooling == "running"
         self.query, self.key, self.gate, self.far, self.near, self.output = (nn.Linear(dim, dim) for _ in range(6))
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     @property
     def state_kind(self) -> StateKind:
@@ -152,10 +157,10 @@ class PoNet(Layer):
         return PoNetState(position, zeros(self.dim, wide=True), zeros(self.dim), zeros(WINDOW - 1, self.dim), pooled)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
-        first = self.query(x) if self.is_causal else x
+        first = self.query(x) if self.causal else x
         parts = (first, self.key(x), self.gate(x), self.far(x), self.near(x))
 
-        run = self._whole if not self.is_causal else self._causal if self.state_kind == "none" else self._stream
+        run = self._whole if not self.causal else self._causal if self.state_kind == "none" else self._stream
         mixed, state = by_episode(run, parts, state, self.init_state, mask.padding, mask.reset)
         return LayerOutput(self.output(mixed), state)
 
@@ -260,21 +265,3 @@ def _blocks(x: Tensor, segment: int) -> Tensor:
 def _window_max(x: Tensor) -> Tensor:
     """``(R, T + 2, D)`` -> ``(R, T, D)``: the maximum of three that follow each other."""
     return x.unfold(1, WINDOW, 1).max(-1).values
-
-
-ENTRIES = {
-    "ponet": Entry(
-        PoNet,
-        {
-            "plain": {"heads": 2, "segment": 3},
-            "causal": {"heads": 2, "segment": 3, "causal": True},
-            "growing": {"heads": 2, "segment": 3, "causal": True, "max_len": 32},
-            "running": {"heads": 3, "segment": 3, "causal": True, "global_pooling": "running"},
-        },
-        at_length=lambda n: {
-            "plain": {"heads": 2, "segment": 64},
-            "causal": {"heads": 2, "segment": 64, "causal": True},
-            "running": {"heads": 2, "segment": 64, "causal": True, "global_pooling": "running"},
-        },
-    ),
-}

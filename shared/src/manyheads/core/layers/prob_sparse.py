@@ -31,14 +31,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.own_backward import must_be_plain
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.prefix_sum import prefix_sum
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -47,7 +46,8 @@ def _budget(factor: float, tokens: int) -> int:
     return min(tokens, max(1, int(factor * math.ceil(math.log(tokens)))))
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, budget = config["dim"], _budget(config.get("factor", 5.0), tokens)
     return 8.0 * tokens * dim * dim + 6.0 * budget * tokens * dim
 
@@ -122,6 +122,7 @@ class ProbSparse(Layer):
         good_for="Encoding long series in which few positions need full attention.",
         cost="time N ln N D, memory N D",
         flops=_flops,
+        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
         causal=("no", "weak"),
         masks=("padding",),
         positional=True,
@@ -161,7 +162,7 @@ class ProbSparse(Layer):
         )
         if not 0 < factor < math.inf:
             raise ArgumentError(f"prob-sparse: factor: found {factor}, expected a number above 0")
-        self.heads, self.factor, self.is_causal, self.running, self.seed = heads, factor, causal, running, seed
+        self.heads, self.factor, self.causal, self.running, self.seed = heads, factor, causal, running, seed
         self.resample = resample
         self.query = nn.Linear(dim, dim, bias=bias)
         self.key = nn.Linear(dim, dim, bias=bias)
@@ -170,7 +171,7 @@ class ProbSparse(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "weak" if self.is_causal else "no"
+        return "weak" if self.causal else "no"
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         batch, tokens, _ = x.shape
@@ -192,7 +193,7 @@ class ProbSparse(Layer):
         index = selected.unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
         key = torch.arange(tokens, device=device)
         allowed = key < lengths.view(-1, 1, 1, 1) if ragged else None
-        if self.is_causal:
+        if self.causal:
             before = key <= selected.unsqueeze(-1)
             allowed = before if allowed is None else before & allowed
         attended = attention(q.gather(2, index), k, v, allowed=allowed)
@@ -224,7 +225,7 @@ class ProbSparse(Layer):
 
     def _lazy(self, v: Tensor, lengths: Tensor, *, ragged: bool) -> Tensor:
         """``(B, H, T, E)``: the mean of the real values, or their running mean or sum."""
-        if self.is_causal:
+        if self.causal:
             total = prefix_sum(v)
             if self.running == "sum":
                 return total
@@ -235,17 +236,3 @@ class ProbSparse(Layer):
             wide = torch.where(real[:, None, :, None], wide, 0.0)
         mean = wide.sum(2, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1, 1)
         return mean.to(v.dtype).expand_as(v)
-
-
-ENTRIES = {
-    "prob-sparse": Entry(
-        ProbSparse,
-        {
-            "plain": {"heads": 2, "factor": 1},
-            "causal": {"heads": 2, "factor": 1, "causal": True},
-            "sum": {"heads": 2, "factor": 1, "causal": True, "running": "sum", "bias": False},
-            "many": {"heads": 1, "factor": 2.6, "causal": True, "seed": 5},
-        },
-        at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
-    ),
-}

@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import hold_first, require_room, same_segment, segment_ids, visible
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -60,7 +59,8 @@ def random_feature_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Ten
     return torch.relu(projected.unflatten(-1, (len(weights), -1)).transpose(1, 2) @ keys.mT.unsqueeze(1))
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, heads = config["dim"], config.get("heads", 64)
     key = config.get("context_dim") or dim
     seen = tokens  # a causal mask saves no work
@@ -92,6 +92,7 @@ class RandomFeatureAttention(Layer):
         good_for="Studying what attention learns: frozen random weights with a read-out that ridge regression solves.",
         cost="time M N (N D + D^2), memory M N^2; one query over N keys M (N D + D^2)",
         flops=_flops,
+        at_length=lambda n: {"plain": {"heads": 4}},
         causal=("no", "strict"),
         state=("none", "growing"),
         streams_with=({"causal": True, "max_len": 1024},),
@@ -131,7 +132,7 @@ class RandomFeatureAttention(Layer):
                 f"random-feature: context_dim: found {context_dim} with causal={causal}, biased={biased}, expected "
                 f"None where causal, {dim} where biased, else 1 or more"
             )
-        self.heads, self.is_causal, self.max_len, self.context_dim = heads, causal, max_len, context_dim
+        self.heads, self.causal, self.max_len, self.context_dim = heads, causal, max_len, context_dim
         key = dim if context_dim is None else context_dim
         self.value = SharedValue(heads)
         self.output = nn.Linear(heads * (key + 1), dim, bias=False)
@@ -146,7 +147,7 @@ class RandomFeatureAttention(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     @property
     def state_kind(self) -> StateKind:
@@ -196,7 +197,7 @@ class RandomFeatureAttention(Layer):
 
     def _sources(self, x: Tensor, state: State, mask: Mask) -> tuple[Tensor, Tensor | None, State]:
         """The keys ``(B, S, D)``, who sees them ``(B, T, S)`` (None for all), and the state after them."""
-        if not self.is_causal and not mask.names():
+        if not self.causal and not mask.names():
             return x, None, ()
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
@@ -207,7 +208,7 @@ class RandomFeatureAttention(Layer):
         usable = torch.cat([held, real], 1)
         segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
         offset = held.shape[1]
-        allowed = visible(real, segment, usable, segments, offset, causal=self.is_causal, window=mask.window)
+        allowed = visible(real, segment, usable, segments, offset, causal=self.causal, window=mask.window)
         if mask.blocks is not None:
             allowed = allowed & same_segment(mask.blocks, mask.blocks)
         if self.max_len is None:
@@ -216,18 +217,3 @@ class RandomFeatureAttention(Layer):
         count = kept.sum(1)
         require_room("random-feature", count, self.max_len)
         return keys, allowed, TokenState(hold_first(keys, kept, self.max_len), count)
-
-
-ENTRIES = {
-    "random-feature": Entry(
-        RandomFeatureAttention,
-        {
-            "plain": {"heads": 5},
-            "biased": {"heads": 4, "biased": True, "seed": 3},
-            "causal": {"heads": 4, "causal": True},
-            "growing": {"heads": 4, "causal": True, "max_len": 32},
-            "cross": {"heads": 4, "context_dim": 5},
-        },
-        at_length=lambda n: {"plain": {"heads": 4}},
-    ),
-}

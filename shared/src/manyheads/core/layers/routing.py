@@ -43,13 +43,13 @@ both ways (the paper's models are causal). ``latest-w`` is not in the paper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument, attribute, heads_argument
 from manyheads.core.functional import (
     affinity,
     balanced_members,
@@ -67,11 +67,9 @@ from manyheads.core.functional import (
     to_sphere,
     unpack,
 )
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
-
-ASSIGNMENTS = ("top-w", "latest-w")
 
 
 class RoutingState(NamedTuple):
@@ -85,7 +83,8 @@ class RoutingState(NamedTuple):
     used: Tensor  # (B, routing heads, C) int64: slots in use
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, heads, local = config["dim"], config["heads"], config["local_heads"]
     width, routing = dim // heads, heads - local
     part = 0.5 if config["causal"] else 1.0
@@ -100,24 +99,20 @@ def _flops(config: dict[str, Any], tokens: int) -> float:
     )
 
 
+def _at_length(tokens: int) -> dict[str, dict[str, Any]]:
+    root = tokens**0.5
+    side = max(2, round(root)) if tokens < 256 else 16 * round(root / 16)  # a multiple of the vector units' width
+    plain = {"heads": 2, "local_heads": 1, "clusters": side, "window": side, "block": side}
+    causal = {**plain, "causal": True, "shared_qk": True}
+    return {"plain": plain, "causal": causal, "latest-w": {**causal, "assignment": "latest-w"}}
+
+
 class Routing(Layer):
     """Local and routing heads; see the module for equations, the update of the centroids, and causality.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim`` and leaves heads of width 2 or more. None for the largest power of two up to 8 that
-            does.
-        local_heads: how many of them are local; at least one routes. None for half of them.
-        clusters: C centroids a routing head.
-        window: w tokens a cluster; about T / C for ``top-w``.
-        block: b tokens a block of the local heads.
-        assignment: ``top-w`` or ``latest-w``; the latter needs ``causal`` and ``shared_qk``.
-        causal: each token sees itself and what came before.
-        shared_qk: the routing heads use their queries as keys, as the paper's decoder does.
-
     Raises:
-        ArgumentError: heads that do not divide or are too narrow, counts below 1, no routing head, ``latest-w``
-            without what it needs. UnknownNameError: an unknown assignment.
+        ArgumentError: heads that do not divide or are too narrow, counts below 1, no routing head, an unknown
+            assignment, ``latest-w`` without what it needs.
     """
 
     info = LayerInfo(
@@ -127,6 +122,7 @@ class Routing(Layer):
         good_for="Long sequences in which tokens of like content are far apart, such as books or music.",
         cost="time N (C + w + b) D + N D^2, N^1.5 D at C = w = b = sqrt(N); memory N D; a streamed token C w D",
         flops=_flops,
+        at_length=_at_length,
         causal=("no", "weak", "strict"),
         state=("none", "window"),
         streams_with=({"causal": True, "shared_qk": True, "assignment": "latest-w"},),
@@ -147,67 +143,46 @@ class Routing(Layer):
         ),
     )
 
-    centroids: Tensor
-    counts: Tensor
-    sums: Tensor
+    heads: int = heads_argument(least_width=2)
+    """H; divides ``dim`` and leaves heads of width 2 or more. By default the largest power of two up to 8 that does."""
+    local_heads: int = argument(factory=lambda layer: layer.heads // 2)
+    """How many of the heads are local; at least one routes. Half of them by default."""
+    clusters: int = argument(default=16, least=1)
+    """C centroids of each routing head."""
+    window: int = argument(default=64, least=1)
+    """w tokens of each cluster; about T / C for ``top-w``."""
+    block: int = argument(default=64, least=1)
+    """b tokens of each block of the local heads."""
+    assignment: Literal["top-w", "latest-w"] = "top-w"
+    """The members of a cluster; ``latest-w`` needs ``causal`` and ``shared_qk``."""
+    causal: bool = False
+    """Each token sees itself and earlier tokens only."""
+    shared_qk: bool = False
+    """The routing heads use their queries as keys, as the paper's decoder does."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        local_heads: int | None = None,
-        clusters: int = 16,
-        window: int = 64,
-        block: int = 64,
-        assignment: str = "top-w",
-        causal: bool = False,
-        shared_qk: bool = False,
-    ) -> None:
-        heads = head_count("routing", dim, heads, least_width=2)
-        local_heads = heads // 2 if local_heads is None else local_heads
-        super().__init__(
-            dim,
-            heads=heads,
-            local_heads=local_heads,
-            clusters=clusters,
-            window=window,
-            block=block,
-            assignment=assignment,
-            causal=causal,
-            shared_qk=shared_qk,
-        )
-        if not 0 <= local_heads < heads:
+    centroids: Tensor = attribute()
+    counts: Tensor = attribute()
+    sums: Tensor = attribute()
+
+    def setup(self) -> None:
+        if not 0 <= self.local_heads < self.heads:
             raise ArgumentError(
-                f"routing: local_heads: found {local_heads}, expected 0 to {heads - 1} of {heads} heads"
+                f"routing: local_heads: found {self.local_heads}, expected 0 to {self.heads - 1} of {self.heads} heads"
             )
-        for name, value in (("clusters", clusters), ("window", window), ("block", block)):
-            if value < 1:
-                raise ArgumentError(f"routing: {name}: found {value}, expected 1 or more")
-        if assignment not in ASSIGNMENTS:
-            raise UnknownNameError("assignment of routing", assignment, ASSIGNMENTS)
-        if assignment == "latest-w" and not (causal and shared_qk):
+        if self.assignment == "latest-w" and not (self.causal and self.shared_qk):
             raise ArgumentError(
-                f"routing: assignment: found 'latest-w' with causal={causal} and shared_qk={shared_qk}, "
+                f"routing: assignment: found 'latest-w' with causal={self.causal} and shared_qk={self.shared_qk}, "
                 "expected both to be True"
             )
-        self.heads, self.local_heads, self.clusters, self.window, self.block = (
-            heads,
-            local_heads,
-            clusters,
-            window,
-            block,
-        )
-        self.assignment, self.is_causal, self.shared_qk = assignment, causal, shared_qk
-        self.width, self.routing_heads = dim // heads, heads - local_heads
-        with_key = local_heads if shared_qk else heads
+        dim, self.width, self.routing_heads = self.dim, self.dim // self.heads, self.heads - self.local_heads
+        with_key = self.local_heads if self.shared_qk else self.heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, with_key * self.width, bias=False) if with_key else None
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
-        start = to_sphere(torch.randn(self.routing_heads, clusters, self.width))
+        start = to_sphere(torch.randn(self.routing_heads, self.clusters, self.width))
         self.register_buffer("centroids", start)
-        self.register_buffer("counts", torch.ones(self.routing_heads, clusters))
+        self.register_buffer("counts", torch.ones(self.routing_heads, self.clusters))
         self.register_buffer("sums", start.clone())
 
     @property
@@ -216,7 +191,7 @@ class Routing(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "no" if not self.is_causal else "weak" if self.assignment == "top-w" else "strict"
+        return "no" if not self.causal else "weak" if self.assignment == "top-w" else "strict"
 
     @property
     def state_kind(self) -> StateKind:
@@ -275,10 +250,10 @@ class Routing(Layer):
         if self.assignment == "top-w":
             members, counted = zip(*(balanced_members(part, self.window, real) for part in near), strict=True)
             others = None if self.shared_qk else members[1]
-            parts = [clustered_attention(q, k, v, members[0], others, causal=self.is_causal, real=counted[-1])]
+            parts = [clustered_attention(q, k, v, members[0], others, causal=self.causal, real=counted[-1])]
             if self.local_heads:
                 local = block_local_attention(
-                    local_q, local_k, local_v, block=self.block, causal=self.is_causal, real=real
+                    local_q, local_k, local_v, block=self.block, causal=self.causal, real=real
                 )
                 parts.insert(0, local)
         else:
@@ -321,34 +296,3 @@ class Routing(Layer):
             "cluster_counts": torch.stack(counts).sum(0),
             "cluster_sums": torch.stack(sums).sum(0),
         }
-
-
-def _at_length(n: int) -> dict[str, dict[str, Any]]:
-    side = max(16, 16 * round(n**0.5 / 16))  # a multiple of the vector units' width
-    plain = {"heads": 2, "local_heads": 1, "clusters": side, "window": side, "block": side}
-    causal = {**plain, "causal": True, "shared_qk": True}
-    return {"plain": plain, "causal": causal, "latest-w": {**causal, "assignment": "latest-w"}}
-
-
-ENTRIES = {
-    "routing": Entry(
-        Routing,
-        {
-            "plain": {"heads": 2, "local_heads": 1, "clusters": 2, "window": 3, "block": 2},
-            "causal": {"heads": 2, "local_heads": 1, "clusters": 3, "window": 3, "block": 3, "causal": True},
-            "shared": {
-                **{"heads": 2, "local_heads": 0, "clusters": 2, "window": 4, "block": 2},
-                **{"causal": True, "shared_qk": True},
-            },
-            "latest-w": {
-                **{"heads": 2, "local_heads": 1, "clusters": 2, "window": 2, "block": 2},
-                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
-            },
-            "latest-w, all heads": {
-                **{"heads": 3, "local_heads": 0, "clusters": 2, "window": 3, "block": 1},
-                **{"causal": True, "shared_qk": True, "assignment": "latest-w"},
-            },
-        },
-        at_length=_at_length,
-    ),
-}

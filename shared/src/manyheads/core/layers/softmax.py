@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError, StateError
+from manyheads.core.fields import attribute, heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import same_segment, segment_ids, visible
 from manyheads.core.functional.windowed_attention import windowed_attention
-from manyheads.core.layer import Causality, Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -38,80 +38,50 @@ class KeyValueState(NamedTuple):
     used: Tensor  # (B,) int64: slots in use
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim = config["dim"]
     seen = (tokens + 1) / 2 if config.get("causal") else tokens  # on average
     seen = seen if config.get("window") is None else min(config["window"], seen)
     return 8.0 * tokens * dim * dim + 4.0 * tokens * seen * dim
 
 
-class SoftmaxAttention(Layer):
-    """Multi-head softmax attention; see the module for equation and shapes.
+class HeadAttention(Layer):
+    """Projections, cache and stream of softmax attention, for every layer that attends so; see the module.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        causal: each token sees itself and what came before.
-        window: causal only: each token sees the latest ``window`` real tokens, itself too; the state is a window.
-        max_len: causal only: slots of the growing state; a stream longer than this raises :class:`StateError`.
-        context_dim: width of the context for cross-attention; not with ``causal``.
-        bias: biases in the four projections.
-
-    Raises:
-        ArgumentError: heads that do not divide, a window or room below 1, both of them, or either without ``causal``.
+    A subclass declares ``window`` and ``context_dim`` as arguments if it has them.
     """
 
-    info = LayerInfo(
-        name="softmax",
-        title="Attention Is All You Need",
-        arxiv="1706.03762",
-        good_for="The baseline for any sequence: exact attention by content. Long ones take a window.",
-        cost="time N^2 D, memory N D; with a window W time and memory N W D; a streamed token M D with M slots",
-        flops=_flops,
-        causal=("no", "strict"),
-        state=("none", "window", "growing"),
-        streams_with=({"causal": True, "window": 128}, {"causal": True, "max_len": 1024}),
-        cross=True,
-        masks=("padding", "reset", "window", "blocks", "context_padding"),
-        linear_in_value=True,
-        deviations=("no biases by default", "a window counts real tokens only"),
-    )
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    causal: bool = False
+    """Each token sees itself and earlier tokens only."""
+    max_len: int | None = None
+    """Causal only: slots of the growing state; a longer stream raises :class:`StateError`."""
+    bias: bool = False
+    """Biases in the four projections."""
+    window: int | None = attribute(default=None)
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        causal: bool = False,
-        window: int | None = None,
-        max_len: int | None = None,
-        context_dim: int | None = None,
-        bias: bool = False,
-    ) -> None:
-        heads = head_count(self.info.name, dim, heads)
-        super().__init__(
-            dim, heads=heads, causal=causal, window=window, max_len=max_len, context_dim=context_dim, bias=bias
-        )
-        for name, value in (("window", window), ("max_len", max_len)):
+    def setup(self) -> None:
+        name, dim, causal = self.info.name, self.dim, self.causal
+        for argument, value in (("window", self.window), ("max_len", self.max_len)):
             if value is not None and (value < 1 or not causal):
                 raise ArgumentError(
-                    f"{self.info.name}: {name}: found {value} with causal={causal}, expected 1 or more and causal"
+                    f"{name}: {argument}: found {value} with causal={causal}, expected 1 or more and causal"
                 )
-        if window is not None and max_len is not None:
+        if self.window is not None and self.max_len is not None:
             raise ArgumentError(
-                f"{self.info.name}: found window={window} and max_len={max_len}, expected one of them at most"
+                f"{name}: found window={self.window} and max_len={self.max_len}, expected one of them at most"
             )
-        if context_dim is not None and context_dim < 1:
-            raise ArgumentError(f"{self.info.name}: context_dim: found {context_dim}, expected 1 or more, or None")
-        if causal and context_dim is not None:
-            raise ArgumentError(f"{self.info.name}: context_dim: found {context_dim} with causal=True, expected None")
-        self.heads, self.is_causal, self.window, self.max_len = heads, causal, window, max_len
-        self.context_dim = context_dim
-        source = dim if context_dim is None else context_dim
-        self.query = nn.Linear(dim, dim, bias=bias)
-        self.key = nn.Linear(source, dim, bias=bias)
-        self.value = nn.Linear(source, dim, bias=bias)
-        self.output = nn.Linear(dim, dim, bias=bias)
+        if self.context_dim is not None and self.context_dim < 1:
+            raise ArgumentError(f"{name}: context_dim: found {self.context_dim}, expected 1 or more, or None")
+        if causal and self.context_dim is not None:
+            raise ArgumentError(f"{name}: context_dim: found {self.context_dim} with causal=True, expected None")
+        source = dim if self.context_dim is None else self.context_dim
+        self.query = nn.Linear(dim, dim, bias=self.bias)
+        self.key = nn.Linear(source, dim, bias=self.bias)
+        self.value = nn.Linear(source, dim, bias=self.bias)
+        self.output = nn.Linear(dim, dim, bias=self.bias)
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -121,7 +91,7 @@ class SoftmaxAttention(Layer):
 
     @property
     def causality(self) -> Causality:
-        return "strict" if self.is_causal else "no"
+        return "strict" if self.causal else "no"
 
     @property
     def state_kind(self) -> StateKind:
@@ -155,11 +125,11 @@ class SoftmaxAttention(Layer):
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         if not mask.names():
-            return attention(q, k, v, causal=self.is_causal)
+            return attention(q, k, v, causal=self.causal)
         batch, _, tokens, _ = q.shape
         real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
-        allowed = visible(real, segment, real, segment, 0, causal=self.is_causal, window=mask.window)
+        allowed = visible(real, segment, real, segment, 0, causal=self.causal, window=mask.window)
         if mask.blocks is not None:
             allowed = allowed & same_segment(mask.blocks, mask.blocks)
         return attention(q, k, v, allowed=allowed.unsqueeze(1))
@@ -213,20 +183,35 @@ class SoftmaxAttention(Layer):
         return KeyValueState(new_keys, new_values, used)
 
 
-ENTRIES = {
-    "softmax": Entry(
-        SoftmaxAttention,
-        {
-            "plain": {"heads": 2},
-            "causal": {"heads": 2, "causal": True},
-            "window": {"heads": 2, "causal": True, "window": 4},
-            "growing": {"heads": 2, "causal": True, "max_len": 32, "bias": True},
-            "cross": {"heads": 2, "context_dim": 5},
-        },
+class SoftmaxAttention(HeadAttention):
+    """Multi-head softmax attention; see the module for equation and shapes.
+
+    Raises:
+        ArgumentError: heads that do not divide, a window or room below 1, both of them, or either without ``causal``.
+    """
+
+    info = LayerInfo(
+        name="softmax",
+        title="Attention Is All You Need",
+        arxiv="1706.03762",
+        good_for="The baseline for any sequence: exact attention by content. Long ones take a window.",
+        cost="time N^2 D, memory N D; with a window W time and memory N W D; a streamed token M D with M slots",
+        flops=_flops,
         at_length=lambda n: {
             "plain": {"heads": 2},
             "causal": {"heads": 2, "causal": True},
-            "window": {"heads": 2, "causal": True, "window": 128},
+            "window": {"heads": 2, "causal": True, "window": min(128, max(2, n // 2))},
         },
-    ),
-}
+        causal=("no", "strict"),
+        state=("none", "window", "growing"),
+        streams_with=({"causal": True, "window": 128}, {"causal": True, "max_len": 1024}),
+        cross=True,
+        masks=("padding", "reset", "window", "blocks", "context_padding"),
+        linear_in_value=True,
+        deviations=("no biases by default", "a window counts real tokens only"),
+    )
+
+    window: int | None = None
+    """Causal only: each token sees the latest ``window`` real tokens, itself too; the state is a window."""
+    context_dim: int | None = None
+    """Width of the context for cross-attention; not with ``causal``."""

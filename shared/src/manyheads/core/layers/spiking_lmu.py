@@ -27,11 +27,10 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.legendre_memory import LegendreMemory
-from manyheads.core.entry import Entry
 from manyheads.core.functional.legendre import memory_flops
 from manyheads.core.functional.lif import Neuron, fire, spike_rate
 from manyheads.core.functional.recurrent_mask import RecurrentMask, carried, recurrent_mask
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -45,7 +44,8 @@ class SpikingLMUState(NamedTuple):
     output_membrane: Tensor  # (B, D)
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim = config["dim"]
     order = config.get("order") or 2 * dim
     neurons = 1 + order + dim
@@ -80,6 +80,7 @@ class SpikingLegendreMemoryUnit(Layer):
         good_for="Spiking networks for long signals, such as keyword spotting on neuromorphic hardware.",
         cost="time N q^2 + N D (q + D) and N sequential steps, memory N (q + D); a streamed token q^2 + D (q + D)",
         flops=_flops,
+        at_length=lambda n: {"plain": {"window": max(n, 256)}},
         causal=("strict",),
         state=("recurrent",),
         masks=("padding", "reset"),
@@ -160,13 +161,3 @@ class SpikingLegendreMemoryUnit(Layer):
 
     def _site(self, norm: SequenceBatchNorm, x: Tensor, membrane: Tensor, told: RecurrentMask) -> tuple[Tensor, Tensor]:
         return fire(norm(x.to(membrane.dtype), told.real), membrane, self.neuron, told)
-
-
-ENTRIES = {
-    "spiking-lmu": Entry(
-        SpikingLegendreMemoryUnit,
-        {"plain": {}, "short": {"order": 5, "window": 6, "threshold": 0.5, "tau": 3.0, "surrogate": "atan"}},
-        case={"seed": 2},  # with other draws a shut ReLU or silent neurons leave little to check
-        at_length=lambda n: {"plain": {"window": max(n, 256)}},
-    ),
-}

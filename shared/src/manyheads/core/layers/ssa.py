@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import (
     kept_sources,
@@ -44,33 +43,26 @@ from manyheads.core.functional import (
     uniform_sources,
 )
 from manyheads.core.functional.segments import visible
-from manyheads.core.layer import LayerInfo, LayerOutput, head_count
-from manyheads.core.layers.softmax import SoftmaxAttention
+from manyheads.core.layer import Grid, LayerInfo, LayerOutput
+from manyheads.core.layers.softmax import HeadAttention
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim = config["dim"]
     kept = kept_sources(tokens, config["ratio"]) + 1
     seen = (kept + 1) / 2 if config["causal"] else kept
     return 8.0 * tokens * dim * dim + 4.0 * tokens * min(seen, tokens) * dim
 
 
-class SubsampledAttention(SoftmaxAttention):
+class SubsampledAttention(HeadAttention):
     """Softmax attention trained on a part of its sources; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        ratio: part of the source tokens that a training pass keeps, above 0 and at most 1.
-        spread: None for the unbiased draw, else the standard deviation of the noise in units of K.
-        causal: each token sees itself and what came before.
-        max_len: causal only: slots of the growing state.
-        bias: biases in the four projections.
-
     Raises:
-        ArgumentError: a ratio outside (0, 1], a spread below 0, and as ``SoftmaxAttention``.
+        ArgumentError: a ratio outside (0, 1], a spread below 0, heads that do not divide, room below 1 or without
+            ``causal``.
     """
 
     info = LayerInfo(
@@ -80,6 +72,11 @@ class SubsampledAttention(SoftmaxAttention):
         good_for="Training softmax attention at part of its cost, and ensembles from one model.",
         cost="training: time ratio N^2 D, memory N D; eval: as softmax",
         flops=_flops,
+        at_length=lambda n: {
+            "plain": {"heads": 2, "ratio": 0.125},
+            "causal": {"heads": 2, "ratio": 0.125, "causal": True},
+            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5},
+        },
         causal=("no", "strict"),
         state=("none", "growing"),
         streams_with=({"causal": True, "max_len": 1024},),
@@ -94,26 +91,16 @@ class SubsampledAttention(SoftmaxAttention):
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        ratio: float = 0.25,
-        spread: float | None = None,
-        causal: bool = False,
-        max_len: int | None = None,
-        bias: bool = False,
-    ) -> None:
-        heads = head_count("ssa", dim, heads)
-        super().__init__(dim, heads=heads, causal=causal, max_len=max_len, bias=bias)
-        self.config = {"dim": dim, "heads": heads, "ratio": ratio, "spread": spread, "causal": causal}
-        self.config |= {"max_len": max_len, "bias": bias}
-        self.ratio = 1.0
-        self.set_ratio(ratio)
-        if spread is not None and not 0 <= spread < float("inf"):
-            raise ArgumentError(f"ssa: spread: found {spread}, expected None or a number of 0 or more")
-        self.spread = spread
+    ratio: float = 0.25
+    """Part of the source tokens that a training pass keeps, above 0 and at most 1."""
+    spread: float | None = None
+    """None for the unbiased draw, else the standard deviation of the noise in units of K."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.set_ratio(self.ratio)
+        if self.spread is not None and not 0 <= self.spread < float("inf"):
+            raise ArgumentError(f"ssa: spread: found {self.spread}, expected None or a number of 0 or more")
 
     def set_ratio(self, ratio: float) -> None:
         """The part of the sources that training passes keep from now on; ``config`` follows.
@@ -137,7 +124,7 @@ class SubsampledAttention(SoftmaxAttention):
         number = (usable.cumsum(1) - 1).clamp(min=0)[:, offset:]
         edge = torch.arange(blocks, device=usable.device) * size
         first, last = number[:, edge.clamp(max=tokens - 1)], number[:, (edge + size - 1).clamp(max=tokens - 1)]
-        return local_sources(usable, first, last, self.ratio, self.spread, causal=self.is_causal)
+        return local_sources(usable, first, last, self.ratio, self.spread, causal=self.causal)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         if not self.training or self.ratio == 1:
@@ -156,11 +143,11 @@ class SubsampledAttention(SoftmaxAttention):
         sources, kept = self.draw(usable if apart else usable[:1], offset=offset)
         allowed = None
         if apart or mask.names():
-            seen = visible(real, segment, usable, segments, offset, causal=self.is_causal, window=mask.window)
+            seen = visible(real, segment, usable, segments, offset, causal=self.causal, window=mask.window)
             if mask.blocks is not None:
                 seen = seen & same_segment(mask.blocks, mask.blocks)
             allowed = _for_blocks(seen, sources) & kept.unsqueeze(2)
-        elif self.is_causal:
+        elif self.causal:
             size = -(-tokens // sources.shape[1])
             query = torch.arange(sources.shape[1] * size, device=x.device).view(1, -1, size, 1)
             allowed = sources.unsqueeze(2) <= query
@@ -177,21 +164,3 @@ def _for_blocks(seen: Tensor, sources: Tensor) -> Tensor:
     size = -(-tokens // blocks)
     padded = torch.nn.functional.pad(seen, (0, 0, 0, blocks * size - tokens)).unflatten(1, (blocks, size))
     return padded.gather(3, sources.unsqueeze(2).expand(batch, -1, size, -1))
-
-
-ENTRIES = {
-    "ssa": Entry(
-        SubsampledAttention,
-        {
-            "plain": {"heads": 2, "ratio": 0.5},
-            "causal": {"heads": 2, "ratio": 0.5, "causal": True},
-            "local": {"heads": 2, "ratio": 0.5, "spread": 0.5},
-            "growing": {"heads": 2, "ratio": 0.5, "causal": True, "max_len": 32, "bias": True},
-        },
-        at_length=lambda n: {
-            "plain": {"heads": 2, "ratio": 0.125},
-            "causal": {"heads": 2, "ratio": 0.125, "causal": True},
-            "local": {"heads": 2, "ratio": 0.125, "spread": 0.5},
-        },
-    ),
-}

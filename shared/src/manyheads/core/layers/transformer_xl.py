@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import segment_ids
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -40,7 +39,8 @@ class InputMemory(NamedTuple):
     used: Tensor  # (B,) int64: slots in use
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    (tokens,) = grid
     dim, memory = config["dim"], config["memory"]
     inner = config["heads"] * (config.get("head_width") or dim // config["heads"])
     seen = memory + tokens
@@ -72,6 +72,7 @@ class TransformerXL(Layer):
         good_for="Language and event streams where the distance between tokens matters, with a memory of fixed length.",
         cost="time N M D + N D^2, memory N D; a streamed token M H D with M slots",
         flops=_flops,
+        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
         causal=("strict",),
         state=("window",),
         masks=("padding", "reset"),
@@ -195,17 +196,3 @@ class TransformerXL(Layer):
 def _is_plain(part: nn.Module) -> bool:
     """Its weight may be used without calling it: not replaced, nobody listens."""
     return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks
-
-
-ENTRIES = {
-    "transformer-xl": Entry(
-        TransformerXL,
-        {
-            "plain": {"heads": 2, "memory": 3},
-            "memory-gradient": {"heads": 2, "memory": 3, "memory_gradient": True},
-            "wide-heads": {"heads": 3, "head_width": 5, "memory": 2, "memory_gradient": True, "norm": True},
-            "long-memory": {"heads": 1, "memory": 20},
-        },
-        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
-    ),
-}

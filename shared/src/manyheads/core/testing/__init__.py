@@ -36,7 +36,7 @@ def _always(case: Case, layer: Layer) -> bool:
 
 
 def _causal(case: Case, layer: Layer) -> bool:
-    return layer.causal
+    return layer.is_causal
 
 
 def _streams(case: Case, layer: Layer) -> bool:
@@ -95,14 +95,12 @@ def points_of(case: Case) -> list[str]:
 def check_layer(layer: str | type[Layer], config: Mapping[str, Any] | None = None, **case: Any) -> list[str]:
     """Runs every point that applies; returns their names, raises :class:`AssertionError` at the first that fails.
 
-    ``layer`` is a registered name (then, without ``config``, all its examples are checked) or a class; ``case`` are
-    further fields of :class:`Case`, ``oracle`` among them.
+    ``layer`` is a registered name (then, without ``config``, its usual configurations are checked) or a class; ``case``
+    are further fields of :class:`Case`, ``oracle`` among them.
     """
     if isinstance(layer, str):
-        entry = find_layer(layer)
-        configs = list(entry.examples.values()) if config is None else [config]
-        case = {**entry.case, **case}
-        layer = entry.layer
+        layer = find_layer(layer)
+        configs = list(layer.info.at_length(7).values()) if config is None else [config]
     else:
         configs = [config or {}]
     passed: list[str] = []

@@ -20,7 +20,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports on stder
 import torch
 
 from manyheads.core.errors import ArgumentError
-from manyheads.core.registry import LAYERS, Entry, create, find_layer
+from manyheads.core.layer import Layer
+from manyheads.core.registry import LAYERS, create, find_layer
 
 DIM = 128
 MEMORY = 4 << 30  # bytes that one measurement may be expected to take
@@ -68,8 +69,8 @@ def bench_layers(
     try:
         rates = machine_rates(place)
         rows: list[dict[str, Any]] = []
-        for name, entry in wanted.items():
-            rows += _bench_one(name, entry, sorted(set(lengths)), rates, advance)
+        for name, kind in wanted.items():
+            rows += _bench_one(name, kind, sorted(set(lengths)), rates, advance)
     finally:
         torch.set_num_threads(threads)
     yardstick = {(row["layer"], row["length"]): _total(row) for row in rows}
@@ -80,13 +81,13 @@ def bench_layers(
 
 
 def _bench_one(
-    name: str, entry: Entry, lengths: Sequence[int], rates: Rates, advance: Callable[[str], None]
+    name: str, kind: type[Layer], lengths: Sequence[int], rates: Rates, advance: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     done: dict[str, dict[str, Any]] = {}
     stopped: set[str] = set()
     for length in lengths:
-        for label, config in configurations(entry, length).items():
+        for label, config in kind.info.at_length(length).items():
             title = name if label == "plain" else f"{name} ({label})"
             last = done.get(label)
             if label in stopped or (last is not None and not _affordable(last, length)):
@@ -99,14 +100,6 @@ def _bench_one(
             rows.append(row)
             done[label] = row
     return sorted(rows, key=lambda row: row["layer"])
-
-
-def configurations(entry: Entry, length: int) -> Mapping[str, Mapping[str, Any]]:
-    """What the benchmark runs at a length, by label: the entry's own choice, or its first example."""
-    if entry.at_length is not None:
-        return entry.at_length(length)
-    label, config = next(iter(entry.examples.items()))
-    return {label: config}
 
 
 def grid_of(length: int, rank: int) -> tuple[int, ...]:
@@ -124,13 +117,15 @@ def _measure(name: str, title: str, config: Mapping[str, Any], length: int, rate
     layer = create(name, dim=DIM, **config).to(device)
     grid = grid_of(length, layer.info.grid_ranks[0])
     x = torch.randn(1, *grid, DIM, device=device, requires_grad=True)
+    width = layer.context_dim
+    context = None if width is None else torch.randn(1, length, width, device=device)
 
     def both() -> None:
-        layer(x).y.sum().backward()
+        layer(x, context=context).y.sum().backward()
 
     with torch.no_grad():
-        forward = _seconds(lambda: layer(x), device)
-    flops = layer.info.flops(layer.config, length)
+        forward = _seconds(lambda: layer(x, context=context), device)
+    flops = layer.info.flops(layer.config, grid)
     moved = 2 * x.numel() * 4 + sum(p.numel() * 4 for p in layer.parameters())
     return {
         "layer": title,

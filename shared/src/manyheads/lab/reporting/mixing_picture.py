@@ -13,6 +13,7 @@ from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.layer import Layer
 from manyheads.core.methods.mixing_matrix import influence, mixing_matrix
 from manyheads.core.registry import find_layer
+from manyheads.lab.reporting.layer_costs import grid_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,19 +41,18 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
     """
     if not 2 <= tokens <= 512:
         raise ArgumentError(f"tokens: found {tokens}, expected 2 to 512")
-    entry = find_layer(name)
-    label = next(iter(entry.examples)) if example is None else example
-    if label not in entry.examples:
-        raise UnknownNameError(f"example of {name}", label, entry.examples)
-    config = entry.examples[label]
+    kind = find_layer(name)
+    examples = kind.info.at_length(tokens)
+    label = next(iter(examples)) if example is None else example
+    if label not in examples:
+        raise UnknownNameError(f"example of {name}", label, examples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = entry.layer(entry.case.get("dim", DIM), **config).eval()
-    rank = layer.info.grid_ranks[0]
-    grid = (tokens,) if rank == 1 else entry.case.get("grid", (math.isqrt(tokens),) * rank)
-    grid = grid if layer.grid is None else layer.grid
+        layer = kind(DIM, **examples[label]).eval()
+    grid = layer.grid or grid_of(tokens, layer.info.grid_ranks[0])
     x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
-    context = None if config.get("context_dim") is None else motif(tokens, config["context_dim"], seed + 1).unsqueeze(0)
+    width = layer.context_dim
+    context = None if width is None else motif(tokens, width, seed + 1).unsqueeze(0)
     if layer.linear_in_value:
         return View(layer, label, "mixing matrix", mixing_matrix(layer, x, context=context)[0])
     return View(layer, label, "influence", influence(layer, x, context=context))

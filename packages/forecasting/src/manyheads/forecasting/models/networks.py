@@ -178,7 +178,7 @@ def make_layer(
     """
     from manyheads.core.registry import find_layer
 
-    kind = find_layer(name).layer
+    kind = find_layer(name)
     parameters = inspect.signature(kind.__init__).parameters
     context = parameters.get("context_dim")
     if 1 not in kind.info.grid_ranks or (context is not None and context.default is inspect.Parameter.empty):

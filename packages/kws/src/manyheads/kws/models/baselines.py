@@ -153,7 +153,7 @@ class LayerBlock(Stage):
         return x + y, out.state
 
     def products(self) -> list[Product]:
-        flops = self.layer.info.flops(self.layer.config, 1)
+        flops = self.layer.info.flops(self.layer.config, (1,))
         return [Product(f"{self.prefix}{self.layer.info.name}", round(flops / 2), None), *self.ffn.products()]
 
     def fold(self) -> None:
@@ -183,9 +183,9 @@ class LayerNetwork(Staged):
 def streaming_layer(config: LayerNetworkConfig) -> Layer:
     """The layer, once it is known to stream."""
     options = {**OPTIONS.get(config.layer, {}), **config.options}
-    kind = find_layer(config.layer).layer
+    kind = find_layer(config.layer)
     layer = kind(config.channels, **options)
-    if not layer.causal or layer.state_kind not in ("recurrent", "window"):
+    if not layer.is_causal or layer.state_kind not in ("recurrent", "window"):
         able = sorted(info.name for info in list_layers(causal="strict", streaming=True))
         raise ArgumentError(
             f"layer: found {config.layer!r} with {options or 'its defaults'}, causality {layer.causality!r}, state "
