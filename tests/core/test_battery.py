@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyheads.core.errors import UnknownNameError
+from manyheads.core.errors import ArgumentError, MaskError, UnknownNameError
 from manyheads.core.layer import LayerOutput
 from manyheads.core.layers.softmax import KeyValueState, SoftmaxAttention
 from manyheads.core.mask import Mask
@@ -13,7 +13,7 @@ from manyheads.core.registry import create, find_layer, list_layers
 from manyheads.core.testing import POINTS, Case, check_layer, points_of
 
 from .layers.softmax.oracle import softmax_oracle
-from .toys import AverageState, AxisMean, Convolution, MovingAverage, RowMixer, raster, raster_oracle
+from .toys import AverageState, AxisMean, Convolution, LineMixer, MovingAverage, RowMixer, raster, raster_oracle
 
 PLAIN = {"heads": 2}
 CAUSAL = {"heads": 2, "causal": True}
@@ -22,7 +22,7 @@ CROSS = {"heads": 2, "context_dim": 5}
 GROWING = {"heads": 2, "causal": True, "max_len": 32}
 
 
-@pytest.mark.parametrize("layer", [MovingAverage, AxisMean, Convolution, RowMixer])
+@pytest.mark.parametrize("layer", [MovingAverage, AxisMean, Convolution, RowMixer, LineMixer])
 def test_toy_layers_pass(layer):
     assert "shape_and_dtype_are_kept" in check_layer(layer)
 
@@ -42,6 +42,22 @@ def test_a_layer_of_fixed_height_and_width_is_checked_at_its_own_size():
     case = Case(RowMixer, {"height": 2, "width": 5})
     assert case.x().shape == (3, 2, 5, 6)
     check_layer(RowMixer, {"height": 2, "width": 5})
+
+
+def test_a_grid_may_be_fixed_along_one_axis_only():
+    free, fixed = Case(LineMixer, {"width": 5}), Case(LineMixer, {"height": 2, "width": 5})
+    assert (free.layer().grid, free.grid, free.free) == ((None, 5), (3, 5), (True, False))
+    assert (fixed.layer().grid, fixed.grid, fixed.free) == ((2, 5), (2, 5), (False, False))
+    check_layer(LineMixer, {"width": 5})
+    check_layer(LineMixer, {"height": 2, "width": 5})
+    with pytest.raises(ArgumentError, match=r"found shape \(1, 3, 4, 6\), expected \(B, any, 5, 6\)"):
+        free.layer(torch.float32)(torch.zeros(1, 3, 4, 6))
+
+
+def test_a_window_has_a_meaning_on_sequences_only():
+    layer = raster(SoftmaxAttention)(6, heads=2)
+    with pytest.raises(MaskError, match=r"mask.window: found a grid of 2 axes, expected 1"):
+        layer(torch.zeros(1, 2, 3, 6), mask=Mask(window=2))
 
 
 def test_crash_of_a_layer_names_the_point():

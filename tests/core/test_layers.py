@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,9 +16,19 @@ from .layers import CASES, EXAMPLES, ORACLES
 def cases():
     for name, layer in LAYERS.items():
         for label, config in EXAMPLES[name].items():
-            case = Case(layer, config, oracle=ORACLES[name], **CASES[name])
-            for point in points_of(case):
-                yield pytest.param(case, point, id=f"{name}-{label}-{point}")
+            for case in on_every_grid(layer, config, ORACLES[name], CASES[name]):
+                axes = "" if len(case.grid) == min(layer.info.grid_ranks) else f"-{len(case.grid)} axes"
+                for point in points_of(case):
+                    yield pytest.param(case, point, id=f"{name}-{label}{axes}-{point}")
+
+
+def on_every_grid(layer, config, oracle, more):
+    """One case for each number of grid axes that the layer takes in this configuration."""
+    first = Case(layer, config, oracle=oracle, **more)
+    yield first
+    for rank in layer.info.grid_ranks:
+        if rank != len(first.grid) and all(first.free):
+            yield replace(first, grid={1: (7,), 2: (3, 4), 3: (2, 3, 2)}[rank])
 
 
 @pytest.mark.parametrize(("case", "point"), list(cases()))

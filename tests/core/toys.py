@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.fields import argument
 from manyheads.core.functional import fft_convolution
 from manyheads.core.layer import Layer, LayerInfo, LayerOutput
 
@@ -83,6 +84,32 @@ class RowMixer(Layer):
 
     def mix(self, x, state, context, mask):
         return LayerOutput(self.mixing(x.transpose(1, -1)).transpose(1, -1))
+
+
+class LineMixer(Layer):
+    """An image of fixed width and, unless it is given, of any height: each cell gets a learnt mix of its row."""
+
+    info = LayerInfo(
+        name="toy-lines",
+        title="toy",
+        arxiv="",
+        cost="",
+        flops=lambda config, grid: 2.0 * grid[0] * grid[1] ** 2 * config["dim"],
+        grid_ranks=(2,),
+        sizes=("height", "width"),
+        masks=("padding",),
+        positional=True,
+    )
+    height: int | None = None
+    """Rows of every image; None for any number."""
+    width: int = argument(default=4, least=1)
+    """Columns of every image."""
+
+    def setup(self):
+        self.mixing = nn.Linear(self.width, self.width, bias=False)
+
+    def mix(self, x, state, context, mask):
+        return LayerOutput(self.mixing(x.transpose(2, -1)).transpose(2, -1))
 
 
 class Convolution(Layer):

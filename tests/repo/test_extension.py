@@ -28,18 +28,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.entry import Entry
-from manyheads.core.layer import Layer, LayerInfo, LayerOutput
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 
-def _flops(config: dict[str, Any], tokens: int) -> float:
-    return 2.0 * tokens * config["dim"] ** 2
+def _flops(config: dict[str, Any], grid: Grid) -> float:
+    return 2.0 * grid[0] * config["dim"] ** 2
 
 
 class RunningMean(Layer):
-    """The running mean; see the module."""
+    """The running mean, projected; see the module."""
 
     info = LayerInfo(
         name="running-mean",
@@ -52,16 +51,15 @@ class RunningMean(Layer):
         positional=True,
     )
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.weight = nn.Linear(dim, dim, bias=False)
+    bias: bool = False
+    \"\"\"A bias after the projection.\"\"\"
+
+    def setup(self) -> None:
+        self.weight = nn.Linear(self.dim, self.dim, bias=self.bias)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         count = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).unsqueeze(-1)
         return LayerOutput(self.weight(x.cumsum(1) / count))
-
-
-ENTRIES = {"running-mean": Entry(RunningMean, {"plain": {}})}
 '''
 
 ORACLE = '''"""The running mean, token by token."""
@@ -75,11 +73,29 @@ def running_mean_oracle(parameters, config, x, context, mask):
     rows = []
     for row in x:
         means = [sum(row[: t + 1]) / (t + 1) for t in range(len(row))]
-        rows.append(torch.stack([parameters["weight.weight"] @ mean for mean in means]))
+        bias = parameters["weight.bias"] if config["bias"] else 0
+        rows.append(torch.stack([parameters["weight.weight"] @ mean + bias for mean in means]))
     return torch.stack(rows)
 
 
 ORACLES = {"running-mean": running_mean_oracle}
+'''
+
+EXAMPLES = '''"""Configurations that the battery checks; the first is the plain one."""
+
+EXAMPLES = {"running-mean": {"plain": {}, "bias": {"bias": True}}}
+'''
+
+TEST = '''"""The running mean against a closed form."""
+
+import torch
+
+from manyheads.core import create
+
+
+def test_a_constant_input_stays_constant():
+    layer, x = create("running-mean", dim=4), torch.ones(1, 5, 4)
+    torch.testing.assert_close(layer(x).y, layer.weight(x))
 '''
 
 FORECASTER = '''"""Toy: the mean of the look-back, times a learned weight for each step."""
@@ -167,9 +183,19 @@ def lint(tree):
         tree("ruff", "check", "shared", "packages", "tests")
 
 
-def test_a_new_layer_is_its_file_its_oracle_and_its_page(tree):
-    (tree.root / "shared/src/manyheads/core/layers/running_mean.py").write_text(LAYER)
-    (tree.root / "tests/core/oracles/running_mean.py").write_text(ORACLE)
+def write_layer(tree, text):
+    """The four files of a new layer."""
+    folder = tree.root / "tests/core/layers/running_mean"
+    folder.mkdir()
+    (tree.root / "shared/src/manyheads/core/layers/running_mean.py").write_text(text)
+    files = {"__init__": "", "oracle": ORACLE, "examples": EXAMPLES, "test_running_mean": TEST}
+    for name, content in files.items():
+        (folder / f"{name}.py").write_text(content)
+
+
+def test_a_new_layer_is_four_files(tree):
+    write_layer(tree, LAYER)
+    tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/layers/running_mean")
     said = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean")
     assert int(re.search(r"(\d+) passed", said)[1]) >= 10
     assert "oracle_and_layer_agree" in tree(
@@ -188,8 +214,7 @@ def test_a_new_layer_is_its_file_its_oracle_and_its_page(tree):
 
 def test_a_broken_new_layer_fails_the_battery(tree):
     broken = LAYER.replace("x.cumsum(1) / count", "x.cumsum(1).flip(1) / count")
-    (tree.root / "shared/src/manyheads/core/layers/running_mean.py").write_text(broken)
-    (tree.root / "tests/core/oracles/running_mean.py").write_text(ORACLE)
+    write_layer(tree, broken)
     said = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean", status=1)
     assert "oracle_and_layer_agree" in said
     assert "future_does_not_change_the_past" in said

@@ -14,7 +14,7 @@ from torch import Tensor
 from manyheads.core.arguments import check_names, checked, describe
 from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.fields import Configured, argument, attribute
-from manyheads.core.mask import NO_MASK, Mask
+from manyheads.core.mask import MASK_RANKS, NO_MASK, Mask
 from manyheads.core.state import State, tree_map
 
 Causality = Literal["no", "weak", "strict"]
@@ -162,15 +162,10 @@ class Layer(Configured):
         return self.info.linear_in_value
 
     @property
-    def grid(self) -> tuple[int, ...] | None:
-        """The size of each grid axis that every input must have; None for any."""
-        sizes = [self.config[name] for name in self.info.sizes]
-        return None if not sizes or None in sizes else tuple(sizes)
-
-    @property
-    def tokens(self) -> int | None:
-        """The number of tokens that every input must have, the product of ``grid``; None for any."""
-        return None if self.grid is None else math.prod(self.grid)
+    def grid(self) -> tuple[int | None, ...] | None:
+        """The size of each grid axis that every input must have, None for a free axis; None if all axes are free."""
+        sizes = tuple(self.config[name] for name in self.info.sizes)
+        return sizes if any(size is not None for size in sizes) else None
 
     @property
     def state_carries_gradient(self) -> bool:
@@ -249,8 +244,8 @@ class Layer(Configured):
         if x.shape[-1] != self.dim:
             raise ArgumentError(f"{name}: x: found width {x.shape[-1]}, expected {self.dim}")
         self._check_kind(x)
-        if self.grid is not None and tuple(x.shape[1:-1]) != self.grid:
-            sizes = ", ".join(map(str, self.grid))
+        if self.grid is not None and not _fits(x.shape[1:-1], self.grid):
+            sizes = ", ".join("any" if size is None else str(size) for size in self.grid)
             raise ArgumentError(f"{name}: x: found shape {tuple(x.shape)}, expected (B, {sizes}, {self.dim})")
         if context is None:
             if self.context_dim is not None:
@@ -297,6 +292,12 @@ class Layer(Configured):
                 honoured = ", ".join(self.masks) or "none"
                 raise MaskError(
                     f"{self.info.name}: mask.{field_name} is not honoured as configured (honoured: {honoured})"
+                )
+            ranks = MASK_RANKS[field_name]
+            if ranks is not None and x.dim() - 2 not in ranks:
+                raise MaskError(
+                    f"{self.info.name}: mask.{field_name}: found a grid of {x.dim() - 2} axes, expected "
+                    f"{' or '.join(map(str, ranks))}: it has no meaning on others"
                 )
         if mask.context_padding is not None and context is None:
             raise MaskError(f"{self.info.name}: mask.context_padding: found one without a context")
@@ -355,6 +356,10 @@ class Layer(Configured):
 def blank(x: Tensor, real: Tensor) -> Tensor:
     """``x (B, *grid, D)`` with 0 where ``real (B, T)`` is False, and no gradient there."""
     return torch.where(real.view(*x.shape[:-1], 1), x, x.new_zeros(()))
+
+
+def _fits(found: Grid, expected: tuple[int | None, ...]) -> bool:
+    return len(found) == len(expected) and all(e in (None, f) for f, e in zip(found, expected, strict=True))
 
 
 def _autocast(x: Tensor) -> bool:

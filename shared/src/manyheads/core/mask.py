@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -50,3 +51,12 @@ class Mask:
 
 
 NO_MASK = Mask()
+
+# grid ranks on which each restriction has a meaning; None for all: tokens are counted in raster order
+MASK_RANKS: Mapping[str, tuple[int, ...] | None] = {
+    "padding": None,
+    "reset": None,  # a step of the first axis starts the episode
+    "window": (1,),
+    "blocks": None,
+    "context_padding": None,
+}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyheads.core import state as trees
 from manyheads.core.layer import Layer
-from manyheads.core.mask import Mask
+from manyheads.core.mask import MASK_RANKS, Mask
 
 Oracle = Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor, "Tensor | None", Mask], Tensor]
 
@@ -42,7 +42,8 @@ class Case:
         if not self.grid:
             rank = min(self.layer_class.info.grid_ranks)
             usual = {1: (7,), 2: (3, 4)}.get(rank, (2,) * rank)
-            object.__setattr__(self, "grid", self.layer().grid or usual)
+            fixed = self.layer().grid or usual
+            object.__setattr__(self, "grid", tuple(f or u for f, u in zip(fixed, usual, strict=True)))
 
     def generator(self, offset: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + offset)
@@ -75,6 +76,12 @@ class Case:
         return math.prod(self.grid)
 
     @property
+    def free(self) -> tuple[bool, ...]:
+        """For each grid axis whether the layer takes any size of it."""
+        fixed = self.layer().grid
+        return (True,) * len(self.grid) if fixed is None else tuple(size is None for size in fixed)
+
+    @property
     def steps(self) -> int:
         """Steps of a stream: the size of the first grid axis."""
         return self.grid[0]
@@ -101,7 +108,9 @@ class Case:
         else:
             made |= {"reset": Mask(reset=reset), "padding and reset": Mask(padding=padding, reset=reset)}
             made |= {"blocks": Mask(blocks=blocks), "window": Mask(window=3)}
-        return {name: m for name, m in made.items() if set(m.names()) <= set(layer.masks)}
+        rank = len(self.grid)
+        meant = {name for name in layer.masks if MASK_RANKS[name] is None or rank in MASK_RANKS[name]}
+        return {name: m for name, m in made.items() if set(m.names()) <= meant}
 
 
 def close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:

@@ -19,7 +19,7 @@ from manyheads.core.testing.case import Case, close, refuses
 def shape_and_dtype_are_kept(case: Case) -> None:
     for dtype in (torch.float64, torch.float32):
         layer = case.layer(dtype)
-        single = (1,) * len(case.grid) if layer.grid is None else case.grid
+        single = tuple(1 if free else size for size, free in zip(case.grid, case.free, strict=True))
         for batch, grid in ((case.batch, case.grid), (1, case.grid), (case.batch, single)):
             x, context = case.x(batch=batch, grid=grid).to(dtype), case.context(batch=batch)
             y = layer(x, context=None if context is None else context.to(dtype)).y
@@ -76,7 +76,7 @@ def bfloat16_is_close(case: Case) -> None:
 
 
 def gradcheck_passes(case: Case) -> None:
-    grid = case.grid if case.layer().grid is not None else tuple(min(g, 4) for g in case.grid)
+    grid = tuple(min(size, 4) if free else size for size, free in zip(case.grid, case.free, strict=True))
     small = Case(case.layer_class, case.config, case.dim, 2, grid, 3, case.seed)
     layer, context = small.layer(), small.context()
     inputs = (small.x().requires_grad_(),) + (() if context is None else (context.requires_grad_(),))
@@ -124,7 +124,8 @@ def weights_and_configuration_round_trip(case: Case) -> None:
 def bad_input_is_refused(case: Case) -> None:
     layer, x = case.layer(), case.x()
     refuses(ArgumentError, lambda: layer(x[..., :-1]), str(case.dim - 1), "a wrong width")
-    refuses(ArgumentError, lambda: layer(x[..., 0]), "expected (B, *grid, D)", "a missing axis")
+    if len(case.grid) == min(layer.info.grid_ranks):
+        refuses(ArgumentError, lambda: layer(x[..., 0]), "expected (B, *grid, D)", "a missing axis")
     every = {
         "padding": Mask(padding=torch.ones(case.batch, case.tokens, dtype=torch.bool)),
         "reset": Mask(reset=torch.zeros(case.batch, case.tokens, dtype=torch.bool)),
@@ -139,14 +140,16 @@ def bad_input_is_refused(case: Case) -> None:
                 name,
                 f"mask.{name}, which is not honoured",
             )
+    if "window" in layer.masks and len(case.grid) > 1:
+        refuses(MaskError, lambda: layer(x, mask=Mask(window=2)), "window", "a window on a grid of several axes")
     if "padding" in layer.masks:
         short = Mask(padding=torch.ones(case.batch, case.tokens + 1, dtype=torch.bool))
         refuses(MaskError, lambda: layer(x, context=case.context(), mask=short), "padding", "a mask of another shape")
     foreign = (torch.zeros(case.batch, 1),) * 9
     refuses(StateError, lambda: layer(x, foreign, context=case.context()), "state", "the state of another layer")
-    if layer.grid is not None:
-        for axis, size in enumerate(layer.grid):
-            other_x = case.x(grid=(*layer.grid[:axis], size + 1, *layer.grid[axis + 1 :]))
+    for axis, size in enumerate(case.grid):
+        if not case.free[axis]:
+            other_x = case.x(grid=(*case.grid[:axis], size + 1, *case.grid[axis + 1 :]))
             refuses(ArgumentError, lambda x=other_x: layer(x), str(size), f"another size of grid axis {axis}")
     if layer.state_kind != "none":
         wrong = layer.init_state(case.batch + 1, dtype=x.dtype)
@@ -184,8 +187,8 @@ def mixing_matrix_gives_the_output(case: Case) -> None:
 def padding_is_as_if_absent(case: Case) -> None:
     """Of a sequence the real tokens alone give the same; of an image what is left without its last row or column."""
     layer, x, context = case.layer(), case.x(), case.context()
-    if layer.grid is None:
-        for axis in range(1, 1 + len(case.grid)):
+    for axis in range(1, 1 + len(case.grid)):
+        if case.free[axis - 1]:
             kept = torch.ones(x.shape[:-1], dtype=torch.bool)
             kept.narrow(axis, kept.shape[axis] - 1, 1).fill_(False)
             shorter = x.narrow(axis, 0, x.shape[axis] - 1)
@@ -198,7 +201,7 @@ def padding_is_as_if_absent(case: Case) -> None:
         part = slice(row, row + 1)
         cut = None if context is None else context[part]
         y = layer(x[part], context=cut, mask=Mask(padding=padding[part])).y.flatten(1, -2)
-        if kept.any() and layer.grid is None and len(case.grid) == 1:
+        if kept.any() and case.free == (True,):
             shortened = layer(x[part][:, kept], context=cut).y
             close(y[:, kept], shortened, "valid tokens against the shortened sequence")
         assert torch.equal(y[:, ~kept], torch.zeros_like(y[:, ~kept])), "padded outputs are not 0"
@@ -273,7 +276,7 @@ def empty_input_gives_empty_output(case: Case) -> None:
     """A batch of no rows, a sequence of no tokens; a context of no tokens is as one that is all padding."""
     layer, context = case.layer(), case.context()
     shapes = [(0, case.grid)]
-    if layer.grid is None:
+    if case.free[0]:
         shapes += [(case.batch, (0, *case.grid[1:])), (0, (0, *case.grid[1:]))]
     for training in (False, True):
         layer.train(training)
