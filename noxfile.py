@@ -254,7 +254,7 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation as a site in ./site; a broken link is an error."""
-    install(session, "mkdocs-material", "mkdocstrings[python]")
+    install(session, "mkdocs-material", "mkdocstrings[python]", "latex2mathml")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 

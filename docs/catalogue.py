@@ -7,34 +7,46 @@ nothing and fails where a page is not what the registry says.
 
 from __future__ import annotations
 
+import csv
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manyheads.core.registry import LAYERS, Entry
+from manyheads.core.fields import REQUIRED, documentation
+from manyheads.core.layer import Layer
+from manyheads.core.registry import LAYERS
 from manyheads.lab.data.files import write_atomically, write_figure
+from manyheads.lab.reporting.layer_costs import grid_of
 from manyheads.lab.reporting.mixing_picture import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
+SOURCE = "https://github.com/manyheads/manyheads/blob/main"
+RESULTS = ROOT / "benchmarks" / "results" / "layers.csv"
+BENCH = list(csv.DictReader(RESULTS.open())) if RESULTS.is_file() else []
+TOKENS = 32  # of an example and a picture
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"
 WIDTH = 80  # characters of an example that fit into its box
 
 
-def page(name: str, entry: Entry) -> str:
-    info = entry.layer.info
+def page(kind: type[Layer]) -> str:
+    """The page of a layer: use, formula, arguments, properties, measured cost, example, picture, deviations."""
+    info, name = kind.info, kind.info.name
     view = "what each output is made of" if info.linear_in_value else "how strongly each output depends on each input"
     facts = {
         "paper": paper(info.title, info.arxiv),
+        "proof": proof(kind),
+        "cost": info.cost,
         "grid axes": " or ".join(map(str, info.grid_ranks)),
+        "lengths": info.lengths,
         "causal": ", ".join(info.causal),
         "state": ", ".join(info.state),
         "look-ahead": f"{info.lookahead} steps",
         "masks": ", ".join(info.masks) or "none",
-        "lengths": info.lengths,
-        "cost": info.cost,
         "`torch.compile`, one graph": "yes" if info.compiles else "no",
         "`torch.export`, any batch size": "yes" if info.exports else "no",
         "`torch.func.vmap` of `grad`": "yes" if info.vmaps else "no",
@@ -46,14 +58,32 @@ def page(name: str, entry: Entry) -> str:
 
 <!-- written by docs/catalogue.py -->
 
-{info.good_for}
+**Use it for:** {info.good_for}
+
+**Take another layer:** {info.not_for}
+
+$$
+{info.formula.strip()}
+$$
+
+{definition(kind)}
+
+## Arguments
+
+{arguments(kind)}
+
+## Properties
 
 | property | {name} |
 |---|---|
 {rows}
 
+{measured(name)}
+
+## Example
+
 ```python
-{snippet(name, entry)}
+{snippet(kind)}
 ```
 
 ![{name}: {view}](pictures/{name}.png)
@@ -64,36 +94,84 @@ def page(name: str, entry: Entry) -> str:
 
 {deviations}
 
-::: {entry.layer.__module__}
+<!-- reference: {kind.__module__} -->
 """
 
 
-def snippet(name: str, entry: Entry) -> str:
+def proof(kind: type[Layer]) -> str:
+    """Links to the layer, its slow reference and its tests."""
+    module = kind.__module__.rpartition(".")[2]
+    tests = f"tests/core/layers/{module}"
+    links = {"source": f"shared/src/manyheads/core/layers/{module}.py", "oracle": f"{tests}/oracle.py", "tests": tests}
+    texts = [f"[{text}]({SOURCE}/{path})" for text, path in links.items()]
+    return f"{', '.join(texts)}: outputs and all gradients agree with the oracle to 1e-10 in float64"
+
+
+def definition(kind: type[Layer]) -> str:
+    """The docstring of the module without its title and its deviations, as Markdown."""
+    text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
+    parts = [part for part in text.split("\n\n")[1:] if not part.startswith("Differs from the paper")]
+    blocks = ["```text\n" + textwrap.dedent(part) + "\n```" if part.startswith("    ") else part for part in parts]
+    joined = "\n\n".join(blocks).replace("\n```\n\n```text\n", "\n\n")
+    plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", joined)
+    return re.sub(r"``([^`]+)``", r"`\1`", plain)
+
+
+def arguments(kind: type[Layer]) -> str:
+    """A table of the arguments, from the fields of the class."""
+    rows = ["| argument | default | meaning |", "|---|---|---|"]
+    texts = documentation(kind)
+    for one in kind.arguments:
+        default = "computed" if one.factory else "required" if one.default is REQUIRED else f"`{one.default!r}`"
+        meaning = " ".join(texts[one.name].replace("``", "`").split()).replace("|", "\\|")
+        rows.append(f"| `{one.name}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def measured(name: str) -> str:
+    """Rows of the committed benchmark: seconds, bytes and the speed against softmax of the same causality."""
+    found = [row for row in BENCH if row["layer"].split(" (")[0] == name and row["length"] in ("1024", "4096", "16384")]
+    if not found:
+        return "The benchmark does not measure it (`manyheads bench layers`)."
+    rows = [
+        "| measured | tokens | forward, ms | backward, ms | peak, MB | speed against softmax |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        times = [f"{1e3 * float(row[key]):.3g}" for key in ("forward_cpu_s", "backward_cpu_s")]
+        speed = f"{float(row['speedup']):.2f}" if row["speedup"] else "-"
+        cells = [row["layer"], row["length"], *times, f"{int(row['peak_bytes']) / 1e6:.3g}", speed]
+        rows.append(f"| {' | '.join(cells)} |")
+    rows += ["", "One row of width 128 on one thread of a CPU ([how, and all layers](cost.md))."]
+    return "\n".join(rows)
+
+
+def snippet(kind: type[Layer]) -> str:
     """Runs as it stands: a whole input, a stream where the layer can, its mixing matrix where it has one."""
-    info = entry.layer.info
-    plain = (c for c in entry.examples.values() if c.get("context_dim") is None)
-    config = next(plain, next(iter(entry.examples.values())))
-    width = config.get("context_dim")
-    dim = entry.case.get("dim", DIM)
-    layer = entry.layer(dim, **config)
-    grid = entry.case.get("grid", (32,)) if layer.grid is not None or info.grid_ranks[0] > 1 else (32,)
-    shape = ", ".join(map(str, (2, *grid, dim)))
+    info = kind.info
+    examples = list(info.at_length(TOKENS).values())
+    config = examples[0]
+    layer = kind(DIM, **config)
+    width = layer.context_dim
+    sizes = grid_of(TOKENS, info.grid_ranks[0])
+    grid = sizes if layer.grid is None else tuple(size or usual for size, usual in zip(layer.grid, sizes, strict=True))
+    shape = ", ".join(map(str, (2, *grid, DIM)))
     lines = [
         "import torch",
         "from manyheads.core import create",
         "",
-        creation("layer", name, dim, config),
+        creation("layer", info.name, DIM, config),
         f"x = torch.randn({shape})",
         *([] if width is None else [f"context = torch.randn(2, 12, {width})"]),
         f"y, state, aux = layer(x{'' if width is None else ', context=context'})",
     ]
-    streams = next((c for c in entry.examples.values() if entry.layer(dim, **c).state_kind != "none"), None)
+    streams = next((c for c in [*examples, *info.streams_with] if kind(DIM, **c).state_kind != "none"), None)
     if streams is not None:
         other = "layer" if streams == config else "stream"
         what = "the same layer" if other == "layer" else "a configuration that streams"
         lines += ["", f"# {what}, one token at a time"]
         if other == "stream":
-            lines.append(creation("stream", name, dim, streams))
+            lines.append(creation("stream", info.name, DIM, streams))
         lines += [
             f"state = {other}.init_state(2)",
             "for x_t in x.unbind(1):",
@@ -101,7 +179,8 @@ def snippet(name: str, entry: Entry) -> str:
         ]
     if info.linear_in_value:
         lines += ["", "from manyheads.core.methods.mixing_matrix import mixing_matrix", ""]
-        lines += ["# (B, heads, outputs, inputs): what each output is made of", "matrix = mixing_matrix(layer, x)"]
+        given = "layer, x" if width is None else "layer, x, context=context"
+        lines += ["# (B, heads, outputs, inputs): what each output is made of", f"matrix = mixing_matrix({given})"]
     return "\n".join(lines)
 
 
@@ -121,8 +200,8 @@ def paper(title: str, arxiv: str) -> str:
 def table(folder: str, *, cost: bool) -> str:
     header = ("layer", "paper", "causal", "state", *(("cost",) if cost else ()))
     rows = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name, entry in LAYERS.items():
-        info = entry.layer.info
+    for name, kind in LAYERS.items():
+        info = kind.info
         link = f"[`{name}`]({folder}{name}.md)"
         cells = (
             link,
@@ -144,7 +223,7 @@ def between(text: str, start: str, end: str, content: str) -> str:
 
 def wanted() -> dict[Path, str]:
     """Every text that the catalogue owns, by path."""
-    texts = {PAGES / f"{name}.md": page(name, entry) for name, entry in LAYERS.items()}
+    texts = {PAGES / f"{name}.md": page(kind) for name, kind in LAYERS.items()}
     for path, folder in ((PAGES / "index.md", ""), (ROOT / "README.md", "docs/layers/")):
         rows = table(folder, cost=folder == "")
         texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", rows)

@@ -162,6 +162,11 @@ class Layer(Configured):
         return self.info.linear_in_value
 
     @property
+    def positional(self) -> bool:
+        """Whether the output as configured depends on the order of the tokens, beyond causality."""
+        return self.info.positional
+
+    @property
     def grid(self) -> tuple[int | None, ...] | None:
         """The size of each grid axis that every input must have, None for a free axis; None if all axes are free."""
         sizes = tuple(self.config[name] for name in self.info.sizes)

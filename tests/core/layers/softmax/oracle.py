@@ -21,12 +21,16 @@ def softmax_oracle(parameters, config, x, context, mask):
         source = x[b] if context is None else context[b]
         keys = [project("key", token) for token in source]
         values = [project("value", token) for token in source]
+        if config["rotary"] is not None:
+            keys = [_turn(key, _place(mask, b, s), width, config["rotary"]) for s, key in enumerate(keys)]
         outputs = []
         for t in range(tokens):
             if mask.padding is not None and not mask.padding[b, t]:
                 outputs.append(torch.zeros(dim, dtype=x.dtype))
                 continue
             query = project("query", x[b, t])
+            if config["rotary"] is not None:
+                query = _turn(query, _place(mask, b, t), width, config["rotary"])
             seen = [s for s in range(len(keys)) if _sees(config, mask, context is not None, b, t, s)]
             parts = []
             for h in range(heads):
@@ -42,6 +46,23 @@ def softmax_oracle(parameters, config, x, context, mask):
             outputs.append(project("output", torch.cat(parts)))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
+
+
+def _place(mask, b, t):
+    """The number of real tokens before this one."""
+    return sum(1 for s in range(t) if mask.padding is None or bool(mask.padding[b, s]))
+
+
+def _turn(vector, place, width, base):
+    """Each pair of features of a head times a rotation matrix (2104.09864, equation 15)."""
+    turned = []
+    for i in range(0, len(vector), 2):
+        angle = place * base ** (-(i % width) / width)
+        rotation = torch.tensor(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=vector.dtype
+        )
+        turned.append(rotation @ vector[i : i + 2])
+    return torch.cat(turned)
 
 
 def _sees(config, mask, cross, b, t, s):

@@ -8,6 +8,9 @@ E = D / H head width, M slots of the state.
 Cost: time ``O(T^2 D + T D^2)``, memory ``O(T D)`` (fused kernel; ``O(T^2)`` booleans where a mask is given); with a
 window of W tokens time ``O(T W D + T D^2)`` and memory ``O(T W + T D)``; a streamed token ``O(M D + D^2)``.
 
+With ``rotary``, queries and keys are turned by their positions (``functional.rotary``); the cache holds keys that are
+not turned.
+
 Differs from the paper: no biases by default; padding, resets, windows and the streaming state are ours. A window counts
 real tokens only, so that padding between them does not shorten it.
 """
@@ -23,6 +26,7 @@ from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.fields import attribute, heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.packing import pack, pack_order, unpack
+from manyheads.core.functional.rotary import rotate
 from manyheads.core.functional.segments import same_segment, segment_ids, visible
 from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
@@ -61,6 +65,7 @@ class HeadAttention(Layer):
     bias: bool = False
     """Biases in the four projections."""
     window: int | None = attribute(default=None)
+    rotary: float | None = attribute(default=None)
 
     def setup(self) -> None:
         name, dim, causal = self.info.name, self.dim, self.causal
@@ -77,6 +82,11 @@ class HeadAttention(Layer):
             raise ArgumentError(f"{name}: context_dim: found {self.context_dim}, expected 1 or more, or None")
         if causal and self.context_dim is not None:
             raise ArgumentError(f"{name}: context_dim: found {self.context_dim} with causal=True, expected None")
+        if self.rotary is not None and (self.rotary <= 1 or dim // self.heads % 2 or self.context_dim is not None):
+            raise ArgumentError(
+                f"{name}: rotary: found {self.rotary} with heads of width {dim // self.heads} and "
+                f"context_dim={self.context_dim}, expected None, or a base above 1, an even width and no context"
+            )
         source = dim if self.context_dim is None else self.context_dim
         self.query = nn.Linear(dim, dim, bias=self.bias)
         self.key = nn.Linear(source, dim, bias=self.bias)
@@ -96,6 +106,10 @@ class HeadAttention(Layer):
     @property
     def state_kind(self) -> StateKind:
         return "window" if self.window is not None else "growing" if self.max_len is not None else "none"
+
+    @property
+    def positional(self) -> bool:
+        return self.rotary is not None
 
     @property
     def slots(self) -> int:
@@ -124,9 +138,12 @@ class HeadAttention(Layer):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        batch, _, tokens, _ = q.shape
+        if self.rotary is not None:
+            place = torch.arange(tokens, device=q.device) if mask.padding is None else mask.padding.cumsum(1)
+            q, k = rotate(q, place, base=self.rotary), rotate(k, place, base=self.rotary)
         if not mask.names():
             return attention(q, k, v, causal=self.causal)
-        batch, _, tokens, _ = q.shape
         real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
         allowed = visible(real, segment, real, segment, 0, causal=self.causal, window=mask.window)
@@ -152,13 +169,18 @@ class HeadAttention(Layer):
         keys, values = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         usable = torch.cat([held, real], 1)
         segments = torch.cat([torch.zeros_like(held, dtype=torch.int64), segment], 1)
+        seen = keys
+        if self.rotary is not None:
+            # only differences of positions count, so that the kept keys are turned from the first slot on
+            place = usable.cumsum(1)
+            q, seen = rotate(q, place[:, slots:], base=self.rotary), rotate(keys, place, base=self.rotary)
         if self.window is not None:
-            mixed = windowed_attention(q, keys, values, window=self.window, usable=usable, segments=segments)
+            mixed = windowed_attention(q, seen, values, window=self.window, usable=usable, segments=segments)
             if order is not None:
                 mixed = unpack(mixed.transpose(1, 2), order, real).transpose(1, 2)
         else:
             allowed = visible(real, segment, usable, segments, slots, causal=True, window=None)
-            mixed = attention(q, keys, values, allowed=allowed.unsqueeze(1))
+            mixed = attention(q, seen, values, allowed=allowed.unsqueeze(1))
         return mixed, self._keep(keys, values, usable & (segments == last))
 
     def _keep(self, keys: Tensor, values: Tensor, kept: Tensor) -> KeyValueState:
@@ -215,3 +237,5 @@ class SoftmaxAttention(HeadAttention):
     """Causal only: each token sees the latest ``window`` real tokens, itself too; the state is a window."""
     context_dim: int | None = None
     """Width of the context for cross-attention; not with ``causal``."""
+    rotary: float | None = None
+    """Base of rotary positions (2104.09864; 10,000 there), None for none; not with a context."""

@@ -101,7 +101,7 @@ def permutation_is_respected(case: Case) -> None:
     flat = x.flatten(1, -2)
     permuted = layer(flat[:, order].reshape(x.shape), context=context).y.flatten(1, -2)
     expected = layer(x, context=context).y.flatten(1, -2)[:, order]
-    if layer.info.positional:
+    if layer.positional:
         assert (permuted - expected).abs().max() > 1e-6, "declared positional, but commutes with permutations"
     else:
         close(permuted, expected, "permuted tokens")

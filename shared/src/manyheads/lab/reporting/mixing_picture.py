@@ -49,7 +49,8 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = kind(DIM, **examples[label]).eval()
-    grid = layer.grid or grid_of(tokens, layer.info.grid_ranks[0])
+    usual = grid_of(tokens, layer.info.grid_ranks[0])
+    grid = usual if layer.grid is None else tuple(f or u for f, u in zip(layer.grid, usual, strict=True))
     x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
     width = layer.context_dim
     context = None if width is None else motif(tokens, width, seed + 1).unsqueeze(0)
