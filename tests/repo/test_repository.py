@@ -95,7 +95,7 @@ def test_links_inside_the_pages_lead_somewhere():
 
 
 def test_the_tables_of_the_pages_are_what_the_results_say():
-    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
