@@ -34,7 +34,11 @@ ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run a forecasting benchmark, a keyword spotter and a recommender on real data; write the results to reports/."""
+    """Run forecasting, keyword spotting and recommendation on real data; write the results to reports/.
+
+    Forecasting: a summary of the benchmark on the shipped sets, and a forecast with its intervals. Keywords: train a
+    spotter and evaluate it on a stream. Recommenders: fit, explain, export and time one.
+    """
     install(session, *ONNX_TOOLS)
     for command in FORECASTER_DEMO + SPOTTER_DEMO + RANKER_DEMO:
         # the table of a forecast is written to a file as well

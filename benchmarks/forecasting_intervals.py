@@ -4,7 +4,7 @@
 
 Each row of the file is one kind of series, size and level: the coverage (share of future rows inside the interval, over
 all steps and series), and the mean width relative to the optimal interval, which knows the process and its whole past.
-Seeds 0 to 24 of eight kinds give 200 series a size. The method was chosen on other seeds, from 10,000 on.
+Seeds 0 to 24 of eight kinds give 200 series per size. The method was chosen on other seeds, from 10,000 on.
 """
 
 from __future__ import annotations

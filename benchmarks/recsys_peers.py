@@ -85,14 +85,14 @@ PEERS = {
 
 
 def rows_of(name: str, command: str) -> Iterator[dict[str, Any]]:
-    """Yield one row a model and metric of a data set."""
+    """Yield one row per model and metric of a data set."""
     splits = SETS[name].open()
     for peer, (fit, settings, seeds) in PEERS.items():
-        judged = [
+        validation_aucs = [
             auc(labels_of(splits.validation), fit(splits, setting, seeds[0])[0](splits.validation))
             for setting in settings
         ]
-        setting = settings[int(np.argmax(judged))]
+        setting = settings[int(np.argmax(validation_aucs))]
         started, found, parameters = time.process_time(), [], 0
         for seed in seeds:
             predict, parameters = fit(splits, setting, seed)
@@ -110,7 +110,7 @@ def rows_of(name: str, command: str) -> Iterator[dict[str, Any]]:
                 "values": " ".join(f"{value:.6f}" for value in values),
                 "setting": " ".join(f"{key}={value}" for key, value in setting.items()),
                 "tried": len(settings),
-                "validation_auc": f"{max(judged):.6f}",
+                "validation_auc": f"{max(validation_aucs):.6f}",
                 "parameters": parameters,
                 "cpu_s": f"{seconds:.1f}",
                 "versions": " ".join(f"{one}={version(one)}" for one in ("scikit-learn", "lightgbm", "numpy")),

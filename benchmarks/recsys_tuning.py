@@ -3,7 +3,7 @@
     python benchmarks/recsys_tuning.py SET MODEL [MODEL …]
 
 Every model of a set has the same number of settings, one seed each. The test part is never read: the validation part
-replaces it, so that no test figure exists. Rows go to ``--csv``, one a setting, in the order of trying.
+replaces it, so that no test figure exists. Rows go to ``--csv``, one per setting, in the order of trying.
 """
 
 from __future__ import annotations

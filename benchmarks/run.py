@@ -146,7 +146,7 @@ JOBS: dict[str, list[str]] = {
 
 
 def run(job: str) -> list[dict[str, object]]:
-    """Run the commands of one job; return one row a process."""
+    """Run the commands of one job; return one row per process."""
     rows = []
     for template in JOBS[job]:
         command = template.format(csv=RESULTS / f"{job}.csv")
@@ -173,7 +173,7 @@ def run(job: str) -> list[dict[str, object]]:
 
 
 def machine() -> str:
-    """Return the name of the processor, as far as the system gives it."""
+    """Return the name of the processor, as the system gives it, and the number of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

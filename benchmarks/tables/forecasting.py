@@ -59,7 +59,7 @@ def auto() -> str:
 
 
 def summary() -> str:
-    """Average the test MSE over the horizons, one line a data set."""
+    """Average the test MSE over the horizons, one line per data set."""
     ours, target = ours_and_target()
     simple = mse(read("forecasting_closed_form"), "nlinear-cf")
     repeat = mse(read("forecasting_naive"), "repeat")

@@ -21,7 +21,7 @@ def kws_rows(*columns: str) -> list[Row]:
 def kws_accuracy() -> str:
     """List the accuracy of every experiment: on its own set, on another set, and as published.
 
-    The mean over the held-out speakers stands below.
+    The mean over the held-out speakers follows the table.
     """
     every = kws_rows("experiment", "hash", "metric", "mean", "sd")
     rows = [row for row in every if row["metric"] == "accuracy"]
@@ -161,7 +161,7 @@ def kws_ends() -> str:
 
 
 def _spike_rows() -> dict[str, list[Row]]:
-    """Return one row a seed, grouped by experiment."""
+    """Return one row per seed, grouped by experiment."""
     groups: dict[str, dict[str, Row]] = {}
     for row in kws_rows("experiment", "zero_share", "saving"):
         if row["zero_share"]:

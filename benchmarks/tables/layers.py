@@ -26,7 +26,7 @@ def schedules() -> str:
 
 
 def decoding() -> str:
-    """Compare two ways to decode one query a head over a cache, with the load of the machine."""
+    """Compare two ways to decode one query per head over a cache, with the load of the machine."""
     rows = [row for row in read("attention_run") if row["part"] == "decode"]
     shown = [
         (

@@ -24,7 +24,7 @@ def read_if_measured(name: str) -> list[Row]:
 
 
 def not_measured(job: str = "") -> str:
-    """Return the sentence that stands in place of a table without results."""
+    """Return the sentence that replaces a table without results."""
     command = f"python benchmarks/run.py {job}".strip()
     return f"Not measured yet: `{command}` makes the figures."
 

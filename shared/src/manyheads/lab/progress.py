@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(description: str, total: int | None) -> Generator[Callable[[str], None]]:
-    """Show progress on standard error: a bar on a terminal, else one line an item.
+    """Show progress on standard error: a bar on a terminal, else one line per item.
 
     Yields the function that reports the next item by its name.
     """

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from manyheads.core.errors import ArgumentError, ManyheadsError, ManyheadsWarning, UnknownNameError
 from manyheads.lab.data.fields import plain
@@ -102,7 +102,7 @@ def say(line: str) -> None:
 
 
 def usage(prog: str, description: str, commands: Commands) -> str:
-    """Return the help page: one line a command."""
+    """Return the help page: one line per command."""
     width = max(map(len, commands), default=0)
     lines = [f"usage: {prog} COMMAND [--json] [--debug] …", "", description, "", "commands:"]
     for name, command in commands.items():
@@ -122,6 +122,10 @@ def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) 
     def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
+    # with __wrapped__, tyro would read the annotations of the command instead of these
+    del bound.__wrapped__
+    bound.__annotations__ = _with_metavars(command)
+    setattr(bound, "__signature__", inspect.signature(command))  # noqa: B010 - functions declare no such attribute
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"]
     twice = [name for name in options if options.count(name) > 1]
     if twice:
@@ -129,6 +133,24 @@ def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) 
     flat = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
     positional, named = parse(bound, arguments, prog=prog, config=flat)
     return command(*positional, **named)
+
+
+def _with_metavars(command: Callable[..., Outcome]) -> dict[str, Any]:
+    """Return the annotations of a command; the help page shows a positional ``layer: str`` as LAYER, not as STR."""
+    import tyro
+
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint, metavar = hints[parameter.name], parameter.name.upper()
+        marked = get_origin(hint) is Annotated
+        if not marked and parameter.kind is not parameter.POSITIONAL_ONLY:
+            continue
+        if get_origin(hint.__origin__ if marked else hint) is tuple:
+            metavar += " ..."
+        if parameter.default is not parameter.empty:
+            metavar = f"[{metavar}]"
+        hints[parameter.name] = Annotated[hint, tyro.conf.arg(metavar=metavar)]  # ty: ignore[invalid-type-form]
+    return hints
 
 
 def parse(target: Callable[..., Any], arguments: Sequence[str], *, prog: str, **options: Any) -> Any:

@@ -9,7 +9,7 @@ from manyheads.lab.cli.command import Outcome
 
 
 def leaderboard(root: str | Path, html: Path | None = None, csv: Path | None = None) -> Outcome:
-    """Return one row a metric: mean ± sd over seeds, the published figure with its source, the command.
+    """Return one row per metric: mean ± sd over seeds, the published figure with its source, the command.
 
     ``html`` and ``csv`` are files to write as well.
     """

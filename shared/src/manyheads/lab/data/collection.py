@@ -151,14 +151,14 @@ class Collection:
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack an archive atomically: into a temporary folder that is renamed to ``target`` at the end."""
     try:
-        with folder_atomically(target) as beside:
+        with folder_atomically(target) as folder:
             if zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as packed:
                     # zipfile strips absolute paths and parent folders itself
-                    packed.extractall(beside)
+                    packed.extractall(folder)
             else:
                 with tarfile.open(archive) as packed:
-                    packed.extractall(beside, filter="data")
+                    packed.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
             f"{archive} is truncated or damaged ({type(error).__name__}): remove it and fetch again"

@@ -1,9 +1,9 @@
 """Benchmark the ways to run attention: tile schedules, decoding over a cache, and a sequence over processes.
 
-One row a case; the column ``part`` separates three parts:
+One row per case; the column ``part`` separates three parts:
 
     schedule  makespan, in tiles, of stream-K and of the schedules it is compared with; counted, not timed
-    decode    one query a head over a cache of N tokens, two methods that take turns: shortest wall time of many turns
+    decode    one query per head over a cache of N tokens, two methods that take turns: shortest wall time of many turns
               and the load of the machine (wall time, as the gain comes from several threads)
     sequence  T tokens on one process (naive with all scores stored, then the fused kernel) and on two (gloo): largest
               error against float64, bytes sent and predicted, largest tensor and block of scores, CPU seconds of a

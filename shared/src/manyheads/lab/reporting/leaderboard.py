@@ -26,7 +26,7 @@ HEADER = ("experiment", "metric", "mean ± sd", "seeds", "published", "source", 
 
 
 def as_cells(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
-    """Return one row of cells a metric, under :data:`HEADER`: mean ± sd over seeds beside the published figure."""
+    """Return one row of cells per metric, under :data:`HEADER`: mean ± sd over seeds beside the published figure."""
     rows = []
     for report in reports:
         source = report.source or {}
@@ -55,7 +55,7 @@ def write_page(reports: Sequence[Report], root: str | Path, path: Path) -> None:
 
 
 def as_table(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """Return one row a metric for a CSV file, with the value of every seed, the versions and the command."""
+    """Return one row per metric for a CSV file, with the value of every seed, the versions and the command."""
     rows = []
     for report in reports:
         source = report.source or {}

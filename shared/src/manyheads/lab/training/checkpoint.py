@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: tensors of model, optimiser and random generators, one file a checkpoint.
+"""Checkpoints of a training run: tensors of model, optimiser and random generators, one file per checkpoint.
 
 Writes are atomic: a crash at any moment leaves the previous file or the new one. A file that was damaged later is
 named in a warning, and the checkpoint before it is loaded.

@@ -203,6 +203,7 @@ def _end_epoch(
     raw_model: nn.Module,
     train_loss: float,
 ) -> None:
+    """Validate, record the epoch, keep the best weights in ``best``, and decide whether training is finished."""
     loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
     # all ranks must take the same decisions, such as early stopping
     loss = fabric.broadcast(loss)
