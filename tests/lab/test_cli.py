@@ -32,10 +32,13 @@ def run(capsys, *words):
     return code, printed.out, printed.err
 
 
-def test_no_arguments_print_the_help_page_with_status_2_and_help_with_status_0(capsys):
+def test_no_arguments_print_the_help_page_on_standard_error_with_status_2(capsys):
     code, out, err = run(capsys)
     assert (code, out) == (2, "")
     assert "commands:" in err
+
+
+def test_help_lists_every_command_with_status_0(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     for word in ("list", "doctor", "report", "data", "bench", "forecasting"):
@@ -255,18 +258,23 @@ def failing(error):
     return {"fail": command}
 
 
-def test_errors_are_one_line_and_debug_raises_them(capsys):
-    commands = failing(ArgumentError("one\n   two"))
-    assert run_commands("x", "", commands, ["fail"]) == 2
+def test_an_error_is_one_line(capsys):
+    assert run_commands("x", "", failing(ArgumentError("one\n   two")), ["fail"]) == 2
     assert capsys.readouterr().err == "error: one two\n"
+
+
+def test_debug_raises_the_error():
     with pytest.raises(ArgumentError):
-        run_commands("x", "", commands, ["fail", "--debug"])
+        run_commands("x", "", failing(ArgumentError("one")), ["fail", "--debug"])
 
 
-def test_unwritable_files_and_interrupts_show_no_traceback(capsys):
+def test_an_unwritable_file_is_one_line(capsys):
     denied = PermissionError(13, "Permission denied", "/there")
     assert run_commands("x", "", failing(denied), ["fail"]) == 2
     assert capsys.readouterr().err == "error: /there: Permission denied\n"
+
+
+def test_an_interrupt_exits_with_130():
     assert run_commands("x", "", failing(KeyboardInterrupt()), ["fail"]) == 130
 
 

@@ -69,6 +69,9 @@ def test_a_finished_run_is_read_from_disk_unless_resume_is_false(tmp_path):
 
 def test_one_seed_has_no_standard_deviation(tmp_path):
     assert run(quick(), root=tmp_path, seeds=[3], progress=False).sd == {"mse": None}
+
+
+def test_no_seed_and_a_repeated_seed_are_refused(tmp_path):
     for seeds in ([], [1, 1]):
         with pytest.raises(ArgumentError, match="seeds"):
             run(quick(), root=tmp_path, seeds=seeds, progress=False)

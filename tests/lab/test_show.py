@@ -80,6 +80,9 @@ def test_speedup_is_relative_to_softmax_of_the_same_causality():
     window, causal = rows["softmax (window)"], rows["softmax (causal)"]
     total = {name: row["forward_cpu_s"] + row["backward_cpu_s"] for name, row in rows.items()}
     assert window["speedup"] == total[causal["layer"]] / total[window["layer"]]
+
+
+def test_a_benchmark_without_lengths_is_refused():
     with pytest.raises(ArgumentError, match="lengths"):
         bench_layers(["softmax"], [])
 

@@ -165,10 +165,17 @@ def test_foreign_files_and_files_of_another_kind_are_refused(tmp_path, stored):
         load_arrays("/dev/zero", kind="test", fix="")
 
 
-def test_a_document_survives_a_round_trip_and_every_changed_value_is_refused(tmp_path):
-    path, document = tmp_path / "document.json", {"a": 1.5, "b": ["x", None], "c": {"d": True}}
-    save_document(path, document, kind="test")
-    assert load_document(path, kind="test", fix="") == document
+DOCUMENT = {"a": 1.5, "b": ["x", None], "c": {"d": True}}
+
+
+def test_a_document_survives_a_round_trip(tmp_path):
+    save_document(tmp_path / "document.json", DOCUMENT, kind="test")
+    assert load_document(tmp_path / "document.json", kind="test", fix="") == DOCUMENT
+
+
+def test_every_changed_value_of_a_document_is_refused(tmp_path):
+    path = tmp_path / "document.json"
+    save_document(path, DOCUMENT, kind="test")
     content, draw = path.read_bytes(), random.Random(0)
     for _ in range(300):
         changed = bytearray(content)
@@ -179,7 +186,13 @@ def test_a_document_survives_a_round_trip_and_every_changed_value_is_refused(tmp
         except CheckpointError:
             continue
         # the change was in white space
-        assert found == document
+        assert found == DOCUMENT
+
+
+def test_a_file_that_is_no_document_is_refused(tmp_path):
+    path = tmp_path / "document.json"
+    save_document(path, DOCUMENT, kind="test")
+    content = path.read_bytes()
     for other in (b"", b"[]", b"3", b"{}", b"[" * 100_000, b"\xff", content.replace(b"1.5", b"NaN")):
         path.write_bytes(other)
         with pytest.raises(CheckpointError, match="damaged, or not a test"):

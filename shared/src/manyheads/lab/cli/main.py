@@ -129,7 +129,7 @@ def data_list() -> Outcome:
         for d in all_datasets()
     ]
     rows = [(d["name"], d["domain"], "yes" if d["available"] else "no", d["licence"], d["title"]) for d in document]
-    return Outcome(document, table(("name", "domain", "here", "licence", "what"), rows))
+    return Outcome(document, table(("name", "domain", "available", "licence", "title"), rows))
 
 
 def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome:
@@ -224,7 +224,7 @@ def bench_attention_run(
         rows = run(lengths, turns=turns, threads=threads, advance=advance)
     if csv is not None:
         write_csv(csv, rows)
-    header = ("part", "case", "what")
+    header = ("part", "case", "values")
     cells = [
         (
             row["part"],

@@ -203,7 +203,7 @@ def _end_epoch(
     raw_model: nn.Module,
     train_loss: float,
 ) -> None:
-    """Validate, record the epoch, keep the best weights in ``best``, and decide whether training is finished."""
+    """Validate, record the epoch, copy the weights to keep into ``best``, and decide whether training ends."""
     loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
     # all ranks must take the same decisions, such as early stopping
     loss = fabric.broadcast(loss)
