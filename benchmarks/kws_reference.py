@@ -48,7 +48,7 @@ class Cell(nn.Module):
         self.neurons = Neurons()
 
     def site(self, n: int, x: Tensor) -> Tensor:
-        """Apply nonlinearity number ``n``, ``(B, N, C)`` in and out: ReLU (not on the memory), or batch norm, neurons."""
+        """Apply nonlinearity ``n`` to ``(B, N, C)``: ReLU (not on the memory), or batch norm and neurons."""
         if self.norms is None:
             return torch.relu(x) if n != 1 else x
         return self.neurons(self.norms[n](x.mT.contiguous())).mT.contiguous()
