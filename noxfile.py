@@ -1,4 +1,4 @@
-"""Every job of the repository, each in an environment of its own: ``nox -l`` lists them."""
+"""The jobs of the repository, each in its own virtual environment: ``nox -l`` lists them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parent
 DOMAINS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 PACKAGES = ["shared[lab]", *(f"packages/{name}" for name in DOMAINS)]
 
-# A folder of wheels that pip knows of is not known to uv unless it is told.
+# uv does not read PIP_FIND_LINKS, the folder of wheels of pip.
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
 
 
 def install(session: nox.Session, *tools: str, packages: list[str] | None = None) -> None:
-    """One command for all: the core is on no index, so that its siblings must be resolved beside it."""
+    """Install packages and tools in one command, as the core is on no index and must be resolved with the others."""
     editable = [part for package in packages or PACKAGES for part in ("-e", f"./{package}")]
     session.install("-c", "constraints.txt", *editable, *tools)
 
@@ -34,12 +34,16 @@ ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A summary of the forecasting bench on the shipped sets and a forecast with its intervals; a keyword spotter,
-    trained and judged in a stream; a recommender, fitted, explained, exported and timed."""
+    """Run forecasting, keyword spotting and recommendation on real data; write the results to reports/.
+
+    Forecasting: a summary of the benchmark on the shipped sets, and a forecast with its intervals. Keywords: train a
+    spotter and evaluate it on a stream. Recommenders: fit, explain, export and time one.
+    """
     install(session, *ONNX_TOOLS)
     for command in FORECASTER_DEMO + SPOTTER_DEMO + RANKER_DEMO:
-        quiet = "predict" in command  # its table is a file below
-        # two threads wait for each other
+        # the table of a forecast is written to a file as well
+        quiet = "predict" in command
+        # one thread, as two would wait for each other
         session.run("manyheads", *command.split(), silent=quiet, env={"OMP_NUM_THREADS": "1"})
     lines = [f"  reports/{name:<24} {what}" for name, what in DEMO_FILES.items() if (ROOT / "reports" / name).exists()]
     print("Written:", *lines, sep="\n", flush=True)
@@ -62,7 +66,7 @@ SPOTTER_DEMO = [
     "--plot reports/timeline.png",
 ]
 
-# What all candidates of a request would share: the person's fields, without those of the job.
+# The shared fields are those of the person, without those of the job: equal for all candidates of a request.
 RANKER_DEMO = [
     "data fetch adult --out reports",
     "recsys fit reports/adult.csv --label income --ignore fnlwgt --epochs 2 --out reports/recommender",
@@ -73,15 +77,15 @@ RANKER_DEMO = [
 ]
 
 DEMO_FILES = {
-    "forecasting.html": "every error of the bench, with plots",
+    "forecasting.html": "all test errors of the benchmark, with plots",
     "forecast.png": "a forecast with its 80 % and 95 % intervals",
     "forecast.csv": "the same forecast, all channels",
     "forecaster.safetensors": "the fitted forecaster",
-    "timeline.png": "the spotter's scores over the stream, each detection right or wrong",
-    "stream.wav": "the stream that the spotter heard",
-    "stream.csv": "what is said in it, and when",
+    "timeline.png": "the scores of the keyword spotter over time, with right and wrong detections",
+    "stream.wav": "the audio stream",
+    "stream.csv": "the words of the stream with their times",
     "spotter.safetensors": "the trained spotter",
-    "interactions.html": "which fields of the recommender act together",
+    "interactions.html": "interactions of the fields in the recommender",
     "recommender": "the fitted recommender",
     "served": "the exported recommender, for manyheads recsys serve",
     "ETTh1.csv": "the table of the forecast (transformer temperature)",
@@ -96,7 +100,7 @@ RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (format and lint), ty, import-linter."""
+    """Run ruff (format and lint), ty and import-linter."""
     install(session, "ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -106,19 +110,19 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests but the slow ones, on two processes."""
+    """Run all tests except the slow ones, on two processes."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 
-# Kernels of torch, threads, and the seed of the order of the tests.
+# Kernels of torch, threads, seed of the random order of the tests.
 SETTINGS = [("default", "1", "11"), ("default", "2", "23"), ("avx2", "1", "37"), ("avx2", "2", "53")]
 CAPABILITY = "import torch; print('torch computes with', torch.backends.cpu.get_cpu_capability())"
 
 
 @nox.session
 def portable(session: nox.Session) -> None:
-    """The fast tests with the kernels of other processors, one and two threads, each time in another random order."""
+    """Run the fast tests with the kernels of other processors, one and two threads, in different random orders."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS, "pytest-randomly")
     for capability, threads, seed in SETTINGS:
         session.log(f"ATEN_CPU_CAPABILITY={capability}, {threads} threads, order {seed}")
@@ -130,7 +134,7 @@ def portable(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Ten thousand generated inputs, counted by what comes of them: benchmarks/results/fuzz.csv."""
+    """Try 10,000 generated inputs and count the outcomes in benchmarks/results/fuzz.csv."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     words = session.posargs or ["--csv", "benchmarks/results/fuzz.csv"]
     session.run("python", "-m", "tests.fuzz.run", *words, env={"OMP_NUM_THREADS": "1"})
@@ -138,40 +142,40 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The learning checks and the long tests."""
+    """Run the slow tests: learning checks and other long ones."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
 def core(session: nox.Session) -> None:
-    """The tests of the core alone, with nothing but torch installed."""
+    """Run the tests of the core with nothing but torch installed."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared"])
     session.run("pytest", "-n", "2", "-m", "not slow", "tests/core", *session.posargs)
 
 
 @nox.session
 def forecasting(session: nox.Session) -> None:
-    """The tests of the forecasting package."""
+    """Run the tests of the forecasting package."""
     install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/forecasting"])
     session.run("pytest", "-n", "2", "tests/forecasting", *session.posargs)
 
 
 @nox.session
 def recsys(session: nox.Session) -> None:
-    """The tests of the recommender package."""
+    """Run the tests of the recommender package."""
     install(session, *TEST_TOOLS, *RANKER_TOOLS, packages=["shared[lab]", "packages/recsys"])
     session.run("pytest", "-n", "2", "-m", "not slow", "tests/recsys", *session.posargs)
 
 
 @nox.session
 def kws(session: nox.Session) -> None:
-    """The tests of the keyword package."""
+    """Run the tests of the keyword package."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, packages=["shared[lab]", "packages/kws"])
     session.run("pytest", "-n", "2", "-m", "not slow", "tests/kws", *session.posargs)
 
 
-# Each is run where there is no checkout and no data but what the wheels carry.
+# These run without a checkout, with the data of the wheels only.
 SMOKE = [
     "manyheads --version",
     "manyheads list",
@@ -210,7 +214,7 @@ SMOKE = [
     "python -m manyheads.kws list",
     "python -m manyheads.lab list",
 ]
-# Two "words" of 64 clips each, as no set of spoken words is in a wheel.
+# Two artificial words of 64 clips each, as no wheel contains a set of spoken words.
 WORDS = """
 import numpy, pathlib, soundfile
 for label, pitch in (("high", 1400.0), ("low", 300.0)):
@@ -232,7 +236,7 @@ assert not hasattr(manyheads, "__file__") or manyheads.__file__ is None, "manyhe
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Builds every wheel, installs them without the checkout, and runs each command."""
+    """Build every wheel, install them without the checkout, and run each command."""
     dist = Path(session.create_tmp()) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.install("-c", "constraints.txt", "build")
@@ -253,7 +257,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation as a site in ./site; a broken link is an error."""
+    """Build the documentation into ./site; a broken link is an error."""
     install(session, "mkdocs-material", "mkdocstrings[python]", "latex2mathml")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
@@ -263,21 +267,21 @@ PEERS = ["routing-transformer", "axial-attention", "x-transformers", "spikingjel
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Our layers beside public implementations, in one run: benchmarks/results/peers.csv."""
+    """Compare the speed of our layers with public implementations: benchmarks/results/peers.csv."""
     install(session, *PEERS, packages=["shared[lab]"])
     session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
 @nox.session
 def neurobench(session: nox.Session) -> None:
-    """The operations of spikes equal NeuroBench's own count: the test that needs it."""
+    """Run the test that compares our count of spike operations with NeuroBench."""
     install(session, "pytest", "hypothesis", "neurobench", packages=["shared[lab]", "packages/kws"])
     session.run("pytest", "tests/kws/test_spikes.py", "-k", "neurobench", *session.posargs)
 
 
 @nox.session
 def torchrec(session: nox.Session) -> None:
-    """Embedding tables cut over two processes equal one process: the tests that need TorchRec."""
+    """Run the tests that need TorchRec: embedding tables sharded over two processes equal one process."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared[lab]", "packages/recsys"])
     session.install("--no-deps", "-r", "packages/recsys/torchrec-requirements.txt")
     session.run("pytest", "tests/recsys/test_sharded.py", *session.posargs)
@@ -285,6 +289,6 @@ def torchrec(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Makes the figures of benchmarks/results again: nox -s bench -- JOB …"""
+    """Make the figures of benchmarks/results again: nox -s bench -- JOB …"""
     install(session)
     session.run("python", "benchmarks/run.py", *session.posargs)

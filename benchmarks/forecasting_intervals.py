@@ -1,10 +1,10 @@
-"""Coverage and width of the prediction intervals on simulated series with a known best interval.
+"""Measure coverage and width of prediction intervals on simulated series with a known optimal interval.
 
     python benchmarks/forecasting_intervals.py --csv benchmarks/results/forecasting_intervals.csv
 
-Each row of the file is one kind of series, size and level: the share of the next rows inside the interval, over all
-steps and series, and its mean width over that of the best interval, which knows the process and all its past. Seeds 0
-to 24 of eight kinds, 200 series a size; the method was chosen on seeds from 10,000 on.
+Each row of the file is one kind of series, size and level: the coverage (share of future rows inside the interval, over
+all steps and series), and the mean width relative to the optimal interval, which knows the process and its whole past.
+Seeds 0 to 24 of eight kinds give 200 series per size. The method was chosen on other seeds, from 10,000 on.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from manyheads.forecasting import Forecaster, Panel
 from manyheads.forecasting.series.panels import collected_warnings
 from manyheads.lab.data.files import write_csv
 
-# (rows, horizon, season): monthly, quarterly, yearly, daily
+# (rows, horizon, season); the season says monthly (12), quarterly (4), yearly (1) or daily (7)
 SIZES = ((36, 12, 12), (48, 12, 12), (60, 12, 12), (100, 12, 12), (150, 12, 12), (300, 12, 12))
 SIZES += ((40, 8, 4), (30, 6, 1), (200, 14, 7))
 LEVELS = (0.8, 0.95)
 
 
 def autoregression(rng: np.random.Generator, coefficients: tuple[float, ...], rows: int, burn: int = 200) -> np.ndarray:
-    """An autoregression with standard normal innovations."""
+    """Simulate an autoregressive process with standard normal innovations."""
     innovations, values = rng.normal(size=rows + burn), np.zeros(rows + burn)
     for t in range(len(coefficients), rows + burn):
         values[t] = innovations[t] + sum(c * values[t - 1 - lag] for lag, c in enumerate(coefficients))
@@ -35,7 +35,7 @@ def autoregression(rng: np.random.Generator, coefficients: tuple[float, ...], ro
 
 
 def best_deviation(coefficients: tuple[float, ...], horizon: int) -> np.ndarray:
-    """``(H,)``: standard deviation of the best forecast's error, ``sqrt(sum psi^2)``."""
+    """Return the standard deviation ``(H,)`` of the error of the optimal forecast, ``sqrt(sum psi^2)``."""
     psi = np.zeros(horizon)
     psi[0] = 1.0
     for h in range(1, horizon):
@@ -44,7 +44,7 @@ def best_deviation(coefficients: tuple[float, ...], horizon: int) -> np.ndarray:
 
 
 def simulate(kind: str, seed: int, rows: int, horizon: int, season: int) -> tuple[np.ndarray, np.ndarray]:
-    """``rows + horizon`` values and the best forecast's deviation at each step."""
+    """Simulate ``rows + horizon`` values; return them and the deviation of the optimal forecast at each step."""
     rng, total = np.random.default_rng([seed, KINDS.index(kind)]), rows + horizon
     t = np.arange(total)
     if kind in PROCESSES:
@@ -59,7 +59,8 @@ def simulate(kind: str, seed: int, rows: int, horizon: int, season: int) -> tupl
         return pattern[t % season] + 0.1 * t + rng.normal(size=total), np.ones(horizon)
     if kind == "season + AR(1) .8":
         return pattern[t % season] + autoregression(rng, (0.8,), total), best_deviation((0.8,), horizon)
-    values = np.zeros(total)  # the season is a random walk of steps .5 under noise
+    # each month of the season is a random walk of steps .5, observed with noise
+    values = np.zeros(total)
     for row in range(total):
         pattern[row % season] += 0.5 * rng.normal()
         values[row] = pattern[row % season] + rng.normal()
@@ -73,7 +74,7 @@ KINDS = (*PROCESSES, "random walk", *SEASONAL)
 
 
 def measure(kind: str, size: tuple[int, int, int], seeds: range, model: str) -> list[tuple[float, float, float]]:
-    """Level, coverage and relative width, mean over the series."""
+    """Return level, coverage and relative width, averaged over the series."""
     rows, horizon, season = size
     found = []
     for seed in seeds:
@@ -92,10 +93,10 @@ def measure(kind: str, size: tuple[int, int, int], seeds: range, model: str) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--model", default="closed-form-auto")
+    parser.add_argument("--csv", type=Path, help="file for the rows")
+    parser.add_argument("--model", default="closed-form-auto", help="forecaster")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--series", type=int, default=25, help="of each kind")
+    parser.add_argument("--series", type=int, default=25, help="number of series of each kind, one seed each")
     chosen = parser.parse_args()
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.series)
     command = f"python benchmarks/forecasting_intervals.py --model {chosen.model} --first-seed {chosen.first_seed} "

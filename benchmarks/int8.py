@@ -1,12 +1,15 @@
-"""Three ways to write weights in 8 bits, by accuracy and time: ``python benchmarks/int8.py SPOTTER …``.
+"""Compare three forms of 8-bit weights by accuracy and time: ``python benchmarks/int8.py SPOTTER …``.
 
-signed: -128 to 127; ONNX Runtime's products then saturate on AVX2 without VNNI, which adds two of them in 16 bits.
-7 bits: signed, -64 to 64, so that two products always fit. unsigned: 0 to 255, which its kernels widen before they add.
-A processor with VNNI shows the first form without saturation.
+- signed: -128 to 127; on AVX2 without VNNI, ONNX Runtime adds two products in 16 bits, and the sum saturates;
+- 7 bits: signed, -64 to 64, so that the sum of two products always fits;
+- unsigned: 0 to 255, which the kernels of ONNX Runtime widen before they add.
 
-Spotters: the validation and test clips of their set; the error is of the mean logits, against float32. Recommenders:
-trained here on four fifths of Adult, the error and the AUC on the rest. The published LMUFormer, weights random, is
-there for the time. One thread, CPU time, all take turns and the least counts.
+On a processor with VNNI the first form does not saturate.
+
+Keyword spotters are evaluated on the validation and test clips of their set; the error is that of the mean logits,
+relative to float32. Recommenders are trained here on four fifths of Adult; error and AUC are those of the other rows.
+The published LMUFormer, with random weights, is measured for time only. One thread, CPU time; all networks take turns
+and the shortest time counts.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ Timed = dict[tuple[str, str, int], Callable[[], Any]]
 
 
 def written(content: bytes, form: str, **options: Any) -> bytes:
-    """What the package writes, with the weights in another form."""
+    """Quantise as the package does, but with another form of weights."""
     plain = quantization.quantize_dynamic
 
     def changed(*paths: str, **settings: Any) -> None:
@@ -64,8 +67,10 @@ def written(content: bytes, form: str, **options: Any) -> bytes:
 
 
 def largest_pair(content: bytes) -> int | str:
-    """The largest absolute sum of two products that signed weights allow, inputs at 255, where 16 bits hold 32,767;
-    unsigned ones are widened before."""
+    """Return the largest absolute sum of two products with signed weights and inputs of 255; 16 bits hold 32,767.
+
+    Unsigned weights are widened before they are added: ``"widened"``.
+    """
     graph = onnx.load_from_string(content).graph
     weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     used = [weights[n.input[1]] for n in graph.node if n.op_type == "MatMulInteger" and n.input[1] in weights]
@@ -75,15 +80,17 @@ def largest_pair(content: bytes) -> int | str:
 
 
 def mean_logits(found: ClipResults) -> np.ndarray:
+    """Return the mean logits of each clip."""
     return np.stack([logits.mean(0) for logits in found.logits])
 
 
 def relative(plain: np.ndarray, other: np.ndarray) -> float:
+    """Return the norm of the difference relative to the norm of ``plain``."""
     return float(np.linalg.norm(plain - other) / np.linalg.norm(plain))
 
 
 def spotter_rows(path: Path, folder: Path, timed: Timed) -> list[dict[str, Any]]:
-    """Accuracy on the clips that the network was not trained on."""
+    """Return the accuracy of each form on clips outside the train part; add its steps to ``timed``."""
     spotter = KeywordSpotter.load(path)
     name = str(spotter.trained["experiment"])
     clips = [clip for clip in clips_of(str(spotter.trained["set"])) if clip.split != "train"]
@@ -110,7 +117,7 @@ def spotter_rows(path: Path, folder: Path, timed: Timed) -> list[dict[str, Any]]
 
 
 def time_steps(name: str, paths: Mapping[str, Path], timed: Timed) -> None:
-    """Steps of one stream and of 64, ten at a time, as the clock is coarse."""
+    """Add steps of one stream and of 64 streams to ``timed``, ten at a time, as the clock is coarse."""
     for form, path in paths.items():
         for count in (1, 64):
             runner = StepRunner(path, streams=count)
@@ -124,7 +131,7 @@ def time_steps(name: str, paths: Mapping[str, Path], timed: Timed) -> None:
 
 
 def published_rows(folder: Path, timed: Timed) -> list[dict[str, Any]]:
-    """The published size, for its time."""
+    """Return the rows of the published size, which is measured for its time."""
     torch.manual_seed(0)
     network = published(spiking=False, lookahead=0).make(128, tuple(f"word{n}" for n in range(35)))
     network.calibrate(torch.randn(4, 128, 128))
@@ -138,7 +145,7 @@ def published_rows(folder: Path, timed: Timed) -> list[dict[str, Any]]:
 
 
 def recommender_rows(kind: str, folder: Path, timed: Timed) -> list[dict[str, Any]]:
-    """AUC on the rows that the recommender was not fitted on."""
+    """Return the AUC of each form on rows outside the train part; add its products to ``timed``."""
     people = adult_table()
     held = np.random.default_rng(0).random(len(people)) < 0.2
     model = Recommender(kind, label="income", ignore=("fnlwgt",), epochs=3, seed=1).fit(people[~held])
@@ -169,9 +176,9 @@ def recommender_rows(kind: str, folder: Path, timed: Timed) -> list[dict[str, An
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("spotters", type=Path, nargs="+")
-    parser.add_argument("--turns", type=int, default=100)
-    parser.add_argument("--csv", type=Path, default=RESULT)
+    parser.add_argument("spotters", type=Path, nargs="+", help="files of trained keyword spotters")
+    parser.add_argument("--turns", type=int, default=100, help="repetitions")
+    parser.add_argument("--csv", type=Path, default=RESULT, help="file for the rows")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     timed: Timed = {}

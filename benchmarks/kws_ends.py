@@ -1,11 +1,11 @@
-"""Detections of words at the edges of a recording, and false alarms in sounds without speech.
+"""Count detections of words at both ends of a recording, and false alarms in sounds without speech.
 
     manyheads kws train arabic-spotter --seeds 1 2 3 --root runs
     python benchmarks/kws_ends.py runs --csv benchmarks/results/kws_ends.csv
 
-A test clip of each of 40 draws is cut to its speech and put into two seconds of white noise: in the middle, at the very
-start, or at the very end, where the recording ends with the word. The noise either lies under the word too, or only
-around it. Each row of the file is one place and one level of noise.
+40 random test clips are cut to their speech. Each is placed in white noise: in the middle of four seconds, or at the
+very start or the very end of two seconds, where the recording begins or ends with the word. The noise continues under
+the word, or lies only around it. Each row of the file is one place and one level of noise, or one sound without speech.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLACES = ("in the middle", "at the very start", "at the very end")
 
 
 def words(spotter: KeywordSpotter) -> list[tuple[str, np.ndarray]]:
-    """Label and speech of ``WORDS`` clips of the test part, spread over speakers and words."""
+    """Return label and speech of ``WORDS`` random clips of the test part."""
     clips = [clip for clip in clips_of_part("arabic", "test") if clip.label in spotter.keywords]
     chosen = np.random.default_rng(0).permutation(len(clips))[:WORDS]
     found = []
@@ -42,9 +42,9 @@ def words(spotter: KeywordSpotter) -> list[tuple[str, np.ndarray]]:
 
 
 def recordings(word: np.ndarray, rate: int, level: float, under: bool, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The word at each place."""
-    around = 2 * rate
-    for place, lead, trail in zip(PLACES, (around, 0, around), (around, around, 0), strict=True):
+    """Yield the name of each place with the word at that place in noise."""
+    padding = 2 * rate
+    for place, lead, trail in zip(PLACES, (padding, 0, padding), (padding, padding, 0), strict=True):
         noise = level * np.random.default_rng(seed).standard_normal(lead + len(word) + trail)
         if not under:
             noise[lead : lead + len(word)] = 0.0
@@ -53,7 +53,7 @@ def recordings(word: np.ndarray, rate: int, level: float, under: bool, seed: int
 
 
 def sounds(rate: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Half a minute each of a melody of decaying tones and of bursts of white noise."""
+    """Yield half a minute each of a melody of decaying tones and of bursts of white noise."""
     random, t, note = np.random.default_rng(0), np.arange(rate // 2) / rate, rate // 2
     melody = [
         sum(np.sin(2 * np.pi * f * h * t) / h for h in range(1, 6)) * 0.2 * np.exp(-4.0 * t)
@@ -65,7 +65,7 @@ def sounds(rate: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def counts(path: Path) -> dict[tuple[str, float | str, str], int]:
-    """Detected words of ``WORDS`` for each place, level and kind of noise; false alarms for each sound."""
+    """Count the detected words of ``WORDS`` by place, level and kind of noise, and the false alarms by sound."""
     spotter = KeywordSpotter.load(path)
     found: dict[tuple[str, float | str, str], int] = {}
     for seed, (label, word) in enumerate(words(spotter)):
@@ -81,8 +81,8 @@ def counts(path: Path) -> dict[tuple[str, float | str, str], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, help="the folder in which the spotter was trained, with any number of seeds")
-    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("runs", type=Path, help="folder in which the spotter was trained, with any number of seeds")
+    parser.add_argument("--csv", type=Path, required=True, help="file for the rows")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     spotters = sorted(asked.runs.glob(f"arabic-spotter/*/seed-*/{NAME}"))

@@ -1,8 +1,8 @@
-"""The arithmetic of the published LMUFormer, forward only: what the speed of ours is measured against.
+"""Reference implementation of the published LMUFormer, forward only: the baseline of the speed benchmark.
 
-Written from the description of the layers, as benchmark only: channels first, ``conv1d`` for every product of the stem,
-the mixer and the feed-forward network, batch norm as such, the memory by an FFT of a fixed length of 128, neurons as a
-loop over the steps with the operations of spikingjelly's torch backend. Weights are random.
+Written from the description of the layers, for the benchmark only. Channels come first; every product of the stem, the
+mixer and the feed-forward network is a ``conv1d``; batch norm is not folded. The memory is an FFT of the fixed length
+128. Neurons loop over the steps with the operations of spikingjelly's torch backend. Weights are random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FRAMES = 128
 
 
 class Neurons(nn.Module):
-    """``(B, C, N)``; the time axis is brought to the front and back, as there."""
+    """LIF neurons, ``(B, C, N)`` in and out; the time axis moves to the front and back, as in spikingjelly."""
 
     def __init__(self, threshold: float = 1.0) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Neurons(nn.Module):
 
 
 class Cell(nn.Module):
-    """The memory unit, ``(B, N, C)``."""
+    """The Legendre memory unit, ``(B, N, C)`` in and out."""
 
     def __init__(self, width: int, order: int, spiking: bool) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Cell(nn.Module):
         self.neurons = Neurons()
 
     def site(self, n: int, x: Tensor) -> Tensor:
-        """``(B, N, C)`` in and out."""
+        """Apply nonlinearity ``n`` to ``(B, N, C)``: ReLU (not on the memory), or batch norm and neurons."""
         if self.norms is None:
             return torch.relu(x) if n != 1 else x
         return self.neurons(self.norms[n](x.mT.contiguous())).mT.contiguous()
@@ -62,7 +62,7 @@ class Cell(nn.Module):
 
 
 class Reference(nn.Module):
-    """``(B, 128, 128)`` -> ``(B, 35)``."""
+    """The published network: frames ``(B, 128, 128)`` to logits ``(B, 35)``."""
 
     def __init__(self, *, spiking: bool, bins: int = 128, width: int = 256, labels: int = 35) -> None:
         super().__init__()

@@ -1,16 +1,17 @@
-"""What the published LMUFormer costs here, against the published arithmetic and against what the machine can do:
-``python benchmarks/kws_speed.py``.
+"""Measure the speed of the published LMUFormer against a reference and the limits of the machine.
 
-One run, one thread, CPU time; all candidates take turns and the least of each counts, in microseconds. Weights are
-random, batch norm is calibrated. Four groups:
+    python benchmarks/kws_speed.py
 
-- a 10 ms frame of one stream and of 64, through ONNX Runtime in float32 and int8, and eager;
-- beside it what merely reading so many bytes of weights in order takes (a matrix-vector product of that size): a stream
-  of its own uses every weight once, and cannot be faster;
+One run, one thread, CPU time in microseconds; all candidates take turns and the shortest time of each counts. Weights
+are random, batch norm is calibrated. Four groups:
+
+- one 10 ms frame of one stream and of 64 streams, with ONNX Runtime in float32 and int8, and in eager mode;
+- the time to read the same bytes of weights once, in order (a matrix-vector product of that size): a lower bound for a
+  single stream, which uses every weight once;
 - 32 clips of 128 frames at once, against the published arithmetic (:mod:`kws_reference`);
-- the rate of a large matrix product, and which fraction of it each of these reaches.
+- the rate of a large matrix product, and the fraction of it that each candidate reaches.
 
-The front end is not in it, except in its own row.
+The front end (log-mel features) is measured in a row of its own only.
 """
 
 from __future__ import annotations
@@ -38,22 +39,25 @@ from manyheads.lab.data.files import write_csv
 
 RESULT = Path(__file__).parent / "results" / "kws_speed.csv"
 BINS, WORDS, CLIPS, FRAMES = 128, tuple(f"word{n}" for n in range(35)), 32, 128
-TARGETS = {  # microseconds a stream and frame; or how many times faster than the reference
+# Microseconds a stream and frame, by number of streams.
+TARGETS = {
     "ANN, ONNX Runtime float32": {1: 100.0, 64: 20.0},
     "ANN, ONNX Runtime int8": {1: 60.0, 64: 7.0},
 }
+# Times faster than the reference.
 FACTORS = {"ANN, eager": 1.5, "ANN, ONNX Runtime float32": 2.0, "spiking, eager": 2.0}
 
 Run = Callable[[], object]
 
 
 class Candidate:
-    """Something to be timed; ``repeat`` calls at a time, as the clock is coarse beside short ones."""
+    """A function to be timed, ``repeat`` calls at a time, as the clock is coarse for short calls."""
 
     def __init__(self, run: Run, repeat: int = 1) -> None:
         self.run, self.repeat, self.least = run, repeat, float("inf")
 
     def take_turn(self) -> None:
+        """Time the calls once and keep the shortest time of a call, in microseconds."""
         begun = time.process_time()
         for _ in range(self.repeat):
             self.run()
@@ -61,7 +65,7 @@ class Candidate:
 
 
 def networks(spiking: bool) -> tuple[Staged, Staged]:
-    """The published size without look-ahead, calibrated; and the same folded and prepared for the clips."""
+    """Return the network of the published size without look-ahead, calibrated; and a copy folded for whole clips."""
     torch.manual_seed(0)
     network = published(spiking=spiking, lookahead=0).make(BINS, WORDS)
     network.calibrate(torch.randn(4, FRAMES, BINS))
@@ -71,7 +75,7 @@ def networks(spiking: bool) -> tuple[Staged, Staged]:
 
 
 def streams(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate]:
-    """One frame of one and of 64 streams."""
+    """Return the candidates for one frame of one stream and of 64 streams."""
     name = "spiking" if spiking else "ANN"
     network, folded = networks(spiking)
     real = export_step(network, folder / f"{name}.onnx")
@@ -92,7 +96,7 @@ def streams(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate
 
 
 def clips(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate]:
-    """All clips at once."""
+    """Return the candidates for all clips at once."""
     name = "spiking" if spiking else "ANN"
     network, folded = networks(spiking)
     frames = torch.randn(CLIPS, FRAMES, BINS)
@@ -110,7 +114,7 @@ def clips(folder: Path, spiking: bool) -> dict[tuple[str, str, int], Candidate]:
 
 
 def machine(weights: int) -> dict[tuple[str, str, int], Candidate]:
-    """What the machine does at best: a large product, and reading so many weights once."""
+    """Return the limits of the machine: a large product, and reading the weights once."""
     a, b = torch.randn(CLIPS * FRAMES, 768), torch.randn(256, 768)
     matrix, vector = torch.randn(weights // 256, 256), torch.randn(256)
     quarter = matrix[: len(matrix) // 4].clone()
@@ -122,16 +126,16 @@ def machine(weights: int) -> dict[tuple[str, str, int], Candidate]:
 
 
 def front_end() -> dict[tuple[str, str, int], Candidate]:
-    """One 10 ms chunk of sound at 16 kHz, 80 bins, in the streaming form."""
+    """Return the streaming front end on a chunk of 10 ms at 16 kHz, 80 bins."""
     log_mel, mean = LogMel(Features(bins=80)), RunningMean()
     chunk = torch.randn(1, 160)
     state = [log_mel.init_state(1), mean.init_state(1, 80)]
 
-    def hear() -> None:
+    def step() -> None:
         frames, state[0] = log_mel(chunk, state[0])
         _, state[1] = mean(frames, state[1])
 
-    return {("stream", "log-mel and running mean, eager", 1): Candidate(hear, 10)}
+    return {("stream", "log-mel and running mean, eager", 1): Candidate(step, 10)}
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -141,8 +145,11 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def clip_macs(what: str, step: int) -> int:
-    """Multiply-adds a frame where clips are run at once: without the memory's recurrence, whose place an FFT or a few
-    blocks take (not counted), or one product with all earlier inputs that is the readout too."""
+    """Return the multiply-adds of a frame if whole clips run at once.
+
+    The recurrence of the memory is not counted: an FFT or a few blocks replace it (not counted either), or one product
+    with all earlier inputs, which includes the readout.
+    """
     order = 512 if what.startswith("spiking") else 256
     dense = step - order * (order + 1)
     joined = what.startswith("ANN") and "published" not in what
@@ -150,7 +157,7 @@ def clip_macs(what: str, step: int) -> int:
 
 
 def rows(found: Mapping[tuple[str, str, int], Candidate], macs: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The table: times, fractions and whether the targets are met."""
+    """Return the rows: times, fractions of the limits, and whether each target is met."""
     product = found["machine", "product of (4096, 768) and (768, 256)", 1].least
     gflops = 2e-3 * CLIPS * FRAMES * 768 * 256 / product
     floors = {
@@ -182,7 +189,7 @@ def rows(found: Mapping[tuple[str, str, int], Candidate], macs: Mapping[str, int
 
 
 def float32_spikes() -> dict[str, Any]:
-    """How many spikes of the published spiking size differ in float32 between a clip at once and frame by frame."""
+    """Return the share of spikes that differ in float32 between a whole clip and frame by frame, published size."""
     from manyheads.kws.models.sites import SpikeSite
 
     network, _ = networks(True)
@@ -203,13 +210,14 @@ def float32_spikes() -> dict[str, Any]:
 
 
 def processor() -> str:
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")) + ", 1 thread"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=60, help="repetitions")
     turns = parser.parse_args(arguments).turns
     warnings.filterwarnings("ignore", message="lmuformer: order")
     torch.set_num_threads(1)
@@ -224,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found |= machine(macs["ANN"])
         for turn in range(turns):
             for (group, _, _), candidate in found.items():
-                if group != "clips" or turn % 4 == 0:  # these take a hundred times as long
+                # clips take a hundred times as long
+                if group != "clips" or turn % 4 == 0:
                     candidate.take_turn()
         table = [*rows(found, macs), float32_spikes()]
     versions = " ".join(f"{name}={version(name)}" for name in ("torch", "onnxruntime", "numpy"))

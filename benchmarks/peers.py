@@ -1,7 +1,8 @@
-"""Our layers side by side with public implementations, on the same work in one run: ``nox -s peers``.
+"""Compare the speed of our layers with public implementations, same work, same run: ``nox -s peers``.
 
-Forward, and forward with backward, CPU seconds of one thread; the two take turns and the least of each counts. Weights
-are each library's own: what is compared is cost, not output (the tests compare outputs with oracles).
+Measured are the CPU seconds of forward, and of forward with backward, on one thread. The two implementations take turns
+and the shortest time of each counts. Each library initialises its own weights: this compares cost, not output (the
+tests compare outputs with oracles).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
-    """What is compared: our layer, the peer, an input, and both as functions."""
+    """Yield each pair: name of our layer, name of the peer, an input, and both as functions."""
     from axial_attention import AxialAttention
     from routing_transformer.routing_transformer import SelfAttention
     from spikingjelly.activation_based import functional as spiking
@@ -80,7 +81,10 @@ def _first(module: nn.Module) -> Run:
 
 
 def take_turns(x: Tensor, *runs: Run, turns: int = TURNS) -> list[tuple[float, float]]:
-    """For each run the least CPU seconds of its forward and of its forward with backward."""
+    """Return, for each function, the shortest CPU seconds of forward and of forward with backward.
+
+    The first two turns are warm-up and do not count.
+    """
 
     def seconds(call: Callable[[], object]) -> float:
         before = time.process_time()

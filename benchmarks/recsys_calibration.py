@@ -1,6 +1,6 @@
-"""One temperature for each trained model: ``python benchmarks/recsys_calibration.py --root RUNS --csv FILE``.
+"""Evaluate temperature scaling of trained models: ``python benchmarks/recsys_calibration.py --root RUNS --csv FILE``.
 
-The temperature is fitted on the validation part of each run below ``--root`` and applied to its test part. It divides
+The temperature of each run below ``--root`` is fitted on the validation part and applied to the test part. It divides
 the logits, so that no AUC changes.
 """
 
@@ -20,15 +20,16 @@ from manyheads.recsys.training.objective import predict_logits
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--csv", type=Path, required=True, help="file for the rows")
     asked = parser.parse_args()
     known, rows = {e.name: e for e in experiments()}, []
     for path in sorted(asked.root.glob("*/*/report.json")):
         report = Report.read(path)
         experiment = known[report.name]
         if experiment.hash != report.hash:
-            continue  # of other settings
+            # the run has other settings
+            continue
         splits = experiment.data.open()
         model = experiment.model.build(splits)
         for seed in report.seeds:

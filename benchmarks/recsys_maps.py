@@ -1,8 +1,10 @@
-"""Do maps and permutations find the pairs that are true? ``python benchmarks/recsys_maps.py --root RUNS --csv FILE``.
+"""Measure whether explanations rank the true interactions first.
 
-For each trained model of the synthetic set below ``--root``: the AUC of the true pairs among all pairs (0.5 is chance)
-when pairs are ordered by attention, by the AUC interaction of permutations, and by their mixed logit, on rows of the
-test part; and Spearman's correlation of each with the true strengths. Nothing is chosen here.
+    python benchmarks/recsys_maps.py --root RUNS --csv FILE
+
+For each trained model of the synthetic set below ``--root``, pairs of fields are ordered by attention, by the AUC
+interaction of permutations, and by the mixed logit, on rows of the test part. The file holds the AUC of the true pairs
+among all pairs (0.5 is chance) and Spearman's correlation with the true strengths. Nothing is chosen by these figures.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from manyheads.recsys.training.recommender import Recommender
 
 
 def views(found: Explanation) -> dict[str, np.ndarray]:
-    """What pairs can be ordered by."""
+    """Return the matrices of pairs that an explanation offers, by name."""
     measured, views = found.importance, {}
     if found.maps is not None:
         size = found.maps.fields
@@ -38,16 +40,17 @@ def views(found: Explanation) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--csv", type=Path, required=True, help="file for the rows")
+    parser.add_argument("--rows", type=int, default=5000, help="test rows of each explanation")
     asked = parser.parse_args()
     known, rows = {e.name: e for e in experiments()}, []
     for path in sorted(asked.root.glob("synthetic-*/*/report.json")):
         report = Report.read(path)
         experiment = known.get(report.name)
         if experiment is None or experiment.hash != report.hash or not isinstance(experiment.data, Synthetic):
-            continue  # of other settings
+            # the run has other settings
+            continue
         frame, _ = experiment.data.part(2)
         strengths = upper(experiment.data.interactions())
         for seed in report.seeds:

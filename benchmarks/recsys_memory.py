@@ -1,13 +1,13 @@
-"""Trains from a parquet file ten times the process's memory limit: ``python benchmarks/recsys_memory.py --csv FILE``.
+"""Train from a Parquet file ten times as large as the memory limit: ``python benchmarks/recsys_memory.py --csv FILE``.
 
-A file of random numbers and ids, uncompressed, is written until it takes ``--times`` the limit on the disk. Then a
-process of its own trains an epoch from it under ``RLIMIT_DATA`` = the limit: the kernel refuses any private memory
-beyond it (heap, anonymous maps, stacks), what Python, torch, pandas and pyarrow take for themselves included. Its peak
-resident memory, which counts the code of the libraries too, has to stay below the same limit. As a control a file of
-the size of the limit is read whole under it, which has to fail.
+An uncompressed file of random numbers and ids is written until its size is ``--times`` the limit. A separate process
+then trains one epoch from it under ``RLIMIT_DATA`` = the limit. The kernel refuses any private memory beyond the limit
+(heap, anonymous maps, stacks), including that of Python, torch, pandas and pyarrow themselves. The peak resident
+memory, which also counts the code of the libraries, must stay below the same limit. As a control, a file of the size of
+the limit is read whole under the limit, which must fail.
 
-pyarrow's own allocator takes a gigabyte of addresses at once, which is private memory though nothing lies there: the
-process is run with ``ARROW_DEFAULT_MEMORY_POOL=system``.
+The process runs with ``ARROW_DEFAULT_MEMORY_POOL=system``: pyarrow's own allocator reserves a gigabyte of addresses,
+which counts as private memory although it is unused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ import numpy as np
 
 from manyheads.lab.data.files import write_csv
 
-IDS, NUMBERS, GROUP = 4, 40, 20_000  # columns of each kind, rows of a row group
+# Columns of ids, columns of numbers, rows of a row group.
+IDS, NUMBERS, GROUP = 4, 40, 20_000
 MB = 1 << 20
 
 
 def table(rows: int, seed: int):
-    """Ids of 1,000 values, numbers, and a label that depends on one of each."""
+    """Make a table of ids with 1,000 values, numbers, and a label that depends on one column of each kind."""
     import pyarrow
 
     rng = np.random.default_rng(seed)
@@ -43,7 +44,7 @@ def table(rows: int, seed: int):
 
 
 def write(path: Path, size: int) -> int:
-    """Row groups until the file has ``size`` bytes; gives the rows."""
+    """Write row groups until the file has ``size`` bytes; return the number of rows."""
     import pyarrow.parquet
 
     first, rows = table(GROUP, 0), 0
@@ -55,7 +56,7 @@ def write(path: Path, size: int) -> int:
 
 
 def train(folder: Path) -> dict[str, float]:
-    """One epoch of a logistic regression; only called under the limit."""
+    """Train a logistic regression for one epoch; called in the limited process only."""
     from manyheads.lab.training.experiment import Budget, Experiment
     from manyheads.lab.training.loop import train_model
     from manyheads.recsys.datasets.parquet_stream import StreamedTable
@@ -69,7 +70,9 @@ def train(folder: Path) -> dict[str, float]:
     return dict(result.metrics)
 
 
-def under(limit: int, *arguments: str) -> subprocess.CompletedProcess:
+def run_limited(limit: int, *arguments: str) -> subprocess.CompletedProcess:
+    """Run this file in a process with ``limit`` bytes of private memory."""
+
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
@@ -79,10 +82,12 @@ def under(limit: int, *arguments: str) -> subprocess.CompletedProcess:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--limit-mb", type=int, default=600)
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--folder", type=Path, help="where there is room for the file; a temporary folder without")
+    parser.add_argument("--csv", type=Path, help="file for the row")
+    parser.add_argument("--limit-mb", type=int, default=600, help="memory limit in MB")
+    parser.add_argument("--times", type=int, default=10, help="size of the file in units of the limit")
+    parser.add_argument(
+        "--folder", type=Path, help="folder with enough space for the file; a temporary folder by default"
+    )
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -107,13 +112,13 @@ def main() -> None:
         pyarrow.parquet.write_table(table(20_000, 10**9), folder / "held.parquet")
         rows = write(folder / "train.parquet", asked.times * limit)
         size = (folder / "train.parquet").stat().st_size
-        done = under(limit, "--train", str(folder))
+        done = run_limited(limit, "--train", str(folder))
         if done.returncode:
             raise SystemExit(f"training under {asked.limit_mb} MB failed with status {done.returncode}")
         found = json.loads(done.stdout.splitlines()[-1])
         (folder / "train.parquet").unlink()
         write(folder / "whole.parquet", limit)
-        control = under(limit, "--read", str(folder / "whole.parquet")).returncode
+        control = run_limited(limit, "--read", str(folder / "whole.parquet")).returncode
     if found["peak_mb"] > asked.limit_mb:
         raise SystemExit(f"peak resident memory: {found['peak_mb']:.0f} MB, expected at most {asked.limit_mb}")
     row = {

@@ -1,10 +1,10 @@
-"""Scikit-learn's logistic regression and LightGBM on the rows of our tables.
+"""Evaluate scikit-learn's logistic regression and LightGBM on the data sets of our recommenders.
 
-python benchmarks/recsys_peers.py [--sets SET …] --csv FILE
+    python benchmarks/recsys_peers.py [--sets SET …] --csv FILE
 
-Both get the encoded rows that our models get, fit the training part, choose their settings by the validation AUC with
-the first seed, and are then fitted with each seed; the test part is read at the end only. A logistic regression has no
-seed. LightGBM takes ids as categories and draws four fifths of rows and columns for each tree.
+Both get the same encoded rows as our models and fit the training part. Their settings are chosen by the validation AUC
+with the first seed, then fitted with each seed; the test part is read only at the end. A logistic regression has no
+seed. LightGBM takes ids as categories and samples four fifths of the rows and columns for each tree.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ Predict = Callable[[Rows], np.ndarray]
 
 
 def labels_of(rows: Rows) -> np.ndarray:
+    """Return the first label of each row as integers."""
     return rows.labels[:, 0].numpy().astype(int)
 
 
 def regression(splits: Splits, setting: dict[str, Any], seed: int) -> tuple[Predict, int]:
+    """Fit a logistic regression; return its prediction function and its number of parameters."""
     design = Design.of(splits.facts["layout"], splits.train)
     fitted = LogisticRegression(max_iter=1000, **setting).fit(design(splits.train), labels_of(splits.train))
     return lambda rows: fitted.predict_proba(design(rows))[:, 1], fitted.coef_.size + 1
 
 
 def trees(splits: Splits, setting: dict[str, Any], seed: int) -> tuple[Predict, int]:
+    """Fit LightGBM with early stopping; return its prediction function and its number of leaves."""
     layout = splits.facts["layout"]
     fields = list(range(len(layout.names)))
 
@@ -82,13 +85,14 @@ PEERS = {
 
 
 def rows_of(name: str, command: str) -> Iterator[dict[str, Any]]:
+    """Yield one row per model and metric of a data set."""
     splits = SETS[name].open()
     for peer, (fit, settings, seeds) in PEERS.items():
-        judged = [
+        validation_aucs = [
             auc(labels_of(splits.validation), fit(splits, setting, seeds[0])[0](splits.validation))
             for setting in settings
         ]
-        setting = settings[int(np.argmax(judged))]
+        setting = settings[int(np.argmax(validation_aucs))]
         started, found, parameters = time.process_time(), [], 0
         for seed in seeds:
             predict, parameters = fit(splits, setting, seed)
@@ -106,7 +110,7 @@ def rows_of(name: str, command: str) -> Iterator[dict[str, Any]]:
                 "values": " ".join(f"{value:.6f}" for value in values),
                 "setting": " ".join(f"{key}={value}" for key, value in setting.items()),
                 "tried": len(settings),
-                "validation_auc": f"{max(judged):.6f}",
+                "validation_auc": f"{max(validation_aucs):.6f}",
                 "parameters": parameters,
                 "cpu_s": f"{seconds:.1f}",
                 "versions": " ".join(f"{one}={version(one)}" for one in ("scikit-learn", "lightgbm", "numpy")),
@@ -116,8 +120,8 @@ def rows_of(name: str, command: str) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="data sets; all by default")
+    parser.add_argument("--csv", type=Path, required=True, help="file for the rows; those of other sets stay")
     asked = parser.parse_args()
     for name in asked.sets:
         made = list(rows_of(name, f"python benchmarks/recsys_peers.py --sets {name}"))

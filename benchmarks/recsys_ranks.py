@@ -1,8 +1,10 @@
-"""What a rank costs and saves: ``python benchmarks/recsys_ranks.py --root RUNS --csv FILE --picture FILE``.
+"""Measure accuracy and time against the rank of low-rank projections.
 
-The composite projections of a Hiformer that was trained on MovieLens-100K by time, cut to each rank without training
-again; AUC on the validation part, CPU time of 100 rows through ONNX Runtime on one thread, all ranks taking turns. The
-picture marks the best rank within half of the time of the model as it was trained.
+    python benchmarks/recsys_ranks.py --root RUNS --csv FILE --picture FILE
+
+The composite projections of a Hiformer trained on MovieLens-100K, split by time, are cut to each rank without
+retraining. Measured are the AUC on the validation part and the CPU time of 100 rows through ONNX Runtime on one thread;
+all ranks take turns. The picture marks the best rank within half of the time of the full-rank model.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from manyheads.recsys.training.recommender import Recommender
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the trained Hiformer")
+    parser.add_argument("--csv", type=Path, required=True, help="file for the rows")
+    parser.add_argument("--picture", type=Path, required=True, help="file for the picture")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     [path] = asked.root.glob("ml-100k-time-hiformer/*/report.json")

@@ -1,11 +1,12 @@
-"""What a request costs: field transformers through torch and ONNX Runtime, whole rows and with the request's part
-shared: ``python benchmarks/recsys_serving.py``.
+"""Measure the CPU time of a ranking request with torch and ONNX Runtime, with and without shared computation.
 
-31 fields of 1,000 values, width 64, two layers of 4 heads, feed-forward twice as wide, the last layer pruned to the
-task's row. 23 of the fields, three quarters, are the request's. Random weights: what is measured does not depend on
-them. One run, one thread, CPU time; all candidates take turns and the least of each counts, so that others on the
-machine disturb little. Beside the times stand the multiply-adds of a candidate, which bound what sharing can save, and
-the ratios with what they are held against.
+    python benchmarks/recsys_serving.py
+
+The networks are field transformers: 31 fields of 1,000 values, width 64, two layers of 4 heads, a feed-forward network
+twice as wide, the last layer pruned to the row of the task. 23 of the fields, three quarters, belong to the request.
+Weights are random, as the time does not depend on them. One run, one thread, CPU time; all candidates take turns and
+the shortest time of each counts, so that other processes disturb little. The file also holds the multiply-adds of a
+candidate, which bound the gain of sharing, and ratios of times with their targets.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ MODELS: dict[str, tuple[str, int | None]] = {
     "hiformer, rank 64": ("hiformer", 64),
 }
 LOW = "hiformer, rank 64"
-RAW = ("hiformer, rank 64", "hiformer")  # also from raw rows, at the largest size
+# Models that are also timed from raw values, at the largest size.
+RAW = ("hiformer, rank 64", "hiformer")
 
 Found = dict[tuple[str, str, int], float]
 
 
 def made(kind: str, rank: int | None) -> Recommender:
-    """A recommender with random weights; half of the fields hold text, half whole numbers."""
+    """Return a recommender with random weights; half of the fields hold text, half integers."""
     names = [f"f{n}" for n in range(FIELDS)]
     fields = tuple(Field(name, "categorical", "text" if n % 2 else "integer") for n, name in enumerate(names))
     encoder = Encoder.fit(table(np.tile(np.arange(VALUES)[:, None], (1, FIELDS))), FeatureSpec(fields))
@@ -66,12 +68,13 @@ def made(kind: str, rank: int | None) -> Recommender:
 
 
 def table(values: np.ndarray) -> pd.DataFrame:
+    """Return raw rows of integer values, every other column as text."""
     columns = {f"f{n}": [f"v{v}" for v in column] if n % 2 else column for n, column in enumerate(values.T)}
     return pd.DataFrame(columns)
 
 
 def ways(model: Recommender, ranker: Ranker, raw: bool) -> dict[tuple[str, int], Callable[[], Any]]:
-    """Every way and size as a function to be timed."""
+    """Return a function to be timed for every method and number of candidates."""
     found: dict[tuple[str, int], Callable[[], Any]] = {}
     rng = np.random.default_rng(1)
     names = ranker.shared
@@ -101,7 +104,7 @@ def ways(model: Recommender, ranker: Ranker, raw: bool) -> dict[tuple[str, int],
 
 
 def multiply_adds(kind: str, rank: int | None, request: int) -> int:
-    """Of a candidate, with the part of ``request`` of the T tokens computed elsewhere (0: nowhere)."""
+    """Count the multiply-adds of a candidate; the part of the ``request`` tokens is shared (0: nothing shared)."""
     tokens, d, total = FIELDS + 1, WIDTH, 0
     for queries, elsewhere in ((tokens, request), (1, 0)):
         own = tokens - elsewhere
@@ -118,7 +121,7 @@ def multiply_adds(kind: str, rank: int | None, request: int) -> int:
 
 
 def measure(calls: dict[tuple[str, str, int], Callable[[], Any]], turns: int) -> Found:
-    """The least CPU milliseconds of each; large ones take every fourth turn."""
+    """Return the shortest CPU milliseconds of each function; from 1,000 candidates on, every second turn is skipped."""
     best: Found = {}
     for turn in range(turns):
         for key, call in calls.items():
@@ -132,7 +135,7 @@ def measure(calls: dict[tuple[str, str, int], Callable[[], Any]], turns: int) ->
 
 
 def ratios(found: Found) -> list[dict[str, Any]]:
-    """What is held against something, and the same of the other models for comparison."""
+    """Return the ratios of times with a target, and the same ratios of the other models for comparison."""
 
     def ratio(what: str, over: tuple[str, str, int], under: tuple[str, str, int], target: str = "") -> dict[str, Any]:
         value = found[over] / found[under]
@@ -140,33 +143,33 @@ def ratios(found: Found) -> list[dict[str, Any]]:
         met = "" if not target else str(value <= bound if target.startswith("<=") else value >= bound)
         return {"group": "ratio", "what": what, "value": f"{value:.3f}", "target": target, "met": met}
 
-    made_up = []
+    rows = []
     for way, size in (("onnx", 100), ("onnx", 1000), ("eager", 100), ("eager", 1000), ("eager, in pieces", 1000)):
         what = f"rank 64 over vanilla, {size} candidates, {way}"
-        made_up.append(ratio(what, (LOW, way, size), ("vanilla", way, size), "<=1.3"))
+        rows.append(ratio(what, (LOW, way, size), ("vanilla", way, size), "<=1.3"))
     for way in ("onnx", "eager", "eager, in pieces"):
         what = f"full over rank 64, 1000 candidates, {way}"
-        made_up.append(ratio(what, ("hiformer", way, 1000), (LOW, way, 1000), ">=4"))
+        rows.append(ratio(what, ("hiformer", way, 1000), (LOW, way, 1000), ">=4"))
     for model in MODELS:
         for size, target in ((1000, ">=1.3"), (1, ">=2")):
             held = target if model == LOW else ""
             what = f"eager over onnx, {size} candidates, {model}"
-            made_up.append(ratio(what, (model, "eager", size), (model, "onnx", size), held))
+            rows.append(ratio(what, (model, "eager", size), (model, "onnx", size), held))
     for model in MODELS:
         for way, held in (("onnx", ">=2" if model == LOW else ""), ("onnx, one batch", "")):
             what = f"{way} over shared, 1000 candidates, {model}"
-            made_up.append(ratio(what, (model, way, 1000), (model, "onnx, shared", 1000), held))
+            rows.append(ratio(what, (model, way, 1000), (model, "onnx, shared", 1000), held))
     for model in RAW:
         for way in ("raw rows", "raw table, torch"):
             what = f"{way} over raw request and candidates, 1000 candidates, {model}"
-            made_up.append(ratio(what, (model, way, 1000), (model, "raw request and candidates", 1000)))
-    return made_up
+            rows.append(ratio(what, (model, way, 1000), (model, "raw request and candidates", 1000)))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--turns", type=int, default=24)
-    parser.add_argument("--csv", type=Path, default=RESULT)
+    parser.add_argument("--turns", type=int, default=24, help="repetitions")
+    parser.add_argument("--csv", type=Path, default=RESULT, help="file for the rows")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     calls: dict[tuple[str, str, int], Callable[[], Any]] = {}

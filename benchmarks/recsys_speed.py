@@ -1,8 +1,8 @@
-"""What an epoch of training on frappe-x1r costs: ``python benchmarks/recsys_speed.py [MODEL …]``.
+"""Measure the CPU time of a training epoch on frappe-x1r: ``python benchmarks/recsys_speed.py [MODEL …]``.
 
-The work is that of FuxiCTR's measured 8.1 CPU seconds: one pass over 202,027 rows in batches of 4,096 with BARS'
-settings of DeepFM, and the scores and AUC of the 57,722 validation rows. CPU time of one thread; the models take turns
-and the least of each counts, as other processes may run beside.
+The work equals that of FuxiCTR's measured 8.1 CPU seconds: one pass over 202,027 rows in batches of 4,096 with the
+settings of DeepFM from BARS, and the scores and AUC of the 57,722 validation rows. CPU time of one thread; the models
+take turns and the shortest time of each counts, as other processes may run on the machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from manyheads.lab.data.files import write_csv
 from manyheads.recsys.training.experiments import frappe_experiment
 
-FUXICTR = 8.1  # CPU seconds an epoch and validation
+# CPU seconds of FuxiCTR for an epoch and validation.
+FUXICTR = 8.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["deepfm"])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="repetitions")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/recsys_throughput.csv"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 class _Run:
-    """A model in training, and the least CPU seconds that an epoch and a validation took."""
+    """A model in training, with the shortest CPU times of an epoch and of a validation."""
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)

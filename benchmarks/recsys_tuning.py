@@ -1,7 +1,9 @@
-"""Tries settings of recommenders on the validation part: ``python benchmarks/recsys_tuning.py SET MODEL [MODEL …]``.
+"""Tune hyperparameters of recommenders on the validation part.
 
-Every model of a set gets the same number of settings, one seed each. The test part stays closed: the validation part
-stands in for it, so that there is no test figure to look at. Rows go to ``--csv``, one a setting, in the order tried.
+    python benchmarks/recsys_tuning.py SET MODEL [MODEL …]
+
+Every model of a set has the same number of settings, one seed each. The test part is never read: the validation part
+replaces it, so that no test figure exists. Rows go to ``--csv``, one per setting, in the order of trying.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"l2": 0.2, "dropout": 0.2, "schedule": "constant", "epochs": 24, "keep": "mean"},
     ],
 }
-# On MovieLens what there is to regularise depends on the model; the number of settings does not.
+# On MovieLens the kinds of regularisation depend on the model; the number of settings does not.
 _PLAIN = [{"l2": l2} for l2 in (0.05, 0.2, 0.02, 0.01, 0.005, 0.002, 1e-3, 1e-4, 1e-5, 0.0)]
 _TOWER = [
     *({"l2": l2} for l2 in (0.05, 0.2)),
@@ -46,7 +48,7 @@ MOVIELENS = "ml-100k-time"
 
 
 def grid(name: str, model: str) -> list[dict[str, Any]]:
-    """The settings that a model has to choose from."""
+    """Return the settings to try for a model."""
     if name != MOVIELENS:
         return GRIDS[name]
     if model in ("lr", "fm", "autoint"):
@@ -56,7 +58,7 @@ def grid(name: str, model: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Closed:
-    """Data without its test part."""
+    """A data set whose test part is replaced by its validation part."""
 
     data: DataConfig
 
@@ -66,8 +68,11 @@ class Closed:
 
 
 def candidate(name: str, model: str, setting: dict[str, Any]) -> Experiment:
-    """The experiment with a setting: ``l2``, ``schedule`` (then without early stopping), ``epochs`` and ``keep``
-    are those of the training, the others the model's."""
+    """Return the experiment with a setting.
+
+    ``l2``, ``schedule`` (which disables early stopping), ``epochs`` and ``keep`` belong to the training, all others to
+    the model.
+    """
     untuned = name == "frappe-x1r"
     found = frappe_experiment(model, tuned=False) if untuned else find_experiment(f"{name}-{model}", experiments())
     setting = dict(setting)
@@ -93,8 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=[*GRIDS, MOVIELENS])
     parser.add_argument("models", nargs="+", choices=MODELS)
-    parser.add_argument("--only", type=int, nargs="*", help="these settings, counted from 1")
-    parser.add_argument("--root", default="benchmarks/runs/tuning")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the settings to run, from 1; all by default")
+    parser.add_argument("--root", default="benchmarks/runs/tuning", help="folder for the runs")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/recsys_tuning.csv"))
     asked = parser.parse_args()
     for model in asked.models:
@@ -117,7 +122,7 @@ def main() -> None:
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:
-    """Adds the row, in place of an earlier one of the same try."""
+    """Add a row to the file; it replaces an earlier row of the same set, model and setting."""
     names = ("set", "model", "try")
     before = list(csv.DictReader(path.open())) if path.is_file() else []
     same = {name: str(row[name]) for name in names}

@@ -1,8 +1,8 @@
-"""Makes every figure that the README and the docs quote: ``python benchmarks/run.py [JOB …]`` from the root.
+"""Make every figure that the README and the docs quote: ``python benchmarks/run.py [JOB …]`` from the root.
 
-Each job is one or more commands of manyheads, run one after another on one thread. Their tables go to
-``benchmarks/results/<job>.csv``; what each process cost, on which machine and with which versions, goes to
-``benchmarks/results/processes.csv``, which is merged job by job.
+A job is one or more commands, run one after another on one thread. Its table goes to ``benchmarks/results/<job>.csv``.
+CPU time, peak memory, machine and versions of each process go to ``benchmarks/results/processes.csv``, where the rows
+of a job replace its earlier rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SYNTHETIC += [f"long-{name}" for name in (*SYNTHETIC, "hiformer-lowrank", "table
 TUNE = "python benchmarks/recsys_tuning.py"
 WORDS = (
     *("arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"),
-    *(f"arabic-{kind}lmuformer model.stem=1d budget.keep=last" for kind in ("", "spiking-")),  # the recipe before
+    # the earlier recipe
+    *(f"arabic-{kind}lmuformer model.stem=1d budget.keep=last" for kind in ("", "spiking-")),
 )
 INT8 = ("arabic-lmuformer", "arabic-spiking-lmuformer")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -145,7 +146,7 @@ JOBS: dict[str, list[str]] = {
 
 
 def run(job: str) -> list[dict[str, object]]:
-    """Runs the commands of one job; gives one row a process."""
+    """Run the commands of one job; return one row per process."""
     rows = []
     for template in JOBS[job]:
         command = template.format(csv=RESULTS / f"{job}.csv")
@@ -172,7 +173,7 @@ def run(job: str) -> list[dict[str, object]]:
 
 
 def machine() -> str:
-    """The processor's name where the system tells it."""
+    """Return the name of the processor, as the system gives it, and the number of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -182,6 +183,7 @@ def machine() -> str:
 
 
 def main(names: list[str]) -> None:
+    """Run the named jobs, or all."""
     unknown = [name for name in names if name not in JOBS]
     if unknown:
         raise SystemExit(f"unknown job {unknown[0]!r}, expected some of: {', '.join(JOBS)}")

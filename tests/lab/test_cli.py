@@ -1,4 +1,4 @@
-"""The command as a user meets it."""
+"""The command line: help, errors, JSON, training, reports."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from manyheads.lab.training.environment import command_line
 
 def run(capsys, *words):
     code = main(list(words))
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
-def test_without_words_the_help_page_is_an_error_and_with_help_it_is_not(capsys):
+def test_no_arguments_print_the_help_page_on_standard_error_with_status_2(capsys):
     code, out, err = run(capsys)
     assert (code, out) == (2, "")
     assert "commands:" in err
+
+
+def test_help_lists_every_command_with_status_0(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     for word in ("list", "doctor", "report", "data", "bench", "forecasting"):
@@ -55,7 +58,7 @@ def test_without_words_the_help_page_is_an_error_and_with_help_it_is_not(capsys)
         (["rl", "play"], "unknown command 'rl': known: "),
     ],
 )
-def test_unknown_words_get_the_nearest_in_one_line(capsys, words, message):
+def test_unknown_names_are_one_line_with_the_nearest_known_name(capsys, words, message):
     code, out, err = run(capsys, *words)
     assert (code, out) == (2, "")
     assert message in err
@@ -73,7 +76,7 @@ def test_unknown_words_get_the_nearest_in_one_line(capsys, words, message):
         (["forecasting", "train", "etth1-96-dlinear", "model.form=xlinear"], "invalid choice 'xlinear'"),
     ],
 )
-def test_words_that_do_not_parse_get_one_line(capsys, words, message):
+def test_arguments_that_do_not_parse_are_one_line(capsys, words, message):
     for extra in ([], ["--json"]):
         code, out, err = run(capsys, *words, *extra)
         assert (code, out) == (2, "")
@@ -81,7 +84,21 @@ def test_words_that_do_not_parse_get_one_line(capsys, words, message):
         assert err.count("\n") == 1
 
 
-def test_only_the_first_of_several_processes_speaks_and_writes(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["show"], "LAYER"),
+        (["data", "verify"], "[NAMES ...]"),
+        (["forecasting", "train"], "EXPERIMENT [OVERRIDES ...]"),
+    ],
+)
+def test_help_shows_positional_arguments_by_name(capsys, words, usage):
+    code, out, _ = run(capsys, *words, "--help")
+    assert code == 0
+    assert usage in out
+
+
+def test_only_rank_0_prints_and_writes_files(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     train = ["forecasting", "train", "national_illness-24-nlinear", "--smoke", "--root", str(tmp_path), "--json"]
     code, out, _ = run(capsys, *train)
@@ -97,19 +114,19 @@ def test_only_the_first_of_several_processes_speaks_and_writes(capsys, tmp_path,
         ("/bin/pytest", ""),
     ],
 )
-def test_a_report_names_the_command_as_it_is_typed(monkeypatch, program, expected):
+def test_a_report_records_the_command_as_typed(monkeypatch, program, expected):
     monkeypatch.setattr(sys, "argv", [program, "train", "x"])
     assert command_line() == expected
 
 
-def test_json_is_one_document_on_standard_output(capsys):
+def test_json_option_prints_one_document_on_standard_output(capsys):
     for words in (["list"], ["data", "list"], ["forecasting", "list"], ["forecasting", "models"], ["doctor"]):
         code, out, _ = run(capsys, *words, "--json")
         assert code == 0
         json.loads(out)
 
 
-def test_the_list_has_the_keys_that_scripts_rely_on(capsys):
+def test_json_of_list_has_the_documented_keys(capsys):
     _, out, _ = run(capsys, "list", "--causal", "strict", "--streaming", "--grid-rank", "1", "--json")
     rows = json.loads(out)
     assert "softmax" in [row["name"] for row in rows]
@@ -119,7 +136,7 @@ def test_the_list_has_the_keys_that_scripts_rely_on(capsys):
     assert {"name", "domain", "licence", "bytes", "sha256", "available", "sources"} <= set(json.loads(out)[0])
 
 
-def test_the_bench_of_layers_gives_cost_against_length(capsys):
+def test_bench_layers_reports_cost_for_every_length(capsys):
     code, out, err = run(capsys, "bench", "layers", "--names", "softmax", "--lengths", "32", "64", "--json")
     rows = json.loads(out)
     assert code == 0
@@ -132,7 +149,7 @@ def test_the_bench_of_layers_gives_cost_against_length(capsys):
     assert "softmax" in err
 
 
-def test_verify_is_exit_2_where_a_set_is_damaged(capsys, tmp_path, monkeypatch):
+def test_verify_exits_with_2_if_a_data_set_is_damaged(capsys, tmp_path, monkeypatch):
     (tmp_path / "ltsf").mkdir()
     (tmp_path / "ltsf/ETTh1.csv").write_text("date,OT\n")
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
@@ -146,24 +163,24 @@ def test_verify_is_exit_2_where_a_set_is_damaged(capsys, tmp_path, monkeypatch):
     assert any("ETTh1.csv" in problem for problem in document["problems"])
 
 
-def test_fetch_writes_a_copy_on_request(capsys, tmp_path):
+def test_fetch_with_out_writes_a_copy(capsys, tmp_path):
     code, out, _ = run(capsys, "data", "fetch", "national_illness", "--out", str(tmp_path))
     assert (code, out) == (0, f"national_illness: {tmp_path / 'national_illness.csv'}\n")
     assert (tmp_path / "national_illness.csv").read_text().startswith("date,")
 
 
-def test_the_doctor_names_a_data_folder_that_is_none(capsys, tmp_path, monkeypatch):
+def test_doctor_reports_a_data_folder_that_does_not_exist(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path / "none"))
     assert "which is no folder: point it at your data" in run(capsys, "doctor")[1]
 
 
-def test_the_version_is_that_of_the_core(capsys):
+def test_version_option_prints_the_version_of_the_core(capsys):
     code, out, _ = run(capsys, "--version")
     assert code == 0
     assert out.strip().count(".") == 2
 
 
-def test_training_is_overridden_resumed_and_reported(capsys, tmp_path):
+def test_train_applies_overrides_and_report_shows_the_run(capsys, tmp_path):
     words = [
         "forecasting",
         "train",
@@ -196,7 +213,7 @@ def test_training_is_overridden_resumed_and_reported(capsys, tmp_path):
     assert len(rows[0]["values"].split()) == 2
 
 
-def test_overrides_in_any_form_are_the_same_and_come_first():
+def test_overrides_in_any_form_are_normalised_and_moved_before_the_options():
     words = [
         "train",
         "x",
@@ -218,7 +235,7 @@ def test_overrides_in_any_form_are_the_same_and_come_first():
     assert overrides_first(untouched) == untouched
 
 
-def test_the_module_is_the_command_and_loads_neither_torch_nor_pandas():
+def test_help_loads_neither_torch_nor_matplotlib():
     code = (
         "import sys; from manyheads.lab.cli.main import main; assert main(['--help']) == 0; "
         "assert main(['forecasting', '--help']) == 0; "
@@ -235,33 +252,38 @@ def test_the_module_is_the_command_and_loads_neither_torch_nor_pandas():
 
 def failing(error):
     def command() -> Outcome:
-        """Fails."""
+        """Raise the error."""
         raise error
 
     return {"fail": command}
 
 
-def test_errors_are_one_line_and_debug_shows_the_traceback(capsys):
-    commands = failing(ArgumentError("one\n   two"))
-    assert run_commands("x", "", commands, ["fail"]) == 2
+def test_an_error_is_one_line(capsys):
+    assert run_commands("x", "", failing(ArgumentError("one\n   two")), ["fail"]) == 2
     assert capsys.readouterr().err == "error: one two\n"
+
+
+def test_debug_raises_the_error():
     with pytest.raises(ArgumentError):
-        run_commands("x", "", commands, ["fail", "--debug"])
+        run_commands("x", "", failing(ArgumentError("one")), ["fail", "--debug"])
 
 
-def test_files_that_cannot_be_written_and_interrupts_are_no_tracebacks(capsys):
+def test_an_unwritable_file_is_one_line(capsys):
     denied = PermissionError(13, "Permission denied", "/there")
     assert run_commands("x", "", failing(denied), ["fail"]) == 2
     assert capsys.readouterr().err == "error: /there: Permission denied\n"
+
+
+def test_an_interrupt_exits_with_130():
     assert run_commands("x", "", failing(KeyboardInterrupt()), ["fail"]) == 130
 
 
-def test_plain_is_what_json_holds():
+def test_plain_converts_values_to_json_types():
     value = {1: (np.float64(math.nan), np.int64(3)), "a": np.array([1.5, math.inf]), "b": {"x"}}
     assert plain(value) == {"1": [None, 3], "a": [1.5, None], "b": ["x"]}
 
 
-def test_a_page_escapes_what_it_is_given(tmp_path):
+def test_an_html_page_escapes_all_text(tmp_path):
     page = HtmlReport("<b>", "a & b")
     page.section("<script>")
     page.table(("x", "y"), [("<i>", "1.5"), ("t", "2.0 ± 0.1")], best={(0, 1)})
@@ -273,7 +295,7 @@ def test_a_page_escapes_what_it_is_given(tmp_path):
     assert '<td class="number">2.0 ± 0.1</td>' in text
 
 
-def test_tables_set_numbers_right():
+def test_columns_of_numbers_are_right_aligned():
     made = table(("name", "value"), [("a", "1.5"), ("b", 2)])
     assert [column.justify for column in made.columns] == ["left", "right"]
 
@@ -281,11 +303,11 @@ def test_tables_set_numbers_right():
 def test_progress_goes_to_standard_error(capsys):
     with progress("doing", 2) as advance:
         advance("one")
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "doing: one\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "doing: one\n")
 
 
-def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "new" / "f"
     write_atomically(path, b"old")
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
@@ -314,6 +336,6 @@ def test_warnings_are_one_line_on_standard_error_without_a_path(capsys):
         return Outcome({}, "done")
 
     assert run_commands("toy", "Toy.", {"command": command}, ["command"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "done\n"
-    assert said.err == "warning: the table: not used: price\nwarning: of another library\n"
+    printed = capsys.readouterr()
+    assert printed.out == "done\n"
+    assert printed.err == "warning: the table: not used: price\nwarning: of another library\n"

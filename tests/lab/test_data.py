@@ -1,4 +1,4 @@
-"""The registry of data: every origin, in its order, and every way in which a file can be the wrong one."""
+"""The registry of data sets: the order of origins, downloads, hashes, compression and damaged files."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def dataset(*origins, content=CONTENT, **changes):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_here(tmp_path, monkeypatch):
+def _no_local_data(tmp_path, monkeypatch):
     monkeypatch.delenv("MANYHEADS_DATA", raising=False)
     monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
 def server():
-    """A loopback server; ``files`` maps paths to contents, ``asked`` lists what was asked for."""
+    """A loopback HTTP server; ``files`` maps paths to contents, ``asked`` lists the requested paths."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         files: dict[str, bytes] = {}
@@ -75,7 +75,7 @@ def server():
     made.server_close()
 
 
-def test_the_user_s_folder_comes_first_compressed_or_not(tmp_path, monkeypatch, server):
+def test_the_data_folder_comes_first_compressed_or_not(tmp_path, monkeypatch, server):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     toy = dataset(Origin("url", server.url("/toy.csv")))
     (tmp_path / "sets").mkdir()
@@ -86,7 +86,7 @@ def test_the_user_s_folder_comes_first_compressed_or_not(tmp_path, monkeypatch, 
     assert server.handler.asked == []
 
 
-def test_a_download_is_checked_and_cached(server, tmp_path):
+def test_a_download_is_verified_and_cached(server, tmp_path):
     server.handler.files = {"/toy.csv": CONTENT}
     toy = dataset(Origin("url", server.url("/toy.csv"), sha256=sha256(CONTENT)))
     assert where(toy) is None
@@ -98,7 +98,7 @@ def test_a_download_is_checked_and_cached(server, tmp_path):
     assert verify(toy) == "ok"
 
 
-def test_a_member_of_an_archive_is_taken_out(server):
+def test_a_member_of_an_archive_is_extracted(server):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as stream:
         stream.writestr("inside/toy.csv", CONTENT)
@@ -110,7 +110,7 @@ def test_a_member_of_an_archive_is_taken_out(server):
         read(dataset(absent))
 
 
-def test_a_download_with_another_hash_is_refused_and_not_kept(server, tmp_path):
+def test_a_download_with_another_hash_is_refused_and_removed(server, tmp_path):
     server.handler.files = {"/toy.csv": b"something else"}
     toy = dataset(Origin("url", server.url("/toy.csv")))
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_nothing_is_downloaded_without_a_hash(server):
     assert server.handler.asked == []
 
 
-def test_the_next_origin_is_tried_and_all_are_named(server):
+def test_origins_are_tried_in_order_and_the_error_names_all(server):
     server.handler.files = {"/good.csv": CONTENT}
     first = Origin("url", server.url("/none.csv"))
     assert read(dataset(first, Origin("url", server.url("/good.csv")))) == CONTENT
@@ -136,7 +136,7 @@ def test_the_next_origin_is_tried_and_all_are_named(server):
         read(dataset(first, gone, Origin("manual", "by hand"), content=b"other"))
 
 
-def test_a_broken_off_download_is_not_kept(server, tmp_path):
+def test_an_interrupted_download_is_removed(server, tmp_path):
     server.handler.files = {"/toy.csv": CONTENT[:100]}
     server.handler.announced = len(CONTENT)
     try:
@@ -157,7 +157,7 @@ def test_a_broken_off_download_is_not_kept(server, tmp_path):
         (CONTENT[:-1], "is not the published toy"),
     ],
 )
-def test_a_wrong_file_is_named_and_never_read(tmp_path, monkeypatch, content, message):
+def test_a_wrong_file_is_refused_with_its_name(tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets/toy.csv.xz").write_bytes(content)
@@ -167,7 +167,7 @@ def test_a_wrong_file_is_named_and_never_read(tmp_path, monkeypatch, content, me
     assert message[:12] in verify(dataset())
 
 
-def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
+def test_decompression_stops_at_the_declared_size(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets/toy.csv.xz").write_bytes(lzma.compress(bytes(50 << 20)))
@@ -177,14 +177,14 @@ def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
     assert seen == [len(CONTENT) + 1]
 
 
-def test_a_set_that_is_an_archive_of_several_files_stays_one(tmp_path, monkeypatch):
+def test_a_data_set_that_is_an_archive_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     archive = _zipped(CONTENT, ("a.csv", "b.csv"))
     (tmp_path / "toy.zip").write_bytes(archive)
     assert read(dataset(content=archive, local="toy.zip")) == archive
 
 
-def test_names_and_aliases_are_found_and_others_get_the_nearest():
+def test_find_accepts_names_and_aliases_and_suggests_the_nearest():
     toys = [dataset(aliases=("t",)), dataset(name="other")]
     assert find("t", toys) is toys[0]
     with pytest.raises(UnknownNameError, match="did you mean 'other'"):
@@ -203,12 +203,12 @@ PACKED = {"gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress, "zi
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_compressed_files_are_known_by_their_content(kind):
+def test_compression_is_recognised_by_content(kind):
     assert decompressed(PACKED[kind](CONTENT), "my.csv") == CONTENT
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PACKED if kind != "none"])
-def test_a_truncated_or_changed_compressed_file_is_refused_or_reads_the_same(kind):
+def test_a_damaged_compressed_file_is_refused_or_reads_the_same(kind):
     whole, rng = PACKED[kind](CONTENT), random.Random(0)
     for _ in range(60):
         damaged = bytearray(whole)
@@ -218,11 +218,11 @@ def test_a_truncated_or_changed_compressed_file_is_refused_or_reads_the_same(kin
                 content = decompressed(raw, "my.csv")
             except DataError:
                 continue
-            # a bit of the header that says nothing, or of the mark of compression
+            # the bit is unused, or it belongs to the signature of the compression
             assert content in (CONTENT, raw)
 
 
-def test_zips_of_several_files_workbooks_and_zstandard_are_named():
+def test_unsupported_archives_are_refused_with_their_kind():
     for raw, message in (
         (_zipped(CONTENT, ("a.csv", "b.csv")), "found 2 files in the zip"),
         (_zipped(CONTENT, ("xl/workbook.xml", "xl/styles.xml")), "found an Excel workbook"),

@@ -1,4 +1,4 @@
-"""Descriptions, runs and reports."""
+"""Experiments: description and hash, training loop, schedules, reports, overrides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def quick(**changes):
     return toy(budget=Budget(epochs=1, batch_size=8), **changes)
 
 
-def test_the_hash_changes_with_what_decides_the_result_only():
+def test_the_hash_changes_only_with_what_determines_the_result():
     base = toy()
     assert base.hash == toy().hash
     assert replace(base, seeds=(5,), source=None).hash == base.hash
@@ -35,7 +35,7 @@ def test_the_hash_changes_with_what_decides_the_result_only():
         assert other.hash != base.hash
 
 
-def test_a_run_writes_its_files_and_the_report_holds_mean_and_sd(tmp_path):
+def test_a_run_writes_its_files_and_reports_mean_and_sd(tmp_path):
     report = run(quick(), root=tmp_path, progress=False)
     folder = tmp_path / "toy" / quick().hash
     assert {p.name for p in folder.iterdir()} == {"experiment.json", "report.json", "seed-1", "seed-2"}
@@ -53,7 +53,7 @@ def test_a_run_writes_its_files_and_the_report_holds_mean_and_sd(tmp_path):
     assert Report.read(folder / "report.json") == report
 
 
-def test_a_finished_run_is_read_back_and_fresh_runs_again(tmp_path):
+def test_a_finished_run_is_read_from_disk_unless_resume_is_false(tmp_path):
     calls = []
 
     def counting(*args, **kwargs):
@@ -67,14 +67,17 @@ def test_a_finished_run_is_read_back_and_fresh_runs_again(tmp_path):
     assert calls == [1, 2, 1]
 
 
-def test_one_seed_has_no_deviation(tmp_path):
+def test_one_seed_has_no_standard_deviation(tmp_path):
     assert run(quick(), root=tmp_path, seeds=[3], progress=False).sd == {"mse": None}
+
+
+def test_no_seed_and_a_repeated_seed_are_refused(tmp_path):
     for seeds in ([], [1, 1]):
         with pytest.raises(ArgumentError, match="seeds"):
             run(quick(), root=tmp_path, seeds=seeds, progress=False)
 
 
-def test_smoke_is_short():
+def test_smoke_is_one_epoch_of_twenty_steps_and_one_seed():
     small = toy().smoke()
     assert (small.budget.epochs, small.budget.max_steps, small.seeds) == (1, 20, (1,))
 
@@ -96,7 +99,7 @@ def test_early_stopping_keeps_the_best_weights():
     assert shorter.metrics == result.metrics
 
 
-def test_schedules():
+def test_schedules_by_epoch_have_the_documented_factors():
     halving, cosine = Optimiser(schedule="halving"), Optimiser(schedule="cosine")
     assert [rate_factor(halving, e, 10) for e in range(4)] == [1, 1, 0.5, 0.25]
     assert rate_factor(cosine, 0, 10) == 1
@@ -108,16 +111,16 @@ def test_schedules():
 
 
 class Monitored(ToyObjective):
-    """Calls the third epoch the best and the second worse than the first."""
+    """An objective whose monitor is best in the third epoch and worse in the second than in the first."""
 
     def __init__(self):
-        self.said = iter([3.0, 4.0, 1.0, 2.0, 2.0])
+        self.measures = iter([3.0, 4.0, 1.0, 2.0, 2.0])
 
     def monitor(self, model, part):
-        return next(self.said)
+        return next(self.measures)
 
 
-def test_an_objective_may_choose_weights_by_its_own_measure(tmp_path):
+def test_a_monitor_replaces_the_validation_loss_in_early_stopping(tmp_path):
     experiment = toy(objective=Monitored(), budget=Budget(epochs=9, batch_size=8, patience=2))
     _, result = train_model(experiment, 1, tmp_path, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +128,7 @@ def test_an_objective_may_choose_weights_by_its_own_measure(tmp_path):
     assert result.epochs == 5
 
 
-def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_no_better(tmp_path):
+def test_plateau_divides_the_rate_by_10_after_each_epoch_without_improvement(tmp_path):
     experiment = toy(
         objective=Monitored(),
         optimiser=Optimiser("adam", 0.01, schedule="plateau"),
@@ -137,7 +140,7 @@ def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_no_better(tmp_path):
 
 
 class Stream(Rows):
-    """The same rows, but only in the order of an epoch."""
+    """The same rows as a stream: no access by index."""
 
     batch = None
 
@@ -154,14 +157,15 @@ class StreamedToy(ToyData):
         return replace(splits, train=Stream(splits.train.x, splits.train.y))
 
 
-def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp_path):
+def test_an_interrupted_run_on_a_stream_resumes_to_the_same_weights(tmp_path):
     whole = toy(data=StreamedToy())
     model, result = train_model(whole, 1, tmp_path / "a", progress=False)
     half = replace(whole, budget=replace(whole.budget, max_steps=10))
     train_model(half, 1, tmp_path / "b", progress=False)
     for path in (tmp_path / "b/checkpoints").glob("step-*10.safetensors"):
-        path.unlink()  # what is left was made inside an epoch
-    # the two differ in max_steps only, which the checkpoint's identity holds
+        # the remaining checkpoint was made inside an epoch
+        path.unlink()
+    # the experiments differ in max_steps only, which is part of the hash in the checkpoint
     for path in (tmp_path / "b/checkpoints").glob("*.safetensors"):
         tensors, metadata = load_tensors(path, kind="checkpoint", fix="")
         save_tensors(path, tensors, {**metadata, "experiment": whole.hash}, kind="checkpoint")
@@ -170,20 +174,20 @@ def test_a_stream_is_trained_on_and_a_broken_run_goes_on_to_the_same_weights(tmp
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
 
 
-def test_one_cycle_rises_and_falls_inside_epochs():
+def test_one_cycle_warms_up_and_anneals_inside_epochs():
     cycle = Optimiser(schedule="one-cycle", warm_up=0.25)
     assert [rate_factor(cycle, done, 8) for done in (0, 1, 2, 5, 8)] == pytest.approx([0.04, 0.52, 1, 0.5, 0])
 
 
 class Empty(ToyData):
-    """No validation part."""
+    """Data with an empty validation part."""
 
     def open(self):
         splits = super().open()
         return replace(splits, validation=Rows(splits.validation.x[:0], splits.validation.y[:0]))
 
 
-def test_last_weights_need_no_validation_part(tmp_path):
+def test_keeping_the_last_weights_needs_no_validation_part(tmp_path):
     experiment = toy(data=Empty(), budget=Budget(epochs=3, batch_size=4, keep="last"))
     model, result = train_model(experiment, 1, tmp_path, progress=False)
     assert result.epochs == 3
@@ -195,8 +199,9 @@ def test_last_weights_need_no_validation_part(tmp_path):
 
 
 @pytest.mark.parametrize(("keep", "same"), [("best", False), ("last", True)])
-def test_last_weights_are_those_after_the_last_step_whatever_the_validation_loss(tmp_path, keep, same):
-    budget = Budget(epochs=6, batch_size=16, keep=keep)  # a batch is the whole validation part
+def test_keep_last_returns_the_weights_after_the_last_step(tmp_path, keep, same):
+    # one batch holds the whole validation part
+    budget = Budget(epochs=6, batch_size=16, keep=keep)
     worse = toy(optimiser=Optimiser("sgd", 0.5), model=ToyModel(dropout=0.0), budget=budget)
     model, _ = train_model(worse, 1, tmp_path, progress=False)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
@@ -205,10 +210,10 @@ def test_last_weights_are_those_after_the_last_step_whatever_the_validation_loss
 
 
 @pytest.mark.parametrize("max_steps", [None, 13])
-def test_mean_weights_are_the_mean_over_the_last_quarter_of_the_steps(monkeypatch, max_steps):
-    """Against the weights after each step, taken down in float64."""
+def test_keep_mean_averages_the_weights_of_the_last_quarter_of_the_steps(monkeypatch, max_steps):
+    """The reference is the mean in float64 of the weights recorded after each step."""
 
-    class Normed(ToyModel):
+    class WithBatchNorm(ToyModel):
         def build(self, splits):
             return nn.Sequential(nn.BatchNorm1d(5), super().build(splits))
 
@@ -221,7 +226,7 @@ def test_mean_weights_are_the_mean_over_the_last_quarter_of_the_steps(monkeypatc
 
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
     budget = Budget(epochs=4, batch_size=4, keep="mean", max_steps=max_steps)
-    model, _ = train_model(toy(model=Normed(), budget=budget), 1, None, progress=False)
+    model, _ = train_model(toy(model=WithBatchNorm(), budget=budget), 1, None, progress=False)
     assert len(seen) == (max_steps or 32)
     expected = [torch.stack(column).mean(0) for column in zip(*seen[-round(len(seen) / 4) :], strict=True)]
     for found, mean, last in zip(model.parameters(), expected, seen[-1], strict=True):
@@ -230,7 +235,7 @@ def test_mean_weights_are_the_mean_over_the_last_quarter_of_the_steps(monkeypatc
     assert model[0].num_batches_tracked == len(seen)
 
 
-def test_choosing_weights_without_a_validation_part_is_refused():
+def test_a_choice_of_weights_that_needs_an_absent_validation_part_is_refused():
     with pytest.raises(ArgumentError, match="keep: found 'best' without a validation part, expected 'last'"):
         fit_supervised(toy(data=Empty()), 1, None, progress=False)
     with pytest.raises(ArgumentError, match="patience: found 2 with keep='last'"):
@@ -239,7 +244,7 @@ def test_choosing_weights_without_a_validation_part_is_refused():
         fit_supervised(toy(budget=Budget(keep="mean", patience=2)), 1, None, progress=False)
 
 
-def test_validation_is_shuffled_and_leaves_out_the_last_incomplete_batch():
+def test_validation_is_shuffled_and_drops_the_last_incomplete_batch():
     part = Rows(torch.arange(16.0)[:, None], torch.zeros(16, 1))
     order, batches = torch.Generator().manual_seed(3), []
 
@@ -260,7 +265,7 @@ def test_a_batch_larger_than_the_data_is_refused():
         fit_supervised(toy(budget=Budget(batch_size=64)), 1, None, progress=False)
 
 
-def test_overrides_reach_nested_fields_and_refuse_others():
+def test_overrides_set_nested_fields_and_refuse_unknown_ones():
     changed = overridden(toy(), ["model.hidden=16", "optimiser.learning_rate=0.5", "budget.epochs=2"])
     assert (changed.model.hidden, changed.optimiser.learning_rate, changed.budget.epochs) == (16, 0.5, 2)
     assert changed.model.dropout == 0.2
@@ -270,41 +275,41 @@ def test_overrides_reach_nested_fields_and_refuse_others():
 
 
 @dataclass(frozen=True)
-class Switched(ToyModel):
+class ManyFields(ToyModel):
     norm: bool = True
     widths: tuple[int, ...] = (4, 4)
     rank: int | None = None
 
 
-def test_overrides_switch_flags_empty_tuples_and_take_none():
-    switched = toy(model=Switched())
+def test_overrides_accept_booleans_empty_tuples_and_none():
+    base = toy(model=ManyFields())
     for word, expected in (("False", False), ("false", False), ("True", True), ("true", True)):
-        assert overridden(switched, [f"model.norm={word}"]).model.norm is expected
-    changed = overridden(switched, ["model.widths=", "model.rank=3"])
+        assert overridden(base, [f"model.norm={word}"]).model.norm is expected
+    changed = overridden(base, ["model.widths=", "model.rank=3"])
     assert (changed.model.widths, changed.model.rank) == ((), 3)
-    assert overridden(changed, ["model.rank=None", "model.widths=8,2"]).model == Switched(widths=(8, 2))
+    assert overridden(changed, ["model.rank=None", "model.widths=8,2"]).model == ManyFields(widths=(8, 2))
     with pytest.raises(ArgumentError, match=r"override 'model\.norm=3': found '3', expected True or False"):
-        overridden(switched, ["model.norm=3"])
+        overridden(base, ["model.norm=3"])
 
 
-def test_unknown_experiments_get_the_nearest():
+def test_an_unknown_experiment_gets_the_nearest_name():
     with pytest.raises(UnknownNameError, match="did you mean 'toy'"):
         find_experiment("toi", [toy()])
 
 
-def test_events_need_their_package(tmp_path, monkeypatch):
+def test_tensorboard_events_need_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingPackageError, match=r"tensorboard is not installed: pip install .*\[lab,tensorboard\]"):
         fit_supervised(quick(), 1, tmp_path, progress=False, tensorboard=True)
 
 
-def test_events_are_written(tmp_path):
+def test_tensorboard_events_are_written(tmp_path):
     pytest.importorskip("tensorboard")
     fit_supervised(quick(), 1, tmp_path, progress=False, tensorboard=True)
     assert list((tmp_path / "events").glob("events.*"))
 
 
-def test_the_leaderboard_prints_mean_sd_and_the_published_figure(tmp_path):
+def test_the_leaderboard_shows_mean_sd_and_the_published_figure(tmp_path):
     run(quick(), root=tmp_path / "runs", progress=False)
     outcome = leaderboard(tmp_path / "runs", str(tmp_path / "board.html"))
     assert outcome.document[0]["source"]["reported"] == {"mse": 1.5}

@@ -1,4 +1,4 @@
-"""Files are whole or not there, go where the user says, and say so in the user's words if they cannot."""
+"""Atomic writes: links, pipes, devices, errors, concurrent and killed writers, reproducible figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_link_keeps_its_place_and_its_target_is_written(tmp_path):
+def test_writing_to_a_symbolic_link_writes_its_target(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
     write_atomically(tmp_path / "link", b"new")
@@ -27,7 +27,7 @@ def test_a_link_keeps_its_place_and_its_target_is_written(tmp_path):
     assert (tmp_path / "target").read_bytes() == b"new"
 
 
-def test_a_link_to_nothing_makes_its_target(tmp_path):
+def test_writing_to_a_dangling_link_creates_its_target(tmp_path):
     (tmp_path / "link").symlink_to("folder/target")
     write_atomically(tmp_path / "link", b"new")
     assert (tmp_path / "folder" / "target").read_bytes() == b"new"
@@ -42,7 +42,7 @@ def test_a_link_to_itself_is_refused(tmp_path):
     assert (tmp_path / "loop").is_symlink()
 
 
-def test_a_pipe_is_written_through(tmp_path):
+def test_a_pipe_is_written_directly(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read = []
@@ -51,17 +51,19 @@ def test_a_pipe_is_written_through(tmp_path):
     written = False
     while not written:
         try:
-            write_atomically(pipe, b"x" * 100_000)  # more than a pipe holds
+            # more than the buffer of a pipe
+            write_atomically(pipe, b"x" * 100_000)
             written = True
         except OSError as error:
-            if error.errno != errno.ENXIO:  # the reader has opened it, or soon will
+            # ENXIO: the reader has not opened the pipe yet
+            if error.errno != errno.ENXIO:
                 raise
     reader.join(30)
     assert read == [b"x" * 100_000]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_pipe_without_a_reader_is_refused_and_stays(tmp_path):
+def test_a_pipe_without_a_reader_is_refused_and_kept(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="a pipe that nobody reads") as caught:
         write_atomically(tmp_path / "pipe", b"x")
@@ -69,20 +71,20 @@ def test_a_pipe_without_a_reader_is_refused_and_stays(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_a_device_is_written_through():
+def test_a_device_is_written_directly():
     before = os.stat("/dev/null")
     write_atomically("/dev/null", b"x")
     assert os.stat("/dev/null").st_rdev == before.st_rdev
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_a_full_device_is_named():
+def test_a_full_device_is_named_in_the_error():
     with pytest.raises(OSError, match="No space left on device") as caught:
         write_atomically("/dev/full", b"x")
     assert caught.value.filename == "/dev/full"
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+def test_a_file_in_place_of_a_folder_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "below" / "x"):
         with pytest.raises(NotADirectoryError) as caught:
@@ -90,13 +92,13 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
         assert caught.value.filename == str(path)
 
 
-def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+def test_a_folder_in_place_of_a_file_is_named_in_the_error(tmp_path):
     with pytest.raises(IsADirectoryError) as caught:
         write_atomically(tmp_path, b"x")
     assert caught.value.filename == str(tmp_path)
 
 
-def test_an_error_while_writing_names_the_path_of_the_user(tmp_path, monkeypatch):
+def test_an_error_while_writing_names_the_requested_path(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the temporary file")
 
@@ -107,19 +109,23 @@ def test_an_error_while_writing_names_the_path_of_the_user(tmp_path, monkeypatch
     assert names(tmp_path) == []
 
 
-def test_the_mode_of_a_file_is_kept_and_a_new_one_follows_the_umask(tmp_path):
+def test_the_mode_of_a_new_file_follows_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "new", b"")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
-    (tmp_path / "new").chmod(0o600)
-    write_atomically(tmp_path / "new", b"again")
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
 
 
-def test_parts_of_killed_writers_are_removed_and_those_in_use_are_not(tmp_path):
+def test_an_existing_file_keeps_its_mode(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(0o600)
+    write_atomically(tmp_path / "file", b"again")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_temporary_files_of_killed_writers_are_removed_unless_locked(tmp_path):
     (tmp_path / f".file.0123abcd{PART}").write_text("half")
     (tmp_path / f".other.0123abcd{PART}").write_text("half")
     in_use = tmp_path / f".file.ffffffff{PART}"
@@ -136,7 +142,7 @@ def _write_many(path, letter):
         write_atomically(path, letter * 10_000)
 
 
-def test_several_processes_that_write_one_file_never_mix_or_lose_it(tmp_path):
+def test_concurrent_writers_never_mix_or_lose_a_file(tmp_path):
     fork = multiprocessing.get_context("fork")
     writers = [fork.Process(target=_write_many, args=(tmp_path / "file", letter)) for letter in (b"a", b"b", b"c")]
     for writer in writers:
@@ -162,18 +168,21 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, suffix, monkeypatch):
     assert written[0] == written[1]
 
 
-def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     with files.folder_atomically(tmp_path / "set") as part:
         (part / "a").write_text("1")
         assert not (tmp_path / "set").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert (tmp_path / "set/a").read_text() == "1"
-    with pytest.raises(ZeroDivisionError), files.folder_atomically(tmp_path / "other") as part:
+
+
+def test_a_folder_is_removed_if_writing_it_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.folder_atomically(tmp_path / "set") as part:
         (part / "a").write_text(str(1 / 0))
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path):
+def test_temporary_folders_of_killed_writers_are_removed_unless_locked(tmp_path):
     orphan = tmp_path / f".set.0123{files.PART}"
     orphan.mkdir()
     (orphan / "half").write_text("1")

@@ -1,4 +1,4 @@
-"""Advice on what to install, and where the output goes."""
+"""Installation hints for missing packages; errors and width of the output."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def installed_from(monkeypatch):
     return lambda url: monkeypatch.setattr(install, "distribution", lambda name: _Distribution(url))
 
 
-def test_every_distribution_of_the_repository_has_its_folder():
+def test_folder_of_gives_the_folder_of_every_distribution():
     for file in (ROOT / "shared/pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")):
         name = tomllib.loads(file.read_text())["project"]["name"]
         assert folder_of(name) == str(file.parent.relative_to(ROOT))
 
 
-def test_the_clone_that_the_core_came_from_is_named(installed_from, monkeypatch, tmp_path):
+def test_the_command_names_the_clone_that_the_core_was_installed_from(installed_from, monkeypatch, tmp_path):
     installed_from(f"file://{ROOT}/shared")
     monkeypatch.chdir(tmp_path)
     command = f"pip install -c {ROOT}/constraints.txt '{ROOT}/shared[lab]' '{ROOT}/packages/kws[onnx]'"
@@ -55,19 +55,19 @@ def test_the_clone_that_the_core_came_from_is_named(installed_from, monkeypatch,
 
 
 @pytest.mark.parametrize("url", [None, "file:///nowhere/shared", "https://example.org/manyheads_core-0.1.0.whl"])
-def test_without_a_clone_the_command_is_that_of_the_readme(installed_from, url):
+def test_without_a_clone_the_command_equals_that_of_the_readme(installed_from, url):
     installed_from(url)
     command = install_command("manyheads-forecasting")
     assert command in (ROOT / "README.md").read_text()
     assert command.startswith('pip install "manyheads-core[lab] @ git+https://')
 
 
-def test_what_pip_records_of_this_installation_is_read():
+def test_the_clone_is_read_from_the_record_of_pip():
     source = distribution("manyheads-core").read_text("direct_url.json")
     assert (install._clone() is not None) == bool(source and Path(json.loads(source)["url"][7:]).is_dir())
 
 
-def test_a_library_that_is_absent_is_named_with_its_extra(installed_from):
+def test_a_missing_library_is_named_with_its_extra(installed_from):
     installed_from(None)
     need_package("json", "manyheads-kws", "onnx")
     with pytest.raises(
@@ -76,7 +76,7 @@ def test_a_library_that_is_absent_is_named_with_its_extra(installed_from):
         need_package("no_such_one", "manyheads-kws", "onnx", place="f.onnx")
 
 
-# Names of modules that `pip install ./shared` does not bring.
+# Runs the command without the modules that `pip install ./shared` does not install.
 ONLY_TORCH = """
 import sys, importlib.metadata as m, importlib.util as u
 gone = ("tyro", "rich", "pooch", "platformdirs", "matplotlib", "safetensors", "lightning", "numpy", "pandas", "scipy")
@@ -110,7 +110,7 @@ sys.exit(main(sys.argv[1:]))
         (["vision"], 2, "error: unknown command 'vision'"),
     ],
 )
-def test_the_core_alone_has_a_command_that_says_what_to_add(words, code, said):
+def test_the_command_of_the_core_alone_names_the_packages_to_install(words, code, said):
     ran = subprocess.run([sys.executable, "-c", ONLY_TORCH, *words], capture_output=True, text=True, check=False)
     assert ran.returncode == code, ran.stderr
     assert said in (ran.stdout if code == 0 else ran.stderr)
@@ -118,7 +118,7 @@ def test_the_core_alone_has_a_command_that_says_what_to_add(words, code, said):
     assert code == 0 or ran.stderr.count("\n") == 1
 
 
-def test_a_full_standard_output_is_one_line():
+def test_an_error_on_standard_output_is_one_line():
     if not Path("/dev/full").exists():
         pytest.skip("no device that is always full")
     for words in (["list"], ["list", "--json"]):
@@ -134,7 +134,7 @@ def test_a_full_standard_output_is_one_line():
         assert ran.stderr == "error: standard output: No space left on device\n"
 
 
-def test_a_reader_that_went_away_is_no_error():
+def test_a_closed_pipe_on_standard_output_is_silent():
     ran = subprocess.run(
         f"{sys.executable} -m manyheads.lab list | true", shell=True, capture_output=True, text=True, check=False
     )
@@ -150,7 +150,7 @@ def test_a_reader_that_went_away_is_no_error():
         (TimeoutError(), "error: TimeoutError\n"),
     ],
 )
-def test_an_error_of_the_system_is_one_line(capsys, error, line):
+def test_an_os_error_is_one_line(capsys, error, line):
     def command() -> Outcome:
         raise error
 
@@ -159,7 +159,7 @@ def test_an_error_of_the_system_is_one_line(capsys, error, line):
 
 
 @pytest.mark.parametrize(("columns", "most"), [("", 120), ("80", 80), ("200", 200), ("wide", 120), ("0", 120)])
-def test_a_piped_table_keeps_to_the_width_asked_for(capsys, monkeypatch, columns, most):
+def test_a_piped_table_keeps_the_requested_width(capsys, monkeypatch, columns, most):
     monkeypatch.setenv("COLUMNS", columns)
     rows = [("closed-form-auto", "a sentence that is folded where the line ends " * 4, 0.123456)]
     assert run_commands("x", "", {"go": lambda: Outcome([], table(("model", "what", "mse"), rows))}, ["go"]) == 0
@@ -169,7 +169,7 @@ def test_a_piped_table_keeps_to_the_width_asked_for(capsys, monkeypatch, columns
 
 
 @pytest.mark.parametrize("terminal", ["xterm", "dumb"])
-def test_figures_are_never_cut(capsys, monkeypatch, terminal):
+def test_numbers_in_a_table_are_never_cut(capsys, monkeypatch, terminal):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,4 +1,4 @@
-"""The trainers of the three applications, killed at a hundred random moments: each run ends as the unbroken one."""
+"""Trainings of the three applications, killed at 100 random moments: each resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from manyheads.lab.training.loop import fit_supervised
 
 pytestmark = pytest.mark.slow
 
-MOMENTS = {  # 100 in all
+# Number of kills per training, 100 in total.
+MOMENTS = {
     ("forecasting", "national_illness-24-nlinear"): 34,
     ("recsys", "adult-hiformer"): 33,
     ("kws", "arabic-lmuformer"): 33,
@@ -39,7 +40,7 @@ def opened(domain: str, name: str) -> Splits:
 
 @dataclass(frozen=True)
 class Held:
-    """Data that were opened before the fork."""
+    """Data that were opened before the process forks."""
 
     domain: str
     name: str
@@ -49,7 +50,7 @@ class Held:
 
 
 def short(domain: str, name: str) -> Experiment:
-    """Twenty steps over several epochs where the data are few, a checkpoint at every second."""
+    """Return the experiment with 20 steps, over several epochs for small data, and a checkpoint every second step."""
     experiments = {one.name: one for one in find_domain(domain).load_experiments()}
     whole: Experiment = experiments[name]
     data: Any = Held(domain, name)
@@ -63,7 +64,7 @@ def train(experiment: Experiment, folder: Path) -> None:
 
 
 def train_and_count(experiment: Experiment, folder: Path, begun: Any) -> None:
-    """Counts the checkpoints that were begun, for the process that kills this one."""
+    """Train and count the checkpoints begun, for the process that kills this one."""
     saved = checkpoint.save_checkpoint
 
     def counting(*args: Any) -> None:
@@ -79,18 +80,18 @@ def outcome(folder: Path) -> tuple[bytes, dict[str, Any], Any, list[str]]:
     held = {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
     left = sorted(path.name for path in folder.rglob("*") if ".part" in path.name)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
-    return json.dumps(told).encode(), held, header["metrics"], left
+    untimed = [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+    return json.dumps(untimed).encode(), held, header["metrics"], left
 
 
 @pytest.mark.parametrize(("domain", "name"), MOMENTS)
-def test_a_run_that_is_killed_at_random_moments_ends_as_the_unbroken_one(domain, name, tmp_path):
+def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(domain, name, tmp_path):
     fork = multiprocessing.get_context("fork")
     experiment = short(domain, name)
     begun = fork.Value("i", 0)
-    train_and_count(experiment, tmp_path / "unbroken", begun)
+    train_and_count(experiment, tmp_path / "uninterrupted", begun)
     checkpoint.save_checkpoint = checkpoint_save
-    expected, count = outcome(tmp_path / "unbroken"), begun.value
+    expected, count = outcome(tmp_path / "uninterrupted"), begun.value
     assert count >= 8
     moments, killed, resumed = random.Random(11), 0, set()
     for attempt in range(MOMENTS[domain, name]):

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on and ends as if nothing had happened."""
+"""Resuming: a run killed at any moment resumes and gives bit-identical results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def outcome(folder):
 
 
 def train_and_count(folder, begun):
-    """Counts the checkpoints that were begun, for the process that kills this one."""
+    """Train and count the checkpoints begun, for the process that kills this one."""
     saved = checkpoint.save_checkpoint
 
     def counting(*args):
@@ -51,12 +51,14 @@ def train_and_count(folder, begun):
     train(folder)
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    """Forked from this process, which has torch loaded, so that ten starts cost little. A moment is a random number of
-    checkpoints and a random time after the last of them began, however busy the machine is."""
+def test_a_run_killed_at_ten_random_moments_gives_the_same_result(tmp_path):
+    """A moment is a random number of checkpoints plus a random delay, so that it does not depend on the machine's load.
+
+    The processes are forked from this one, which has torch loaded, so that ten starts are cheap.
+    """
     fork = multiprocessing.get_context("fork")
-    train(tmp_path / "unbroken")
-    expected = outcome(tmp_path / "unbroken")
+    train(tmp_path / "uninterrupted")
+    expected = outcome(tmp_path / "uninterrupted")
     moments = random.Random(5)
     killed, resumed_from = 0, set()
     for attempt in range(10):
@@ -121,7 +123,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"a": torch.full((3,), float(step))}, {"step": step})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000002.safetensors", "step-000000003.safetensors"]
@@ -137,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         assert found[1]["step"] == 2
 
 
-def test_a_fresh_run_never_goes_on_from_an_older_one(tmp_path, monkeypatch):
+def test_a_fresh_run_never_resumes_an_older_one(tmp_path, monkeypatch):
     train(tmp_path)
 
     class Stopped(Exception):
@@ -155,7 +157,7 @@ def test_a_fresh_run_never_goes_on_from_an_older_one(tmp_path, monkeypatch):
     assert found[1]["position"]["step"] == 3
 
 
-def test_a_foreign_checkpoint_is_refused(tmp_path):
+def test_the_checkpoint_of_another_experiment_is_refused(tmp_path):
     save_checkpoint(tmp_path, 1, {"a": torch.zeros(1)}, {"experiment": "other", "seed": 1})
     with pytest.raises(CheckpointError, match=r"experiment is 'other', expected 'mine'"):
         load_latest(tmp_path, expect={"experiment": "mine"})

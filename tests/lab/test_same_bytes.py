@@ -1,4 +1,4 @@
-"""The same seed gives the same files, byte for byte, in every application, alone and in threads."""
+"""Reproducibility: the same seed gives the same files, byte for byte, in every application and in threads."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ def test_the_same_seed_gives_the_same_bytes(make: Callable[[Path, int], None], t
     found = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        torch.rand(3)  # what was drawn before makes no difference
+        # earlier draws from the global generator must not matter
+        torch.rand(3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             make(tmp_path / name, 3)
         found.append(contents(tmp_path / name))
-    measured = ("report.json", "result.json", "metrics.jsonl")  # these hold seconds
+    # these files hold measured times
+    measured = ("report.json", "result.json", "metrics.jsonl")
     one, two = ({n: c for n, c in held.items() if Path(n).name not in measured} for held in found)
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []
@@ -70,8 +72,8 @@ def test_the_same_seed_gives_the_same_bytes(make: Callable[[Path, int], None], t
 
 
 @pytest.mark.parametrize("make", [forecaster, recommender, trained])
-def test_fits_in_threads_give_what_they_give_alone(make: Callable[[Path, int], None], tmp_path):
-    """Other seeds beside each other; the filters of warnings and torch's generator stay as they were."""
+def test_fits_in_parallel_threads_equal_fits_alone(make: Callable[[Path, int], None], tmp_path):
+    """Each thread has another seed; the warning filters and torch's generator stay unchanged."""
     seeds = (1, 2, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -79,14 +81,15 @@ def test_fits_in_threads_give_what_they_give_alone(make: Callable[[Path, int], N
             (tmp_path / f"alone-{seed}").mkdir()
             make(tmp_path / f"alone-{seed}", seed)
         for seed in seeds:
-            (tmp_path / f"beside-{seed}").mkdir()
+            (tmp_path / f"parallel-{seed}").mkdir()
         filters, state = list(warnings.filters), torch.get_rng_state()
         errors: list[Exception] = []
 
         def work(seed: int) -> None:
             try:
-                make(tmp_path / f"beside-{seed}", seed)
-            except Exception as error:  # shown below
+                make(tmp_path / f"parallel-{seed}", seed)
+            # asserted below
+            except Exception as error:
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
@@ -98,14 +101,14 @@ def test_fits_in_threads_give_what_they_give_alone(make: Callable[[Path, int], N
         assert list(warnings.filters) == filters
     assert torch.equal(torch.get_rng_state(), state)
     for seed in seeds:
-        alone, beside = (
+        alone, parallel = (
             {n: c for n, c in contents(tmp_path / f"{how}-{seed}").items() if n.endswith(".safetensors")}
-            for how in ("alone", "beside")
+            for how in ("alone", "parallel")
         )
-        assert alone == beside
+        assert alone == parallel
 
 
-def test_a_picture_and_a_report_are_the_same_bytes(tmp_path):
+def test_the_same_picture_gives_the_same_bytes(tmp_path):
     from manyheads.forecasting.evaluation import plots
     from manyheads.lab.data.files import write_figure
 
@@ -118,7 +121,7 @@ def test_a_picture_and_a_report_are_the_same_bytes(tmp_path):
         assert drawn(f"one.{suffix}") == drawn(f"two.{suffix}")
 
 
-def test_experiments_that_differ_have_other_folders():
+def test_different_experiments_have_different_hashes():
     one = toy()
     assert one.hash == toy().hash
     assert one.hash != replace(one, budget=Budget(epochs=3)).hash

@@ -1,4 +1,4 @@
-"""The picture of a layer and the benchmark of layers."""
+"""The commands that draw a layer and measure layers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_every_layer_can_be_drawn(name):
     assert name in shade(view)
 
 
-def test_picture_of_a_causal_layer_is_empty_above_the_diagonal():
+def test_the_mixing_matrix_of_a_causal_layer_is_zero_above_the_diagonal():
     matrix = view_layer("softmax", example="causal").matrix
     assert (matrix.triu(1) == 0).all()
     assert matrix.sum(-1).allclose(matrix.new_ones(()))
 
 
-def test_show_writes_the_picture_and_tells_what_it_is(tmp_path, capsys):
+def test_show_writes_the_picture_and_describes_it_as_json(tmp_path, capsys):
     plot = tmp_path / "softmax.png"
     assert main(["show", "softmax", "--example", "window", "--tokens", "12", "--plot", str(plot), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -51,22 +51,22 @@ def test_show_writes_the_picture_and_tells_what_it_is(tmp_path, capsys):
         (["bench", "layers", "--device", "abacus"], "device: found 'abacus', expected cpu or cuda"),
     ],
 )
-def test_what_cannot_be_shown_or_measured_is_said_in_one_line(words, message, capsys):
+def test_bad_arguments_of_show_and_bench_are_one_line(words, message, capsys):
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize(
     ("length", "rank", "grid"), [(256, 2, (16, 16)), (512, 2, (16, 32)), (12, 2, (2, 6)), (9, 1, (9,))]
 )
-def test_a_length_is_laid_out_as_the_most_even_grid(length, rank, grid):
+def test_a_length_becomes_the_most_even_grid(length, rank, grid):
     assert grid_of(length, rank) == grid
 
 
-def test_every_layer_has_a_configuration_to_be_measured_in():
+def test_every_layer_has_a_benchmark_configuration():
     for layer in LAYERS.values():
         configs = {label: c for n in (16, 256, 1024) for label, c in layer.info.at_length(n).items()}
         assert configs
@@ -74,17 +74,20 @@ def test_every_layer_has_a_configuration_to_be_measured_in():
             layer(128, **config)
 
 
-def test_speedup_is_against_softmax_of_the_same_causality():
+def test_speedup_is_relative_to_softmax_of_the_same_causality():
     rows = {row["layer"]: row for row in bench_layers(["softmax"], [64])}
     assert rows["softmax"]["speedup"] == rows["softmax (causal)"]["speedup"] == 1
     window, causal = rows["softmax (window)"], rows["softmax (causal)"]
     total = {name: row["forward_cpu_s"] + row["backward_cpu_s"] for name, row in rows.items()}
     assert window["speedup"] == total[causal["layer"]] / total[window["layer"]]
+
+
+def test_a_benchmark_without_lengths_is_refused():
     with pytest.raises(ArgumentError, match="lengths"):
         bench_layers(["softmax"], [])
 
 
-def test_peak_bytes_counts_what_is_held_at_once():
+def test_peak_bytes_counts_the_tensors_alive_at_once():
     import torch
 
     def run():

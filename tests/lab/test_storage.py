@@ -1,4 +1,4 @@
-"""Every stored file carries a digest: what was changed in any way is refused in one line."""
+"""Stored files with digests: round trips, and every changed file is refused with one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stored(tmp_path):
     return tmp_path / "file"
 
 
-def test_tensors_and_header_come_back_as_they_were(stored):
+def test_tensors_and_header_survive_a_round_trip(stored):
     tensors, header = load(stored)
     assert header == HEADER
     assert tensors.keys() == TENSORS.keys()
@@ -54,7 +54,7 @@ def test_tensors_and_header_come_back_as_they_were(stored):
         assert torch.equal(tensors[name], tensor)
 
 
-def test_the_file_is_safetensors_that_others_read(stored):
+def test_the_file_is_readable_by_the_safetensors_library(stored):
     with safe_open(stored, framework="pt") as other:
         assert torch.equal(other.get_tensor("weight"), TENSORS["weight"])
 
@@ -71,7 +71,7 @@ def test_arrays_are_stored_and_read_without_torch(tmp_path):
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
-    """The order of entries in safetensors' own metadata changes from call to call."""
+    """Safetensors itself writes several metadata entries in random order."""
     for n in range(20):
         save_tensors(tmp_path / str(n), dict(reversed(TENSORS.items())) if n % 2 else TENSORS, HEADER, kind="test")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
@@ -86,13 +86,14 @@ def test_every_flipped_bit_is_refused(stored, tmp_path):
         try:
             tensors, header = load(tmp_path / "changed")
         except CheckpointError as error:
-            said = str(error)
-        else:  # a space of the header's padding, or another form of the same JSON
+            message = str(error)
+        else:
+            # the bit belongs to the padding of the header, or gives another form of the same JSON
             assert header == HEADER
             assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
             continue
-        assert said.endswith("write it again")
-        assert "\n" not in said
+        assert message.endswith("write it again")
+        assert "\n" not in message
 
 
 def test_every_truncated_or_lengthened_file_is_refused(stored, tmp_path):
@@ -104,7 +105,7 @@ def test_every_truncated_or_lengthened_file_is_refused(stored, tmp_path):
 
 
 def relaid(content, change):
-    """The file with its safetensors layout changed and everything else, the digest too, as it was."""
+    """Return the file with a changed safetensors layout; everything else stays, the digest included."""
     (length,) = struct.unpack_from("<Q", content)
     layout = json.loads(content[8 : 8 + length])
     change(layout)
@@ -133,7 +134,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_layout_is_refused(stored, change):
+def test_a_changed_safetensors_layout_is_refused(stored, change):
     stored.write_bytes(relaid(stored.read_bytes(), CHANGES[change]))
     with pytest.raises(CheckpointError, match="damaged, or not a test"):
         load(stored)
@@ -150,7 +151,7 @@ def test_swapped_tensors_are_refused(tmp_path):
         load(tmp_path / "file")
 
 
-def test_files_of_others_and_of_other_kinds_are_refused(tmp_path, stored):
+def test_foreign_files_and_files_of_another_kind_are_refused(tmp_path, stored):
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign", {"state": "{}"})
     with pytest.raises(CheckpointError, match="foreign: damaged, or not a test"):
         load(tmp_path / "foreign")
@@ -164,10 +165,17 @@ def test_files_of_others_and_of_other_kinds_are_refused(tmp_path, stored):
         load_arrays("/dev/zero", kind="test", fix="")
 
 
-def test_a_document_comes_back_and_every_changed_value_is_refused(tmp_path):
-    path, document = tmp_path / "document.json", {"a": 1.5, "b": ["x", None], "c": {"d": True}}
-    save_document(path, document, kind="test")
-    assert load_document(path, kind="test", fix="") == document
+DOCUMENT = {"a": 1.5, "b": ["x", None], "c": {"d": True}}
+
+
+def test_a_document_survives_a_round_trip(tmp_path):
+    save_document(tmp_path / "document.json", DOCUMENT, kind="test")
+    assert load_document(tmp_path / "document.json", kind="test", fix="") == DOCUMENT
+
+
+def test_every_changed_value_of_a_document_is_refused(tmp_path):
+    path = tmp_path / "document.json"
+    save_document(path, DOCUMENT, kind="test")
     content, draw = path.read_bytes(), random.Random(0)
     for _ in range(300):
         changed = bytearray(content)
@@ -177,14 +185,21 @@ def test_a_document_comes_back_and_every_changed_value_is_refused(tmp_path):
             found = load_document(path, kind="test", fix="again")
         except CheckpointError:
             continue
-        assert found == document  # the change was in white space
+        # the change was in white space
+        assert found == DOCUMENT
+
+
+def test_a_file_that_is_no_document_is_refused(tmp_path):
+    path = tmp_path / "document.json"
+    save_document(path, DOCUMENT, kind="test")
+    content = path.read_bytes()
     for other in (b"", b"[]", b"3", b"{}", b"[" * 100_000, b"\xff", content.replace(b"1.5", b"NaN")):
         path.write_bytes(other)
         with pytest.raises(CheckpointError, match="damaged, or not a test"):
             load_document(path, kind="test", fix="again")
 
 
-def test_a_model_is_refused_beside_the_files_of_another(tmp_path):
+def test_a_model_beside_the_files_of_another_model_is_refused(tmp_path):
     for name in "ab":
         save_model(tmp_path / name, {"w": torch.ones(2)}, {"x": 1}, {"labels.json": name.encode()})
     _, header = load_model(tmp_path / "a", fix="")
@@ -197,7 +212,7 @@ def test_a_model_is_refused_beside_the_files_of_another(tmp_path):
         load_model(tmp_path / "a", fix="")
 
 
-def test_tensors_that_share_memory_or_are_not_contiguous_are_stored(tmp_path):
+def test_tensors_with_shared_memory_or_strides_are_stored(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     save_tensors(tmp_path / "file", {"a": base, "b": base[1:], "c": base.T}, {}, kind="test")
     tensors, _ = load(tmp_path / "file")
@@ -205,7 +220,7 @@ def test_tensors_that_share_memory_or_are_not_contiguous_are_stored(tmp_path):
     assert torch.equal(tensors["c"], base.T)
 
 
-def test_a_sealed_onnx_file_is_the_same_message_with_one_more_entry(tmp_path):
+def test_sealing_an_onnx_file_adds_one_metadata_entry(tmp_path):
     onnx = pytest.importorskip("onnx")
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     put = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]

@@ -1,4 +1,4 @@
-"""A small experiment with everything that makes resuming hard: dropout, momentum, shuffling, early stopping."""
+"""A small experiment for the tests, with everything that makes resuming hard: dropout, momentum, shuffling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a new layer, forecaster or domain costs: a toy one in a copy of the tree is found, checked and run."""
+"""Extension: a toy layer, forecaster and domain, added to a copy of the tree, are found, checked and run."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ domain = Domain(name="toy", summary="a toy", package="manyheads-toy", commands="
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the tree without what it does not need, and a function that runs a module of Python on it."""
+    """Copy the needed part of the tree; return a function that runs a Python module on the copy."""
     left_out = shutil.ignore_patterns(".*", "__pycache__", "site", "reports", "runs", "results")
     copy = tmp_path / "tree"
     for name in ("shared", "packages", "tests", "docs", "benchmarks"):
@@ -177,7 +177,7 @@ def tree(tmp_path):
 
 
 def lint(tree):
-    """ruff, if it is installed."""
+    """Run ruff on the copy, if it is installed."""
     if shutil.which("ruff"):
         tree("ruff", "format", "--check", "shared", "packages", "tests")
         tree("ruff", "check", "shared", "packages", "tests")
@@ -196,8 +196,8 @@ def write_layer(tree, text):
 def test_a_new_layer_is_four_files(tree):
     write_layer(tree, LAYER)
     tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/layers/running_mean")
-    said = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean")
-    assert int(re.search(r"(\d+) passed", said)[1]) >= 10
+    output = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean")
+    assert int(re.search(r"(\d+) passed", output)[1]) >= 10
     assert "oracle_and_layer_agree" in tree(
         "pytest", "-q", "--collect-only", "tests/core/test_layers.py", "-k", "running-mean"
     )
@@ -215,12 +215,12 @@ def test_a_new_layer_is_four_files(tree):
 def test_a_broken_new_layer_fails_the_battery(tree):
     broken = LAYER.replace("x.cumsum(1) / count", "x.cumsum(1).flip(1) / count")
     write_layer(tree, broken)
-    said = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean", status=1)
-    assert "oracle_and_layer_agree" in said
-    assert "future_does_not_change_the_past" in said
+    output = tree("pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_layers.py", "-k", "running-mean", status=1)
+    assert "oracle_and_layer_agree" in output
+    assert "future_does_not_change_the_past" in output
 
 
-def test_a_new_forecaster_is_one_file_and_one_entry(tree, tmp_path):
+def test_a_new_forecaster_needs_one_file_and_one_entry_only(tree, tmp_path):
     models = tree.root / "packages/forecasting/src/manyheads/forecasting/models"
     (models / "scaled_mean.py").write_text(FORECASTER)
     registry = models / "networks.py"
@@ -244,12 +244,13 @@ def test_a_new_forecaster_is_one_file_and_one_entry(tree, tmp_path):
     lint(tree)
 
 
-def test_a_new_domain_is_its_own_package(tree):
+def test_a_new_domain_needs_its_own_package_only(tree):
     package = tree.root / "packages/toy"
     (package / "src/manyheads/toy").mkdir(parents=True)
     (package / "src/manyheads/toy/__init__.py").write_text(DOMAIN)
     (package / "src/manyheads/toy/py.typed").touch()
-    metadata = package / "metadata/manyheads_toy-0.1.0.dist-info"  # what an installer writes
+    # the metadata that an installer writes
+    metadata = package / "metadata/manyheads_toy-0.1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: manyheads-toy\nVersion: 0.1.0\n")
     (metadata / "entry_points.txt").write_text("[manyheads.domains]\ntoy = manyheads.toy:domain\n")

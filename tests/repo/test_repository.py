@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole."""
+"""Properties of the whole repository: packaging, imports, pages and their tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sources():
     return [p for place in ("shared/src", "packages") for p in (ROOT / place).rglob("*.py") if "build" not in p.parts]
 
 
-def test_manyheads_stays_a_namespace():
+def test_manyheads_is_a_namespace_package():
     assert [p for p in sources() if p.parts[-2:] == ("manyheads", "__init__.py")] == []
 
 
@@ -40,7 +40,7 @@ def test_every_dependency_is_pinned():
             assert name in pinned or name.startswith("manyheads-"), f"{path}: {name} is not in constraints.txt"
 
 
-def test_the_siblings_pin_each_other():
+def test_every_package_pins_the_version_of_the_core():
     core = tomllib.loads((ROOT / "shared/pyproject.toml").read_text())["project"]["version"]
     for path in ROOT.glob("packages/*/pyproject.toml"):
         project = tomllib.loads(path.read_text())["project"]
@@ -64,7 +64,8 @@ def test_the_siblings_pin_each_other():
 )
 def test_importing_loads_only_what_is_needed(module, absent):
     code = f"import sys, {module}; print(*[m for m in {absent!r} if m in sys.modules])"
-    if module.startswith("manyheads.core"):  # torch itself brings numpy where it is installed
+    # torch imports numpy if it is installed, so only the modules imported after torch count
+    if module.startswith("manyheads.core"):
         code = f"import sys, torch; before = set(sys.modules); import {module}; new = set(sys.modules) - before; "
         code += f"print(*[m for m in {absent!r} if m in new])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -87,19 +88,19 @@ def test_importing_opens_no_connection():
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
-def test_links_inside_the_pages_lead_somewhere():
+def test_relative_links_of_the_pages_exist():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("packages/*/README.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())]
     inside = [(page, link) for page, link in links if not link.startswith(("http://", "https://"))]
     assert [f"{page.name}: {link}" for page, link in inside if not (page.parent / link).exists()] == []
 
 
-def test_the_tables_of_the_pages_are_what_the_results_say():
-    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], capture_output=True, text=True)
+def test_the_tables_of_the_pages_match_the_results():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_job_of_the_readme_exists():
+def test_every_nox_session_named_in_the_pages_exists():
     named = set(
         re.findall(r"nox -s ([\w-]+)", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
     )
@@ -108,12 +109,12 @@ def test_every_job_of_the_readme_exists():
     assert {"demo", "tests", "lint", "core", "forecasting", "kws", "recsys", "wheels", "bench", "docs", "slow"} <= known
 
 
-def test_the_catalogue_is_what_the_registry_says():
+def test_the_catalogue_matches_the_registry():
     done = subprocess.run([sys.executable, ROOT / "docs/catalogue.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_of_every_layer_says_what_it_is_good_for_and_fits_its_boxes():
+def test_the_page_of_every_layer_states_its_use_and_has_short_code_lines():
     pages = [page for page in (ROOT / "docs/layers").glob("*.md") if "docs/catalogue.py" in page.read_text()]
     for page in pages:
         text = page.read_text()

@@ -1,1 +1,1 @@
-"""How every experiment is described, run, saved, resumed and reported."""
+"""The lab: describe, train, save, resume and report experiments; data sets; the command line."""

@@ -1,4 +1,4 @@
-"""``python -m manyheads.lab …`` is ``manyheads …``."""
+"""Run the command ``manyheads`` as ``python -m manyheads.lab``."""
 
 import sys
 

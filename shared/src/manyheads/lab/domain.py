@@ -1,7 +1,7 @@
-"""How a domain package makes itself known: one light value behind an entry point.
+"""Discover domain packages through entry points.
 
 ``[project.entry-points."manyheads.domains"]`` of a distribution maps the domain's name to a :class:`Domain`. The value
-holds import paths, not objects: nothing heavy is imported before it is used.
+holds import paths, not objects, so that nothing heavy is imported before its use.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ KNOWN_DOMAINS = ("forecasting", "kws", "recsys")
 
 @dataclass(frozen=True)
 class Domain:
-    """Where the parts of a domain are; each is ``"module:attribute"`` and is imported when it is asked for."""
+    """Import paths of the parts of a domain, each ``"module:attribute"``, imported on first use."""
 
     name: str
     summary: str
-    package: str  # the distribution, for the pip line
-    commands: str  # -> Mapping[str, Callable[..., Outcome]]
-    datasets: str | None = None  # -> Sequence[Known]
-    experiments: str | None = None  # -> () -> Sequence[Experiment]
-    train_options: str | None = None  # -> type[TrainOptions]; what ``train`` has beside the common options
+    package: str
+    """Name of the distribution, for the pip command."""
+    commands: str
+    """Path of a ``Mapping[str, Callable[..., Outcome]]``."""
+    datasets: str | None = None
+    """Path of a ``Sequence[Known]``."""
+    experiments: str | None = None
+    """Path of a function ``() -> Sequence[Experiment]``."""
+    train_options: str | None = None
+    """Path of a subclass of :class:`TrainOptions`: the options that ``train`` has in this domain only."""
 
     def load_commands(self) -> Mapping[str, Callable[..., Outcome]]:
         return load(self.commands)
@@ -51,21 +56,22 @@ class Domain:
 
 
 def load(path: str) -> Any:
-    """The object behind ``"module:attribute"``."""
+    """Import the object at ``"module:attribute"``."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def installed_domains() -> dict[str, Domain]:
-    """The domains of all installed packages by name."""
+    """Return the domains of all installed packages by name."""
     return {entry.name: entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
 
 
 def find_domain(name: str) -> Domain:
-    """The installed domain of that name.
+    """Return the installed domain of that name.
 
-    Raises :class:`MissingPackageError` with the pip line for a known domain that is not installed, and
-    :class:`UnknownNameError` for any other name.
+    Raises:
+        MissingPackageError: a known domain that is not installed; the message holds the pip command.
+        UnknownNameError: any other name.
     """
     domains = installed_domains()
     if name in domains:

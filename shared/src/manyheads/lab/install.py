@@ -1,4 +1,4 @@
-"""The command that installs what is missing: from the clone that this installation came from, or from the git URL."""
+"""Give the pip command for a missing package: from the clone of this installation, or from the git URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CORE = "manyheads-core"
 
 
 def folder_of(package: str) -> str:
-    """The folder of a distribution in a clone."""
+    """Return the folder of a distribution inside a clone."""
     return "shared" if package == CORE else f"packages/{package.removeprefix('manyheads-')}"
 
 
@@ -25,10 +25,10 @@ def need_package(module: str, package: str, extra: str, *, place: str = "") -> N
     """Check that an optional library is installed.
 
     Args:
-        module: name of the library as it is imported.
-        package: the distribution that uses it, such as ``manyheads-kws``.
-        extra: the extra of ``package`` that brings it.
-        place: the file or setting that needs it, for the message.
+        module: import name of the library.
+        package: distribution that uses it, such as ``manyheads-kws``.
+        extra: extra of ``package`` that installs it.
+        place: file or setting that needs it, for the message.
 
     Raises:
         MissingPackageError: with the command that installs it.
@@ -38,16 +38,16 @@ def need_package(module: str, package: str, extra: str, *, place: str = "") -> N
 
 
 def missing(module: str, package: str, extra: str = "", *, place: str = "") -> MissingPackageError:
-    """The error for a library that is not installed; the arguments of :func:`need_package`."""
+    """Return the error for a library that is not installed; same arguments as :func:`need_package`."""
     where = f"{place}: " if place else ""
     return MissingPackageError(f"{where}{module} is not installed: {install_command(package, extra)}")
 
 
 def install_command(package: str, extra: str = "") -> str:
-    """The pip command that installs a distribution of this library together with the core.
+    """Return the pip command that installs a distribution of this library together with the core.
 
-    The distributions are on no index. The command names folders of the clone that the core was installed from, relative
-    if that is the working directory, and the git URL if there is no clone.
+    The distributions are on no package index. The command names folders of the clone that the core was installed from,
+    as relative paths if the clone is the working directory. Without a clone it names the git URL.
     """
     wanted = {CORE: "lab"}
     wanted[package] = ",".join(sorted({*filter(None, wanted.get(package, "").split(",")), *filter(None, [extra])}))
@@ -66,7 +66,7 @@ def _bracket(extras: str) -> str:
 
 
 def _clone() -> Path | None:
-    """The root of the clone that the core was installed from."""
+    """Return the root of the clone that the core was installed from, or None."""
     try:
         source = distribution(CORE).read_text("direct_url.json")
     except PackageNotFoundError:

@@ -1,19 +1,18 @@
-"""Progress of long work, on standard error."""
+"""Show the progress of long work on standard error."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager
 def progress(description: str, total: int | None) -> Generator[Callable[[str], None]]:
-    """Shows progress on standard error; yields the function that reports the next item."""
+    """Show progress on standard error: a bar on a terminal, else one line per item.
+
+    Yields the function that reports the next item by its name.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,1 +1,1 @@
-"""The command line: how a function becomes a command, and the commands of every domain."""
+"""The command line: functions as commands, and the commands of every domain."""

@@ -1,8 +1,9 @@
-"""A command line made of plain functions.
+"""Run plain functions as commands.
 
-A command is a function with typed keyword arguments; its docstring is its help and it returns an :class:`Outcome`.
-``--json`` prints the outcome's document, and nothing else, on standard output; progress and logs go to standard error.
-Exit status: 0 done, 2 bad input (one line says what and how to mend it; ``--debug`` shows the traceback).
+A command is a function with typed keyword arguments that returns an :class:`Outcome`; its docstring is its help text.
+``--json`` prints the document of the outcome, and nothing else, on standard output; progress and logs go to standard
+error. Exit status: 0 done; 2 bad input, with one line that names the fault and its fix (``--debug`` shows the
+traceback); 1 the reader of the output has closed it; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from manyheads.core.errors import ArgumentError, ManyheadsError, ManyheadsWarning, UnknownNameError
 from manyheads.lab.data.fields import plain
@@ -29,19 +30,22 @@ from manyheads.lab.training.environment import first_process
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has to say."""
+    """The result of a command."""
 
-    document: Any  # JSON-able, printed with --json
-    text: Any = ""  # str or a rich renderable, printed without
+    document: Any
+    """JSON document, printed with ``--json``."""
+    text: Any = ""
+    """A string or a rich renderable, printed without ``--json``."""
 
 
 Commands = Mapping[str, "Callable[..., Outcome]"]
-PIPED_WIDTH = 120  # columns of a table where there is no terminal
+# Columns of a table if standard output is no terminal.
+PIPED_WIDTH = 120
 _as_json: ContextVar[bool] = ContextVar("as_json", default=False)
 
 
 def run_commands(prog: str, description: str, commands: Commands, argv: Sequence[str]) -> int:
-    """Runs ``argv[0]`` of ``commands`` with the rest as its arguments; returns the exit status."""
+    """Run the command ``argv[0]`` with the other words as its arguments; return the exit status."""
     arguments = [a for a in argv if a not in ("--json", "--debug")]
     as_json, debug = "--json" in argv, "--debug" in argv
     _as_json.set(as_json)
@@ -90,31 +94,38 @@ def _warnings_as_lines() -> Generator[None]:
 
 
 def say(line: str) -> None:
-    """A line while a command still runs: on standard output, which ``--json`` keeps for the document, so that the line
-    then goes to standard error."""
+    """Print a line while a command runs.
+
+    It goes to standard output, or to standard error with ``--json``, which keeps standard output for the document.
+    """
     print(line, file=sys.stderr if _as_json.get() else sys.stdout, flush=True)
 
 
 def usage(prog: str, description: str, commands: Commands) -> str:
-    """The help page: one line a command."""
+    """Return the help page: one line per command."""
     width = max(map(len, commands), default=0)
     lines = [f"usage: {prog} COMMAND [--json] [--debug] …", "", description, "", "commands:"]
     for name, command in commands.items():
         summary = (command.__doc__ or "").strip().split("\n")[0]
         lines.append(f"  {name:<{width}}  {summary}")
-    lines += ["", f"{prog} COMMAND --help tells more."]
+    lines += ["", f"{prog} COMMAND --help lists the options of a command."]
     return "\n".join(lines)
 
 
 def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) -> Outcome:
     if not arguments and not inspect.signature(command).parameters:
-        return command()  # runs without the extra [lab], as the doctor must
+        # without tyro: the doctor must run without the extra [lab]
+        return command()
     import tyro
 
     @functools.wraps(command)
     def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
+    # with __wrapped__, tyro would read the annotations of the command instead of these
+    del bound.__wrapped__
+    bound.__annotations__ = _with_metavars(command)
+    setattr(bound, "__signature__", inspect.signature(command))  # noqa: B010 - functions declare no such attribute
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"]
     twice = [name for name in options if options.count(name) > 1]
     if twice:
@@ -124,35 +135,54 @@ def _call(command: Callable[..., Outcome], prog: str, arguments: Sequence[str]) 
     return command(*positional, **named)
 
 
-def parse(target: Callable[..., Any], arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
-    """``tyro.cli`` whose complaints are one line: raises :class:`ArgumentError`."""
+def _with_metavars(command: Callable[..., Outcome]) -> dict[str, Any]:
+    """Return the annotations of a command; the help page shows a positional ``layer: str`` as LAYER, not as STR."""
     import tyro
 
-    said = io.StringIO()
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint, metavar = hints[parameter.name], parameter.name.upper()
+        marked = get_origin(hint) is Annotated
+        if not marked and parameter.kind is not parameter.POSITIONAL_ONLY:
+            continue
+        if get_origin(hint.__origin__ if marked else hint) is tuple:
+            metavar += " ..."
+        if parameter.default is not parameter.empty:
+            metavar = f"[{metavar}]"
+        hints[parameter.name] = Annotated[hint, tyro.conf.arg(metavar=metavar)]  # ty: ignore[invalid-type-form]
+    return hints
+
+
+def parse(target: Callable[..., Any], arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
+    """Parse arguments with ``tyro.cli``; raise :class:`ArgumentError` with a message of one line."""
+    import tyro
+
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             return tyro.cli(target, prog=prog, args=list(arguments), **options)
     except SystemExit as stop:
         if not stop.code:
-            raise  # the help page
-        raise ArgumentError(f"{_complaint(said.getvalue())}: {prog} --help tells more") from stop
+            # --help was asked for
+            raise
+        raise ArgumentError(f"{_parse_error(output.getvalue())}: {prog} --help tells more") from stop
 
 
-def _complaint(box: str) -> str:
-    """What tyro says below a title, with or without a frame, as one line and without its help."""
+def _parse_error(box: str) -> str:
+    """Return tyro's error text as one line, without title, frame and help."""
     lines = [line.strip("\u2502 ") for line in box.strip().splitlines()[1:]]
-    said = " ".join(line for line in lines if line.strip("\u2500\u2570\u256f-"))
-    return re.split(r"Argument helptext|For full helptext", said)[0].strip(" .")
+    text = " ".join(line for line in lines if line.strip("\u2500\u2570\u256f-"))
+    return re.split(r"Argument helptext|For full helptext", text)[0].strip(" .")
 
 
 def _os_error(error: OSError) -> str:
-    """One line: the path or "standard output", and what the system said of it."""
-    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    return said if error.filename is None else f"{error.filename}: {said}"
+    """Return one line: the path or "standard output", and the message of the system."""
+    message = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return message if error.filename is None else f"{error.filename}: {message}"
 
 
 def _discard_output() -> None:
-    """Send what standard output still holds to the null device, so that the flush at exit does not fail again."""
+    """Redirect standard output to the null device, so that the flush at exit does not fail again."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -179,12 +209,15 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    # with a height too: rich takes a dumb terminal for 80 columns unless both are given
+    # rich assumes 80 columns on a dumb terminal unless width and height are both given
     Console(width=_width(outcome.text), height=25).print(outcome.text, markup=False, highlight=False)
 
 
 def _width(text: Any) -> int:
-    """Columns of the output: those of the terminal, else ``$COLUMNS`` or 120, and never so few that a figure is cut."""
+    """Return the width of the output in columns, never so narrow that a number is cut.
+
+    It is ``$COLUMNS``, else the width of the terminal, else 120.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 

@@ -1,4 +1,4 @@
-"""What this installation has, and what is wrong with it."""
+"""Check the installation: Python, packages, devices, data, and problems with their fixes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LIBRARIES = (
     "pooch",
 )
 
-_OF_DOMAINS = ("pandas", "scipy")
+_DOMAIN_LIBRARIES = ("pandas", "scipy")
 
 
 def examine() -> Outcome:
-    """Looks at Python, packages, devices and data; names each problem with its mend."""
+    """Check Python, packages, devices and data; report each problem with its fix."""
     problems: list[str] = []
     libraries = {name: _version(name) for name in _LIBRARIES}
-    absent = [name for name, number in libraries.items() if number is None and name not in _OF_DOMAINS]
+    absent = [name for name, number in libraries.items() if number is None and name not in _DOMAIN_LIBRARIES]
     if absent:
         problems.append(f"not installed: {', '.join(sorted(absent))}: {install_command(CORE)}")
     document: dict[str, Any] = {

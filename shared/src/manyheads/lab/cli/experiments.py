@@ -1,4 +1,4 @@
-"""``manyheads <domain> list`` and ``manyheads <domain> train``, the same for every domain with experiments."""
+"""The commands ``list`` and ``train`` of every domain with experiments."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PARTS = ("data", "model", "objective", "optimiser", "budget")
 
 
 def experiment_commands(domain: Domain) -> Commands:
-    """The two commands bound to a domain; its own options stand beside the common ones."""
+    """Return the commands ``list`` and ``train`` of a domain; ``train`` has the domain's own options as well."""
     from rich.console import Group
 
     own_options = domain.load_train_options()
 
     def list_experiments() -> Outcome:
-        """The experiments, each with its source and the published figures."""
+        """List the experiments, each with its source and the published figures."""
         from manyheads.lab.reporting.tables import table
 
         document, rows = [], []
@@ -50,17 +50,17 @@ def experiment_commands(domain: Domain) -> Commands:
         tensorboard: bool = False,
         own: TrainOptions = own_options(),  # noqa: B008 - frozen
     ) -> Outcome:
-        """Trains an experiment and reports mean and sd over seeds; a broken run is resumed.
+        """Train an experiment and report mean and standard deviation over seeds; resume an interrupted run.
 
         Args:
-            experiment: its name (see list).
-            overrides: changes such as budget.epochs=3 or optimiser.learning_rate=0.01.
-            seeds: seeds; the experiment's own by default.
-            root: folder of the runs.
-            smoke: a run of seconds.
+            experiment: name of the experiment (the command list shows all).
+            overrides: changed settings, such as budget.epochs=3 or optimiser.learning_rate=0.01.
+            seeds: random seeds, one training each; those of the experiment by default.
+            root: folder for the runs.
+            smoke: train for twenty steps with one seed, to test the setup in seconds.
             fresh: start again instead of resuming.
-            tensorboard: write TensorBoard events.
-            own: what this domain adds.
+            tensorboard: write TensorBoard events to the run folder.
+            own: options of this domain.
         """
         chosen = overridden(find_experiment(experiment, domain.load_experiments()), overrides)
         chosen = chosen.smoke() if smoke else chosen
@@ -76,9 +76,11 @@ def experiment_commands(domain: Domain) -> Commands:
 
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:
-    """``--model.kernel-size 25``, ``--model.kernel-size=25`` and ``model.kernel_size=25`` all as the last of these, set
-    before the first option, so that no option with many values swallows them; ``--model.bias`` and ``--model.no-bias``
-    as ``True`` and ``False``."""
+    """Rewrite every override as ``model.kernel_size=25`` and move it before the first option.
+
+    Accepted forms: ``--model.kernel-size 25``, ``--model.kernel-size=25``, ``model.kernel_size=25``; ``--model.bias``
+    for ``True`` and ``--model.no-bias`` for ``False``. In front, no option with many values can swallow them.
+    """
     overrides, others = [], []
     rest = list(arguments)
     while rest:
@@ -98,9 +100,10 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
 
 
 def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """``part.field=value`` applied; the value is parsed as the type of the field.
+    """Apply overrides ``part.field=value``; each value is parsed as the type of the field.
 
-    The source is dropped, as its figures are of another model. Raises :class:`ArgumentError`.
+    The source is dropped, as its published figures belong to another model. Raises :class:`ArgumentError` for an
+    unknown field and for a value of another type.
     """
     for override in overrides:
         path, equals, value = override.removeprefix("--").partition("=")
@@ -119,15 +122,15 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         try:
             parsed = parse(type(config), arguments, prog="manyheads <domain> train", default=config)
         except ArgumentError as error:
-            said = str(error).partition(": manyheads <domain>")[0]
-            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {said}") from error
+            reason = str(error).partition(": manyheads <domain>")[0]
+            raise ArgumentError(f"override {override!r}: {type(config).__name__} does not take it: {reason}") from error
         changes: dict[str, Any] = {part: parsed}
         experiment = replace(experiment, source=None, **changes)
     return experiment
 
 
 def report_text(report: Report, folder: Path) -> Any:
-    """Mean ± sd beside what was published."""
+    """Return a table of mean ± sd beside the published figures, and a line with cost and folder."""
     from rich.console import Group
 
     from manyheads.lab.reporting.tables import table

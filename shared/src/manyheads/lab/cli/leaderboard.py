@@ -1,4 +1,4 @@
-"""``manyheads report``: the leaderboard of all runs below a folder."""
+"""The command ``manyheads report``: the leaderboard of all runs below a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from manyheads.lab.cli.command import Outcome
 
 
 def leaderboard(root: str | Path, html: Path | None = None, csv: Path | None = None) -> Outcome:
-    """One row a metric: mean ± sd over seeds, the published figure with its source, the command."""
+    """Return one row per metric: mean ± sd over seeds, the published figure with its source, the command.
+
+    ``html`` and ``csv`` are files to write as well.
+    """
     from manyheads.lab.data.files import write_csv
     from manyheads.lab.reporting.leaderboard import HEADER, as_cells, as_table, read_reports, write_page
     from manyheads.lab.reporting.tables import table

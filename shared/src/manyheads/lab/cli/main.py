@@ -1,4 +1,4 @@
-"""The command ``manyheads``: what belongs to all domains, and the way to each of them."""
+"""The command ``manyheads``: its own commands, and the dispatch to the domains."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DESCRIPTION = "Attention and token-mixing layers that can be trusted, and applic
 def list_layers(
     *, causal: Literal["strict", "weak", "no"] | None = None, streaming: bool = False, grid_rank: int | None = None
 ) -> Outcome:
-    """The layers of the core: paper, causality, state, cost.
+    """List the layers of the core: paper, causality, state, cost.
 
     Args:
-        causal: only layers that can be this causal.
-        streaming: only layers that carry a state.
-        grid_rank: only layers that take this many grid axes (1 a sequence, 2 an image).
+        causal: only layers with this kind of causality.
+        streaming: only layers that carry a state, so that they can run on a stream.
+        grid_rank: only layers for this many grid axes (1 for a sequence, 2 for an image).
     """
     from manyheads.core.registry import list_layers
     from manyheads.lab.reporting.tables import table
@@ -57,14 +57,14 @@ def show(
     seed: int = 0,
     plot: Path | None = None,
 ) -> Outcome:
-    """Draws what a layer attends to, on tokens that repeat every eight.
+    """Draw which tokens each token attends to in a layer. The input repeats every eight tokens.
 
     Args:
-        layer: its name.
-        example: one of its registered configurations; the first by default.
+        layer: name of the layer (manyheads list shows all).
+        example: name of one of its registered configurations; the first by default.
         tokens: number of tokens.
-        seed: of weights and tokens.
-        plot: write the picture there (.png, .svg or .pdf).
+        seed: random seed of weights and tokens.
+        plot: picture file to write (.png, .svg or .pdf).
     """
     from manyheads.lab.data.files import check_suffix, write_figure
     from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
@@ -96,12 +96,12 @@ def doctor() -> Outcome:
 
 
 def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | None = None) -> Outcome:
-    """The leaderboard of all runs below a folder, beside the published figures.
+    """Show the leaderboard of all runs below a folder, beside the published figures.
 
     Args:
         root: folder of the runs.
-        html: write a page there as well.
-        csv: write the rows there as well.
+        html: HTML page to write as well.
+        csv: CSV file to write as well.
     """
     from manyheads.lab.cli.leaderboard import leaderboard
 
@@ -109,7 +109,7 @@ def report(*, root: Path = Path("runs"), html: Path | None = None, csv: Path | N
 
 
 def data_list() -> Outcome:
-    """The data sets of all installed domains and whether they are here."""
+    """List the data sets of all installed domains and whether each is on this machine."""
     from manyheads.lab.data.registry import all_datasets
     from manyheads.lab.reporting.tables import table
 
@@ -129,15 +129,15 @@ def data_list() -> Outcome:
         for d in all_datasets()
     ]
     rows = [(d["name"], d["domain"], "yes" if d["available"] else "no", d["licence"], d["title"]) for d in document]
-    return Outcome(document, table(("name", "domain", "here", "licence", "what"), rows))
+    return Outcome(document, table(("name", "domain", "available", "licence", "title"), rows))
 
 
 def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome:
-    """Brings data sets here (into the cache, where they are not shipped) and checks their hashes.
+    """Download data sets that are not shipped (into the user's cache folder) and check the hash of each.
 
     Args:
-        names: data sets by name.
-        out: write a copy of each, decompressed, into this folder.
+        names: names of data sets.
+        out: folder for a decompressed copy of each.
     """
     from manyheads.core.errors import ArgumentError
     from manyheads.lab.data.registry import all_datasets, find
@@ -154,10 +154,10 @@ def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome
 
 
 def data_verify(names: tuple[str, ...] = (), /) -> Outcome:
-    """Checks the hash of every data set that is here; exit status 2 where one is wrong.
+    """Check the hash of every data set on this machine; exit status 2 if one is wrong.
 
     Args:
-        names: data sets by name; all by default.
+        names: names of data sets; all by default.
     """
     from manyheads.core.errors import DataError
     from manyheads.lab.data.registry import all_datasets, find
@@ -177,13 +177,13 @@ def bench_layers(
     device: str = "cpu",
     csv: Path | None = None,
 ) -> Outcome:
-    """CPU time, bytes and FLOPs of the layers against length, beside what this machine allows and softmax attention.
+    """Measure time, memory and FLOPs of layers by length, relative to softmax attention and to the machine's peak.
 
     Args:
-        names: layers; all by default. Softmax attention is always run, as the yardstick.
-        lengths: numbers of tokens.
-        device: cpu (process time of one thread) or cuda (wall time after synchronising).
-        csv: write the rows there as well.
+        names: names of layers; all by default. Softmax attention always runs, as the reference.
+        lengths: sequence lengths in tokens.
+        device: cpu (CPU time of one thread) or cuda (wall time after synchronising).
+        csv: CSV file to write as well.
     """
     from manyheads.lab.data.files import write_csv
     from manyheads.lab.progress import progress
@@ -202,13 +202,13 @@ def bench_layers(
 def bench_attention_run(
     *, lengths: tuple[int, ...] = (1024, 2048, 4096), turns: int = 1000, threads: int = 2, csv: Path | None = None
 ) -> Outcome:
-    """Schedules of tiles, decoding over a cache, and a sequence over two processes.
+    """Measure three ways to run attention: tile schedules, decoding over a cache, a sequence over two processes.
 
     Args:
-        lengths: tokens of the sequences, multiples of 4.
-        turns: how often each way to decode is timed; the least counts.
-        threads: of decoding.
-        csv: write the rows there as well.
+        lengths: sequence lengths in tokens, multiples of 4.
+        turns: repetitions of each decoding method; the shortest time counts.
+        threads: threads for decoding.
+        csv: CSV file to write as well.
     """
     from manyheads.core.errors import ArgumentError
     from manyheads.lab.data.files import write_csv
@@ -224,7 +224,7 @@ def bench_attention_run(
         rows = run(lengths, turns=turns, threads=threads, advance=advance)
     if csv is not None:
         write_csv(csv, rows)
-    header = ("part", "case", "what")
+    header = ("part", "case", "values")
     cells = [
         (
             row["part"],
@@ -243,15 +243,18 @@ def bench_attention_run(
 COMMANDS: Commands = {"list": list_layers, "show": show, "doctor": doctor, "report": report}
 GROUPS: Mapping[str, tuple[str, Commands]] = {
     "data": (
-        "Data sets: where they are, and proof that they are the right ones.",
+        "Find, download and verify data sets.",
         {"list": data_list, "fetch": data_fetch, "verify": data_verify},
     ),
-    "bench": ("Benchmarks of the core.", {"layers": bench_layers, "attention-run": bench_attention_run}),
+    "bench": (
+        "Measure the cost of layers and of attention.",
+        {"layers": bench_layers, "attention-run": bench_attention_run},
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point; returns the exit status."""
+    """Run the command line; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = next((a for a in arguments if not a.startswith("--")), None)
     if "--version" in arguments and first is None:
@@ -292,7 +295,7 @@ def _run_domain(name: str, arguments: list[str]) -> int:
 
 
 def _everything() -> Commands:
-    """All that the first word can be, for the help page and the nearest name."""
+    """Return all first words of a command line, for the help page and for suggestions."""
 
     def described(text: str):
         def command() -> Outcome:

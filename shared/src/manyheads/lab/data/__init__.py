@@ -1,1 +1,1 @@
-"""Files, documents and data sets: atomic writes, digests, and the registry that finds and checks a set."""
+"""Files and data sets: atomic writes, stored files with digests, and the registry of data sets."""

@@ -1,9 +1,8 @@
-"""Data sets that are folders of many files: where the folder is, and proof that its files are the right ones.
+"""Data sets that are folders of many files: find, download and verify them.
 
-A folder is looked for in ``$MANYHEADS_DATA``, then in the checkout that the package was installed from, then among the
-archives that were fetched from an official address (checked by hash, unpacked once into the user's cache). The
-manifest, a CSV with the columns ``path`` and ``sha256`` and whatever else the domain keeps there, comes with the
-package.
+The places, in order: ``$MANYHEADS_DATA``; the checkout that the package was installed from; the archives fetched from
+an official address (checked by hash, unpacked once into the user's cache folder). The package contains the manifest, a
+CSV with the columns ``path`` and ``sha256`` and any columns that the domain adds.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from manyheads.lab.data.registry import ENVIRONMENT, Origin, cache_folder
 
 @dataclass(frozen=True)
 class Collection:
-    """A folder of files and everything that has to be known to find, check and cite it.
+    """A folder of files, with all that is needed to find, verify and cite it.
 
-    Origins: ``checkout`` is a folder relative to the package of the manifest, there in a clone but not in a wheel;
-    ``url`` an archive with its ``sha256``, ``member`` the folder inside it; ``manual`` tells the user what to do.
+    Kinds of origins: ``checkout`` is a folder relative to the package of the manifest, present in a clone but not in a
+    wheel; ``url`` is an archive with its ``sha256``, where ``member`` is the folder inside; ``manual`` holds
+    instructions for the user.
     """
 
     name: str
@@ -39,30 +39,34 @@ class Collection:
     licence: str
     citation: str
     bytes: int
-    sha256: str | None  # of the manifest, or of the archive where there is none
-    local: str  # folder below $MANYHEADS_DATA
-    manifest: str | None  # "package:resource"; None where the archive's hash is the proof
-    landmark: str  # a file that must be there
+    sha256: str | None
+    """Of the manifest, or of the archive if there is no manifest."""
+    local: str
+    """Folder below ``$MANYHEADS_DATA``."""
+    manifest: str | None
+    """``"package:resource"``; None if the hash of the archive is the only check."""
+    landmark: str
+    """A file that the folder must contain."""
     origins: tuple[Origin, ...] = ()
     aliases: tuple[str, ...] = ()
 
     @cached_property
     def rows(self) -> list[dict[str, str]]:
-        """The manifest; empty where there is none."""
+        """The rows of the manifest; empty if there is none."""
         if self.manifest is None:
             return []
         package, _, name = self.manifest.partition(":")
         return list(csv.DictReader(io.StringIO(files(package).joinpath(name).read_text())))
 
     def where(self) -> str | None:
-        """The folder, where it is found without the network."""
+        """Return the folder, or None if it is not found without the network."""
         for folder in self._places():
             if (folder / self.landmark).is_file():
                 return str(folder)
         return None
 
     def fetch(self, out: Path | None = None) -> str | None:
-        """Brings the folder here; copies it into ``out``. Gives the place."""
+        """Download the folder if it is absent; copy it into ``out`` if given. Returns its path."""
         folder = self.open()
         if out is None:
             return str(folder)
@@ -70,7 +74,10 @@ class Collection:
         return str(out / self.name)
 
     def open(self, *, download: bool = True) -> Path:
-        """The folder. Raises :class:`DataError` naming the places looked at and the mend."""
+        """Return the folder, downloading it if needed.
+
+        Raises :class:`DataError` that names the places that were searched, and the fix.
+        """
         found = self.where()
         if found is not None:
             return Path(found)
@@ -82,11 +89,11 @@ class Collection:
                 except OSError as error:
                     looked.append(f"{origin.location} ({type(error).__name__})")
         hints = [origin.location for origin in self.origins if origin.kind == "manual"]
-        mend = hints[0] if hints else f"put the folder at ${ENVIRONMENT}/{self.local}"
-        raise DataError(f"data set {self.name!r} was not found; looked at {', '.join(looked)}: {mend}")
+        fix = hints[0] if hints else f"put the folder at ${ENVIRONMENT}/{self.local}"
+        raise DataError(f"data set {self.name!r} was not found; looked at {', '.join(looked)}: {fix}")
 
     def verify(self) -> str:
-        """``"ok"``, ``"absent"``, or the first file that is missing or not the published one."""
+        """Return ``"ok"``, ``"absent"``, or a message on the first file that is missing or not the published one."""
         found = self.where()
         if found is None:
             return "absent"
@@ -142,15 +149,16 @@ class Collection:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpacks beside ``target`` and renames, so that half an archive is never taken for a whole one."""
+    """Unpack an archive atomically: into a temporary folder that is renamed to ``target`` at the end."""
     try:
-        with folder_atomically(target) as beside:
+        with folder_atomically(target) as folder:
             if zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as packed:
-                    packed.extractall(beside)  # zipfile strips absolute paths and parent folders itself
+                    # zipfile strips absolute paths and parent folders itself
+                    packed.extractall(folder)
             else:
                 with tarfile.open(archive) as packed:
-                    packed.extractall(beside, filter="data")
+                    packed.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
             f"{archive} is truncated or damaged ({type(error).__name__}): remove it and fetch again"

@@ -1,4 +1,4 @@
-"""JSON of stored files: values as JSON holds them, and dataclasses from JSON, each value checked by its annotation."""
+"""Convert values to JSON, and JSON to dataclasses; each value is checked against its annotation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Kind = TypeVar("Kind")
 
 
 def from_json(kind: type[Kind], values: Any, *, place: str = "") -> Kind:
-    """Build ``kind``, a dataclass, from a JSON object; lists become tuples, objects the dataclasses of their fields.
+    """Build the dataclass ``kind`` from a JSON object.
 
-    ``place`` begins the messages. Fields that are not there keep their defaults.
+    Lists become tuples; nested objects become the dataclasses of their fields. Absent fields keep their defaults.
+    Error messages begin with ``place``.
 
     Raises:
-        ArgumentError: a field that ``kind`` lacks, one that is missing, or a value that its annotation excludes.
+        ArgumentError: an unknown field, a missing field, or a value that its annotation excludes.
     """
     name = place or kind.__name__
     if not isinstance(values, Mapping):
@@ -39,7 +40,7 @@ def from_json(kind: type[Kind], values: Any, *, place: str = "") -> Kind:
 
 
 def _take(value: Any, hint: Any, place: str) -> Any:
-    """The value as the annotation wants it."""
+    """Convert a value to its annotated type."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -78,7 +79,7 @@ def _shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON holds it: NaN and infinities become null, tuples lists, numpy scalars numbers."""
+    """Convert a value to plain JSON types: NaN and infinities become None, tuples lists, numpy scalars numbers."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader finds the old content or the new one, never a part."""
+"""Atomic writes: a reader finds the old content of a file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from manyheads.core.errors import ArgumentError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PART = ".part"  # ends the name of a file that is being written
+# Ending of the name of a file that is being written.
+PART = ".part"
 
 
 def write_atomically(path: str | os.PathLike[str], *content: bytes | memoryview) -> None:
-    """Write ``content`` beside ``path``, sync it, and rename it: a crash leaves the old file or the new one.
+    """Write a file atomically: write a temporary file beside ``path``, sync it, rename it.
 
-    A symbolic link keeps its place and its target is written. A device, a pipe and what lies below ``/dev`` or
-    ``/proc`` are written through, as no rename may replace them. The mode of an existing file is kept. What a killed
-    writer of the same file left behind is removed.
+    A crash leaves the old file or the new one. A symbolic link stays and its target is written. Devices, pipes and
+    paths below ``/dev`` or ``/proc`` are written directly, as no rename may replace them. An existing file keeps its
+    mode. Temporary files that a killed writer of the same file left behind are removed.
 
-    Raises :class:`OSError` with the errno of the cause and ``path`` as its file name.
+    Raises:
+        OSError: with the errno of the cause and ``path`` as its file name.
     """
     asked = os.fspath(path)
     try:
@@ -48,7 +50,7 @@ def write_atomically(path: str | os.PathLike[str], *content: bytes | memoryview)
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder and its parents. Raises :class:`NotADirectoryError` if a file is in the way."""
+    """Make a folder and its parents. Raises :class:`NotADirectoryError` if a file has that name."""
     try:
         os.makedirs(path, exist_ok=True)
     except FileExistsError as error:
@@ -56,9 +58,9 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 
 def remove_parts(folder: str | os.PathLike[str], name: str | None = None) -> None:
-    """Remove what killed writers left in a folder, of the file ``name`` or of any file.
+    """Remove the temporary files of killed writers from a folder, those of the file ``name`` or of any file.
 
-    A writer holds a lock on its part while it lives, so that no file in use is removed.
+    A writer holds a lock on its temporary file while it lives, so that no file in use is removed.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
@@ -68,16 +70,17 @@ def remove_parts(folder: str | os.PathLike[str], name: str | None = None) -> Non
 
 @contextlib.contextmanager
 def folder_atomically(target: Path) -> Generator[Path]:
-    """Give a new folder beside ``target`` that takes its name if the block ends without an error.
+    """Write a folder atomically: yield a temporary folder, renamed to ``target`` if the block ends without an error.
 
-    A folder that a killed process left half full is removed by the next call.
+    The next call removes a temporary folder that a killed process left behind.
     """
     remove_parts(target.parent, target.name)
     part = target.parent / f"{_prefix(target.name)}{secrets.token_hex(4)}{PART}"
     part.mkdir()
     descriptor = os.open(part, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        # some file systems have no locks
+        with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield part
         part.rename(target)
@@ -87,7 +90,7 @@ def folder_atomically(target: Path) -> Generator[Path]:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table; the header is the keys of all rows in the order in which they are met."""
+    """Write rows as CSV; the header holds the keys of all rows, in order of first appearance."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -96,7 +99,7 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a matplotlib figure in the format that the name ends in; the same figure gives the same bytes."""
+    """Write a matplotlib figure in the format of the file's suffix; the same figure gives the same bytes."""
     import matplotlib
 
     kind, picture = path.suffix[1:], io.BytesIO()
@@ -107,13 +110,13 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def check_suffix(name: str, path: Path | None, allowed: Sequence[str]) -> None:
-    """Raises :class:`ArgumentError` if the argument ``name`` ends in none of ``allowed``."""
+    """Check that a path ends in one of ``allowed``. Raises :class:`ArgumentError` about the argument ``name``."""
     if path is not None and path.suffix not in allowed:
         raise ArgumentError(f"{name}: found {path}, expected a name that ends in {' or '.join(allowed)}")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a rename inside ``folder`` survive a power cut."""
+    """Sync a folder, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,7 +133,7 @@ def _mode_of(path: str) -> int | None:
 
 def _write_through(path: str, content: Sequence[bytes | memoryview]) -> None:
     try:
-        # without O_NONBLOCK, opening a pipe that nobody reads would wait for ever
+        # without O_NONBLOCK, opening a pipe without a reader would block forever
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND)
     except OSError as error:
         if error.errno == errno.ENXIO:
@@ -156,7 +159,7 @@ def _write_beside(target: str, mode: int | None, content: Sequence[bytes | memor
 
 @contextlib.contextmanager
 def _locked_part(folder: str, name: str) -> Generator[tuple[int, str]]:
-    """A new file beside the target, locked while it is written and removed if writing fails."""
+    """Yield descriptor and path of a new temporary file, locked while open and removed if writing fails."""
     descriptor, part = _new_part(folder, name)
     try:
         yield descriptor, part
@@ -174,10 +177,12 @@ def _new_part(folder: str, name: str) -> tuple[int, str]:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another writer takes it for an orphan
+        except BlockingIOError:
+            # another writer is removing it as an orphan
             os.close(descriptor)
             continue
-        except OSError:  # a file system without locks
+        except OSError:
+            # a file system without locks
             return descriptor, part
         if os.fstat(descriptor).st_nlink:
             return descriptor, part
@@ -185,7 +190,7 @@ def _new_part(folder: str, name: str) -> tuple[int, str]:
 
 
 def _prefix(name: str | None) -> str:
-    """How the names of parts begin; cut, so that they are not longer than a file system allows."""
+    """Return the prefix of temporary file names, cut to the length that a file system allows."""
     return "." if name is None else f".{name[:200]}."
 
 

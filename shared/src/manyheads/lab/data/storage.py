@@ -1,9 +1,9 @@
-"""Read and write the files that the library keeps: tensors with a header, and JSON documents, each with one digest.
+"""Store tensors with a header, and JSON documents; each file carries a SHA-256 digest, nothing is pickled.
 
-A tensor file is safetensors whose metadata are one entry, ``manyheads``: the JSON header and the SHA-256 of everything
-else in the file (names, dtypes, shapes, header, bytes). One entry, because safetensors writes several in random order
-and the same content should give the same bytes. A document is a JSON object with the member ``digest``. Nothing is
-pickled.
+A tensor file is a safetensors file with one metadata entry, ``manyheads``: the JSON header, and the digest of
+everything else in the file (names, dtypes, shapes, header, bytes). There is only one entry because safetensors writes
+several in random order, and the same content should give the same bytes. A document is a JSON object with the member
+``digest``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ if TYPE_CHECKING:
 
 ENTRY = "manyheads"
 MODEL, MODEL_FILE = "model", "model.safetensors"
-MAX_HEADER = 64 << 20  # bytes of JSON
+# Largest JSON header, in bytes.
+MAX_HEADER = 64 << 20
 
 
 def save_tensors(path: str | Path, tensors: Tensors, header: Mapping[str, Any], *, kind: str) -> None:
-    """Write tensors and a JSON-able header as one file, atomically. ``kind`` says what it is: ``"forecaster"``, …"""
+    """Write tensors and a JSON header as one file, atomically. ``kind`` names the content, such as ``"forecaster"``."""
     write_atomically(path, *_parts(tensors, header, kind))
 
 
 def packed(tensors: Tensors, header: Mapping[str, Any], *, kind: str) -> bytes:
-    """The content of the file that :func:`save_tensors` writes."""
+    """Return the bytes that :func:`save_tensors` writes."""
     return b"".join(_parts(tensors, header, kind))
 
 
 def load_tensors(path: str | Path, *, kind: str, fix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and header of a file that :func:`save_tensors` wrote.
+    """Read tensors and header of a file written by :func:`save_tensors`.
 
-    Raises :class:`CheckpointError`, ending with ``fix``, for a file that is absent, damaged, or of another kind.
+    Raises :class:`CheckpointError`, ending with ``fix``, if the file is absent, damaged, or of another kind.
     """
     from safetensors.torch import load
 
@@ -51,7 +52,7 @@ def load_tensors(path: str | Path, *, kind: str, fix: str) -> tuple[dict[str, Te
 
 
 def load_arrays(path: str | Path, *, kind: str, fix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """As :func:`load_tensors`, as numpy arrays and without importing torch."""
+    """Read a tensor file as numpy arrays, without importing torch; otherwise as :func:`load_tensors`."""
     from safetensors.numpy import load
 
     header, raw = _verified(path, kind, fix)
@@ -59,9 +60,9 @@ def load_arrays(path: str | Path, *, kind: str, fix: str) -> tuple[dict[str, np.
 
 
 def checked_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``tensors``, which must have the names, shapes and dtypes of ``expected`` and hold finite numbers.
+    """Check names, shapes and dtypes of ``tensors`` against ``expected``, and that all numbers are finite; return them.
 
-    Raises :class:`ValueError` that names the first that does not.
+    Raises :class:`ValueError` that names the first wrong tensor.
     """
     names = sorted(set(tensors) ^ set(expected))
     if names:
@@ -82,24 +83,24 @@ def save_document(path: str | Path, document: Mapping[str, Any], *, kind: str) -
 
 
 def packed_document(document: Mapping[str, Any], *, kind: str) -> bytes:
-    """The content of the file that :func:`save_document` writes."""
-    whole = {"kind": kind, **document}
-    whole["digest"] = _digest(_canonical(whole))
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
+    """Return the bytes that :func:`save_document` writes."""
+    stored = {"kind": kind, **document}
+    stored["digest"] = _digest(_canonical(stored))
+    return json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def load_document(path: str | Path, *, kind: str, fix: str) -> dict[str, Any]:
-    """Read a JSON object that :func:`save_document` wrote, without ``kind`` and ``digest``.
+    """Read a JSON object written by :func:`save_document`, without the members ``kind`` and ``digest``.
 
-    Raises :class:`CheckpointError`, ending with ``fix``, for a file that is absent, damaged, or of another kind.
+    Raises :class:`CheckpointError`, ending with ``fix``, if the file is absent, damaged, or of another kind.
     """
     raw = _content(path, kind, fix)
     try:
         document = json.loads(raw.decode("utf-8", "surrogatepass"))
-        whole = document.pop("digest", None) == _digest(_canonical(document))
+        intact = document.pop("digest", None) == _digest(_canonical(document))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, kind, "it cannot be read", fix) from error
-    if not whole:
+    if not intact:
         raise _damaged(path, kind, "its digest is not that of its content", fix)
     _check_kind(document.pop("kind", None), path, kind, fix)
     return document
@@ -108,7 +109,7 @@ def load_document(path: str | Path, *, kind: str, fix: str) -> dict[str, Any]:
 def save_model(
     folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], beside: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write ``model.safetensors`` and the files that belong beside it, whose SHA-256 its header keeps."""
+    """Write ``model.safetensors`` and the files beside it; the header keeps the SHA-256 of each of these."""
     for name, content in (beside or {}).items():
         write_atomically(folder / name, content)
     digests = {name: sha256(content) for name, content in (beside or {}).items()}
@@ -118,7 +119,7 @@ def save_model(
 def load_model(folder: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read ``model.safetensors`` and check the files beside it.
 
-    Raises :class:`CheckpointError`, ending with ``fix``, for a file that is absent, damaged, or of another model.
+    Raises :class:`CheckpointError`, ending with ``fix``, if a file is absent, damaged, or of another model.
     """
     tensors, header = load_tensors(folder / MODEL_FILE, kind=MODEL, fix=fix)
     check_beside(folder, header.pop("beside", {}), fix=fix)
@@ -126,9 +127,9 @@ def load_model(folder: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def check_beside(folder: Path, digests: Mapping[str, str], *, fix: str) -> None:
-    """Check the files beside a model against the SHA-256 that the model keeps of each.
+    """Check the files beside a model against the SHA-256 of each that the model keeps.
 
-    Raises :class:`CheckpointError` for one that is absent, damaged, or of another model.
+    Raises :class:`CheckpointError` if one is absent, damaged, or of another model.
     """
     for name, expected in digests.items():
         path, kind = folder / Path(name).name, "file of this model"
@@ -137,7 +138,7 @@ def check_beside(folder: Path, digests: Mapping[str, str], *, fix: str) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes in hexadecimal."""
+    """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -169,12 +170,12 @@ def _serialised(tensors: Tensors) -> bytes:
     from safetensors.torch import save
 
     own = cast("Mapping[str, Tensor]", tensors)
-    # a copy each, as safetensors refuses tensors that share memory
+    # safetensors refuses tensors that share memory, so each is copied
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in own.items()})
 
 
 def _verified(path: str | Path, kind: str, fix: str) -> tuple[dict[str, Any], bytes]:
-    """The header of a tensor file whose digest is right, and its content."""
+    """Check the digest of a tensor file; return its header and its bytes."""
     raw = _content(path, kind, fix)
     try:
         layout, data = _split(raw)
@@ -191,7 +192,7 @@ def _verified(path: str | Path, kind: str, fix: str) -> tuple[dict[str, Any], by
 
 
 def _split(raw: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The JSON layout of a safetensors file and its data. Raises :class:`ValueError`."""
+    """Split a safetensors file into its JSON layout and its data. Raises :class:`ValueError`."""
     (length,) = struct.unpack_from("<Q", raw)
     if length > min(len(raw) - 8, MAX_HEADER):
         raise ValueError("the header is longer than the file")
@@ -231,7 +232,7 @@ def _canonical(document: Mapping[str, Any]) -> str:
 
 
 def _digest(*parts: str | bytes | memoryview) -> str:
-    """SHA-256 of parts, each after its length."""
+    """Return the SHA-256 of parts, each preceded by its length."""
     found = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part

@@ -1,1 +1,1 @@
-"""Reports: tables at a terminal, HTML pages, the leaderboard, pictures and costs of the layers."""
+"""Reports: terminal tables, HTML pages, the leaderboard, pictures of layers and their cost."""

@@ -1,12 +1,13 @@
-"""What the ways to run attention cost: schedules, decoding over a cache, and a sequence over processes.
+"""Benchmark the ways to run attention: tile schedules, decoding over a cache, and a sequence over processes.
 
-Three parts, one row a case, told apart by ``part``:
+One row per case; the column ``part`` separates three parts:
 
-    schedule  tiles of time of stream-K and of what it is held against; counted, no clock
-    decode    one query a head over a cache of N tokens: least wall time of many turns, the two ways by turns, with the
-              load of the machine, as the time of several threads is the point there
-    sequence  T tokens on one process (scores written down, then the fused kernel) and on two (gloo): largest error
-              against float64, bytes sent and predicted, largest tensor and block of scores, CPU seconds of a process
+    schedule  makespan, in tiles, of stream-K and of the schedules it is compared with; counted, not timed
+    decode    one query per head over a cache of N tokens, two methods that take turns: shortest wall time of many turns
+              and the load of the machine (wall time, as the gain comes from several threads)
+    sequence  T tokens on one process (naive with all scores stored, then the fused kernel) and on two (gloo): largest
+              error against float64, bytes sent and predicted, largest tensor and block of scores, CPU seconds of a
+              process
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from manyheads.core.functional import attention, flash_attention_schedule, flash
 from manyheads.core.methods.lean_decode import decode_splits, split_decode
 
 Row = dict[str, Any]
+# Workers of the schedules; keys of a tile.
 WORKERS, TILE = 108, 256
 SCHEDULES = {
     "batch 1, 32 heads, 4,096 tokens": ([4096], 32),
@@ -35,7 +37,8 @@ SCHEDULES = {
     "batch 4, 32 heads, 16,384 tokens": ([16384] * 4, 32),
     "batch 5, 64 heads, 100 to 12,000 tokens": ([100, 1000, 3000, 6000, 12000], 64),
 }
-DECODES = (  # batch, heads, heads of the cache, tokens
+# Batch, heads, heads of the cache, tokens.
+DECODES = (
     (1, 1, 1, 1024),
     (1, 1, 1, 4096),
     (1, 1, 1, 16384),
@@ -47,9 +50,11 @@ DECODES = (  # batch, heads, heads of the cache, tokens
     (1, 8, 1, 16384),
     (1, 8, 2, 16384),
 )
-SECONDS = 6.0  # of turns, at most, for one case of decoding
+# Time limit for the turns of one case of decoding.
+SECONDS = 6.0
 HEADS, WIDTH, RANKS = 2, 64, 2
-WAYS = (  # kind, causal, balanced; the first two on one process
+# Kind, causal, balanced; the kinds naive and blocked run on one process.
+WAYS = (
     ("naive", False, False),
     ("blocked", False, False),
     ("ring", False, False),
@@ -68,7 +73,14 @@ def bench_attention_run(
     threads: int = 2,
     advance: Callable[[str], None] = lambda item: None,
 ) -> list[Row]:
-    """All rows. ``lengths`` are those of the sequences, ``turns`` and ``threads`` those of decoding."""
+    """Run all cases and return the rows.
+
+    Args:
+        lengths: sequence lengths in tokens, multiples of 4.
+        turns: repetitions of each decoding method.
+        threads: threads for decoding.
+        advance: called with the name of each case.
+    """
     advance("schedules")
     rows = [_schedule(name, *case) for name, case in SCHEDULES.items()]
     for case in DECODES:
@@ -149,7 +161,7 @@ def _sequences(lengths: Sequence[int]) -> list[Row]:
 
 
 class _Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation gives."""
+    """Record the bytes of the largest tensor that any operation returns."""
 
     nbytes = 0
 
@@ -166,7 +178,7 @@ def _naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Float64, some rows at a time."""
+    """Compute attention in float64, 256 rows at a time."""
     q, k, v = q.double(), k.double(), v.double()
     parts, tokens = [], q.shape[2]
     for first in range(0, tokens, 256):
@@ -249,7 +261,7 @@ def _sequence(rank: int, tokens: int, kind: str, causal: bool, balanced: bool) -
 
 
 def _predicted(kind: str, tokens: int) -> tuple[int, int]:
-    """The formulas of ``manyheads.core.methods.sequence_parallel`` for float32 and even shards."""
+    """Return the bytes sent forward and backward, by the formulas of ``sequence_parallel``, float32, even shards."""
     block = tokens // RANKS * HEADS * WIDTH * 4
     if kind == "ulysses":
         turned = 4 * block * (RANKS - 1) // RANKS

@@ -1,4 +1,4 @@
-"""A report page that needs nothing but itself: no script, no font, no picture from elsewhere."""
+"""Self-contained HTML report pages: no scripts, no external fonts or pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ code, pre { font-family: ui-monospace, monospace; font-size: .9em; } pre { overf
 
 
 class HtmlReport:
-    """Collects sections, tables and figures in order and writes one file. All text is escaped."""
+    """Collect sections, tables and figures in order and write one HTML file. All text is escaped."""
 
     def __init__(self, title: str, introduction: str = "") -> None:
         self.title = title
@@ -37,19 +37,22 @@ class HtmlReport:
             self.text(introduction)
 
     def section(self, title: str) -> None:
+        """Add a heading."""
         self._parts.append(f"<h2>{html.escape(title)}</h2>")
 
     def text(self, text: str, *, quiet: bool = False) -> None:
+        """Add a paragraph; ``quiet`` sets it small and grey."""
         note = ' class="note"' if quiet else ""
         self._parts.append(f"<p{note}>{html.escape(text)}</p>")
 
     def code(self, text: str) -> None:
+        """Add a block of code."""
         self._parts.append(f"<pre><code>{html.escape(text)}</code></pre>")
 
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[Any]], *, best: set[tuple[int, int]] | None = None
     ) -> None:
-        """Numbers are set right and tabular; cells in ``best`` (row, column) stand out."""
+        """Add a table; numbers are right-aligned, cells in ``best`` (row, column) are highlighted."""
 
         def cell(value: Any, row: int, column: int) -> str:
             kinds = ["number"] if isinstance(value, int | float) or _is_figure(value) else []
@@ -71,7 +74,7 @@ class HtmlReport:
         )
 
     def figure(self, figure: Figure, caption: str) -> None:
-        """Embeds a matplotlib figure and closes it."""
+        """Embed a matplotlib figure as PNG and clear it."""
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         figure.clear()
@@ -81,6 +84,7 @@ class HtmlReport:
         self._parts.append(f"<figure>{picture_tag}<figcaption>{escaped}</figcaption></figure>")
 
     def render(self) -> str:
+        """Return the page as HTML."""
         body = "\n".join(self._parts)
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -89,6 +93,7 @@ class HtmlReport:
         )
 
     def write(self, path: str | Path) -> Path:
+        """Write the page atomically and return its path."""
         write_atomically(path, self.render().encode())
         return Path(path)
 

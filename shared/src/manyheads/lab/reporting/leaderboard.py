@@ -1,4 +1,4 @@
-"""The leaderboard: a fold over the ``report.json`` of all runs."""
+"""The leaderboard: collect the ``report.json`` of all runs below a folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from manyheads.lab.training.report import Report
 
 
 def read_reports(root: str | Path) -> list[Report]:
-    """All reports below ``root`` by name.
+    """Read all reports below ``root``, sorted by name.
 
-    Raises :class:`DataError` for an absent folder and :class:`CheckpointError` for a damaged report.
+    Raises :class:`DataError` if the folder is absent, and :class:`CheckpointError` for a damaged report.
     """
     if not Path(root).is_dir():
         raise DataError(f"{root} is no folder: run an experiment first (manyheads <domain> train …) or name another")
@@ -26,7 +26,7 @@ HEADER = ("experiment", "metric", "mean ± sd", "seeds", "published", "source", 
 
 
 def as_cells(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
-    """One row of texts a metric, under :data:`HEADER`: mean ± sd over seeds beside the published figure."""
+    """Return one row of cells per metric, under :data:`HEADER`: mean ± sd over seeds beside the published figure."""
     rows = []
     for report in reports:
         source = report.source or {}
@@ -48,14 +48,14 @@ def as_cells(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
 
 
 def write_page(reports: Sequence[Report], root: str | Path, path: Path) -> None:
-    """The same rows as a page of HTML."""
+    """Write the rows of :func:`as_cells` as an HTML page."""
     page = HtmlReport("Leaderboard", f"All runs below {root}. Mean ± sample standard deviation over seeds.")
     page.table(HEADER, as_cells(reports))
     page.write(path)
 
 
 def as_table(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """One row a metric for a CSV file, with every seed's value, the versions and the command."""
+    """Return one row per metric for a CSV file, with the value of every seed, the versions and the command."""
     rows = []
     for report in reports:
         source = report.source or {}

@@ -1,4 +1,4 @@
-"""Tables for people at a terminal."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d|$)")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
-    """A rich table; columns of numbers are set right, and no number, name or time stamp is folded."""
+    """Return a rich table; columns of numbers are right-aligned, and no number, name or time stamp wraps."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -22,7 +22,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | 
         figures = all(_numeric(row[index]) for row in rows) and bool(rows)
         whole = all(" " not in str(row[index]) or _STAMP.match(str(row[index])) for row in rows)
         longest = max((len(str(row[index])) for row in rows if row[index] is not None), default=0)
-        # rich counts the longest word alone into the least width of a column
+        # rich takes the longest single word as the minimum width of a column
         least = max(longest, len(name)) if whole else None
         made.add_column(name, justify="right" if figures else "left", no_wrap=whole, min_width=least)
     for row in rows:

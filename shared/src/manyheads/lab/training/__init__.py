@@ -1,1 +1,1 @@
-"""Experiments: their description, the training loop, checkpoints, and the run of all seeds."""
+"""Training: the description of an experiment, the training loop, checkpoints, and the run over all seeds."""

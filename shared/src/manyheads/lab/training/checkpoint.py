@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: tensors of the model, the optimiser and the random generators, one file a step.
+"""Checkpoints of a training run: tensors of model, optimiser and random generators, one file per checkpoint.
 
-A crash at any moment leaves the previous file or the new one. A file that was damaged later is named in a warning, and
-the one before is taken.
+Writes are atomic: a crash at any moment leaves the previous file or the new one. A file that was damaged later is
+named in a warning, and the checkpoint before it is loaded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from manyheads.core.errors import CheckpointError, ManyheadsWarning
 from manyheads.lab.data.files import remove_parts
 from manyheads.lab.data.storage import load_tensors, save_tensors
 
+# Number of checkpoints that are kept.
 KEEP = 2
 KIND = "checkpoint"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Add the checkpoint of ``step`` and remove all but the latest :data:`KEEP`."""
+    """Write the checkpoint of ``step``; remove all but the latest :data:`KEEP`."""
     remove_parts(folder)
     save_tensors(folder / f"step-{step:09d}.safetensors", tensors, metadata, kind=KIND)
     for old in _newest_first(folder)[KEEP:]:
@@ -33,15 +34,15 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], meta
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, so that a run that starts afresh never resumes an older one."""
+    """Remove all checkpoints, so that a fresh run never resumes an older one."""
     for old in _newest_first(folder):
         old.unlink(missing_ok=True)
 
 
 def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None if there is none; a warning names each damaged one.
+    """Load the newest intact checkpoint: tensors and metadata, or None. A warning names each damaged file.
 
-    ``expect`` are metadata that must be the same: a checkpoint of another experiment raises :class:`CheckpointError`.
+    Raises :class:`CheckpointError` if the metadata differ from ``expect``: the checkpoint of another experiment.
     """
     for path in _newest_first(folder):
         try:
@@ -60,7 +61,7 @@ def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, T
 
 
 def random_states(order: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every random generator that a training step may draw from."""
+    """Return the state of every random generator that a training step may use, as tensors and as JSON."""
     tensors = {"random.torch": torch.get_rng_state(), "random.order": order.get_state()}
     for index in range(torch.cuda.device_count()):
         tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
@@ -70,6 +71,7 @@ def random_states(order: torch.Generator) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def restore_random_states(order: torch.Generator, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+    """Restore the states of :func:`random_states`."""
     torch.set_rng_state(tensors["random.torch"])
     order.set_state(tensors["random.order"])
     for index in range(torch.cuda.device_count()):
@@ -82,7 +84,7 @@ def restore_random_states(order: torch.Generator, tensors: Mapping[str, Tensor],
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The optimiser's state as named tensors, and its parameter groups as JSON."""
+    """Return the optimiser's state as named tensors, and its parameter groups as JSON."""
     state = optimiser.state_dict()
     tensors = {
         f"optimiser.{index}.{name}": value
@@ -96,6 +98,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
+    """Restore the state of :func:`optimiser_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):

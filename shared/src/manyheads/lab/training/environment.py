@@ -1,4 +1,4 @@
-"""The process that computes a result: its command, its versions, its rank."""
+"""Facts about the running process: command, versions, rank."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 def first_process() -> bool:
-    """Whether this is the one process, or the one of ``torchrun``'s that speaks for all."""
+    """Return whether this process prints and writes: rank 0 under ``torchrun``, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def command_line() -> str:
-    """The command that this process runs, as it is typed; empty where it is none of ``manyheads``."""
+    """Return the command of this process as typed; empty if it is no command of ``manyheads``."""
     program = Path(sys.argv[0])
     if program.name == "manyheads":
         return shlex.join(["manyheads", *sys.argv[1:]])
@@ -26,7 +26,7 @@ def command_line() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine."""
+    """Return the versions of Python and libraries, the machine and the operating system."""
     packages = ("manyheads-core", "torch", "numpy", "lightning-fabric")
     return {
         "python": platform.python_version(),

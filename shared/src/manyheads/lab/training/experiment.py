@@ -1,4 +1,4 @@
-"""One description of an experiment, for every domain: data, model, objective, optimiser, budget, seeds, source."""
+"""Describe an experiment of any domain: data, model, objective, optimiser, budget, seeds, source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Part(Protocol):
-    """Examples that can be gathered by index."""
+    """One part of a data set: examples that can be gathered by index."""
 
     def __len__(self) -> int: ...
 
@@ -26,11 +26,14 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; ``facts`` is what a model has to know of it (widths, classes, …).
-    ``facts["files"]``, name -> content, are written beside the trained model: what it takes to read raw input.
+    """The train, validation and test parts of a data set.
+
+    ``facts`` holds what a model needs to know of the data (widths, classes, …). ``facts["files"]`` maps names to
+    contents of files that are written beside the trained model: what is needed to read raw input.
 
     A train part that cannot be gathered by index (a stream) has ``epoch(size, skip, seed) -> Iterator[batch]`` instead
-    of ``batch``: whole batches in an order that ``seed`` decides, from the batch ``skip`` on; ``len`` is its rows.
+    of ``batch``. It yields whole batches in an order that ``seed`` determines, from batch number ``skip`` on. Its
+    ``len`` is the number of rows.
     """
 
     train: Part
@@ -40,23 +43,25 @@ class Splits:
 
 
 class DataConfig(Protocol):
-    """Knows how to open itself."""
+    """Settings of a data set, which can open it."""
 
     def open(self) -> Splits: ...
 
 
 class ModelConfig(Protocol):
-    """Knows how to build the model for some data; torch is seeded before."""
+    """Settings of a model, which can build it for some data; torch is seeded before the call."""
 
     def build(self, splits: Splits) -> nn.Module: ...
 
 
 class Objective(Protocol):
-    """What is minimised, and what is reported.
+    """The training loss and the reported metrics.
 
-    An objective may also have ``monitor(model, part) -> float``, the lower the better: then training stops and chooses
-    weights by that of the validation part instead of the loss; and ``after(model, splits, folder)``, which leaves more
-    in the folder of a trained seed.
+    An objective may also have
+
+    - ``monitor(model, part) -> float``, lower is better: it replaces the validation loss in early stopping and in the
+      choice of the weights;
+    - ``after(model, splits, folder)``, which writes more files into the folder of a trained seed.
     """
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
@@ -66,35 +71,41 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure was published."""
+    """The published figures that an experiment is compared with."""
 
-    paper: str  # arXiv id
+    paper: str
+    """arXiv id."""
     table: str = ""
-    reported: Mapping[str, float] = field(default_factory=dict)  # metric -> value
+    reported: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> value."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long, how wide, how precisely."""
+    """Training budget: epochs, batch size, early stopping, checkpoints, precision."""
 
     epochs: int = 10
     batch_size: int = 32
     patience: int | None = None
-    """Epochs without a better validation loss before stopping."""
+    """Epochs without a better validation loss before early stopping; None trains for all epochs."""
     keep: Literal["best", "last", "mean"] = "best"
-    """The weights that are kept: of the best validation loss, or, where the epochs are fixed, after the last step, or
-    the mean over the last quarter of the steps; only ``best`` needs a validation part."""
+    """The weights that are kept.
+
+    ``best``: those of the best validation loss; only this choice needs a validation part. ``last``: those after the
+    last step. ``mean``: their mean over the last quarter of the steps (SWA). ``last`` and ``mean`` need a fixed number
+    of epochs, without ``patience``.
+    """
     max_steps: int | None = None
     checkpoint_every: int | None = None
-    """Steps between checkpoints inside an epoch; each epoch ends with one in any case."""
+    """Steps between checkpoints inside an epoch; every epoch ends with a checkpoint in any case."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     strategy: str = "auto"
-    """Fabric's strategy under torchrun: auto is DDP."""
+    """Strategy of Lightning Fabric under torchrun; ``auto`` is DDP."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a result."""
+    """The description of an experiment: everything that determines its result."""
 
     name: str
     data: DataConfig
@@ -106,23 +117,26 @@ class Experiment:
     source: Source | None = None
 
     def smoke(self) -> Experiment:
-        """The same in seconds: one epoch of twenty steps, one seed."""
+        """Return the experiment cut to a smoke test of seconds: one epoch of twenty steps, one seed."""
         budget = replace(self.budget, epochs=1, max_steps=20)
         return replace(self, name=f"{self.name}-smoke", budget=budget, seeds=self.seeds[:1], source=None)
 
     def description(self) -> dict[str, Any]:
-        """As JSON holds it, types named; seeds and source do not decide a single run and are left to the report."""
+        """Return the description as JSON, with type names.
+
+        Seeds and source are left to the report, as they do not determine a single run.
+        """
         return {f.name: _describe(getattr(self, f.name)) for f in fields(self) if f.name not in ("seeds", "source")}
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that change with anything that decides the result."""
+        """Twelve hexadecimal digits that change with anything that determines the result."""
         text = json.dumps(self.description(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def find_experiment(name: str, experiments: Sequence[Experiment]) -> Experiment:
-    """By name; raises :class:`UnknownNameError` with the nearest."""
+    """Return the experiment with that name. Raises :class:`UnknownNameError` with the nearest name."""
     for experiment in experiments:
         if experiment.name == name:
             return experiment
@@ -137,7 +151,7 @@ def _describe(value: Any) -> Any:
 
 
 def type_name(kind: type) -> str:
-    """The package and the class, without the module: a file that moves inside its package changes no hash."""
+    """Return package and class without the module, so that moving a file inside its package changes no hash."""
     parts = kind.__module__.split(".")
     package = parts[:2] if parts[0] == "manyheads" else parts
     return ".".join([*package, kind.__qualname__])

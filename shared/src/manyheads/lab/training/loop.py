@@ -1,7 +1,7 @@
-"""The supervised training loop, on Lightning Fabric: one process, or many under ``torchrun``, without a change.
+"""The supervised training loop on Lightning Fabric, for one process or many under ``torchrun``.
 
-Every rank draws the same order and takes its share of each global batch, so that several processes end with the weights
-of one. A run that is killed at any moment goes on from its last checkpoint and gives the same metrics to the last bit.
+Every rank shuffles with the same seed and takes its share of each global batch, so that N processes train like one. A
+run that is killed at any moment resumes from its last checkpoint and gives bit-identical metrics.
 """
 
 from __future__ import annotations
@@ -33,19 +33,22 @@ from manyheads.lab.training.experiment import Budget, Experiment, Part
 from manyheads.lab.training.report import SeedResult
 from manyheads.lab.training.schedule import epochs_without_gain, rate_factor, set_learning_rate
 
-_ONE_AT_A_TIME = threading.RLock()
+_TRAINING_LOCK = threading.RLock()
 
 
 @dataclass
 class Position:
-    """Where the loop is; all of it goes into a checkpoint."""
+    """The position of the loop; all of it is stored in a checkpoint."""
 
     epoch: int = 0
-    batch: int = 0  # inside the epoch
+    batch: int = 0
+    """Batches done in this epoch."""
     step: int = 0
-    running_loss: float = 0.0  # sum over the batches of this epoch
+    running_loss: float = 0.0
+    """Sum of the loss over the batches of this epoch."""
     best_loss: float = math.inf
     bad_epochs: int = 0
+    """Epochs since the best validation loss."""
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -59,10 +62,12 @@ def fit_supervised(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> SeedResult:
-    """Trains one seed and gives the test metrics of the weights that the budget keeps.
+    """Train one seed and return the test metrics of the weights that ``budget.keep`` selects.
 
-    Without a ``folder`` nothing is written. Raises :class:`ArgumentError` where the train part holds no whole batch,
-    and where weights are to be chosen without a validation part.
+    Without a ``folder`` nothing is written.
+
+    Raises:
+        ArgumentError: the train part has less than one batch, or ``budget.keep`` needs an absent validation part.
     """
     model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
     del model
@@ -78,14 +83,17 @@ def train_model(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> tuple[nn.Module, SeedResult]:
-    """As :func:`fit_supervised`, with the model itself. Threads take turns: they share the random generators."""
-    with _ONE_AT_A_TIME, _own_random_numbers():
+    """Train one seed and return the model as well as the result; see :func:`fit_supervised`.
+
+    A lock lets threads train one after another, as they share the global random generators.
+    """
+    with _TRAINING_LOCK, _random_state_restored():
         return _train_model(experiment, seed, folder, resume, progress, tensorboard)
 
 
 @contextmanager
-def _own_random_numbers() -> Generator[None]:
-    """Training seeds the global generators; those of the caller are put back."""
+def _random_state_restored() -> Generator[None]:
+    """Restore the caller's global random states afterwards, as training seeds the generators."""
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may draw from it
     with torch.random.fork_rng():
         try:
@@ -114,8 +122,8 @@ def _train_model(
         checkpoint.remove_checkpoints(checkpoints)
     if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
         tensors, metadata = found
-        raw_model.load_state_dict(_under("model.", tensors))
-        best = _under("best.", tensors)
+        raw_model.load_state_dict(_without_prefix("model.", tensors))
+        best = _without_prefix("best.", tensors)
         checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
         checkpoint.restore_random_states(order, tensors, metadata["random"])
         position = Position(**metadata["position"])
@@ -126,7 +134,7 @@ def _train_model(
         tensors, groups = checkpoint.optimiser_tensors(optimiser.optimizer)
         states, others = checkpoint.random_states(order)
         states["random.order"] = start_of_order
-        tensors |= states | _named("model.", raw_model.state_dict()) | _named("best.", best)
+        tensors |= states | _with_prefix("model.", raw_model.state_dict()) | _with_prefix("best.", best)
         stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
         checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
 
@@ -141,7 +149,7 @@ def _train_model(
             epoch = _epoch(splits.train, order, budget.batch_size, position.batch, fabric)
             loss_sum = torch.tensor(position.running_loss, dtype=torch.float64, device=fabric.device)
             model.train()
-            while position.batch < batches and not _spent(position, budget):
+            while position.batch < batches and not _budget_spent(position, budget):
                 done = position.epoch + position.batch / batches
                 set_learning_rate(optimiser.optimizer, experiment.optimiser, done, budget.epochs, worse=worse)
                 batch = fabric.to_device(next(epoch))
@@ -154,8 +162,8 @@ def _train_model(
                 loss_sum += loss.detach()
                 position.batch += 1
                 position.step += 1
-                if budget.keep == "mean" and (place := place_in_mean(position.step, steps)) > 0:
-                    take_in(best, raw_model.state_dict(), place)
+                if budget.keep == "mean" and (count := place_in_mean(position.step, steps)) > 0:
+                    take_in(best, raw_model.state_dict(), count)
                 if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
                     position.running_loss = _mean_of_ranks(loss_sum, fabric)
                     save(start_of_order)
@@ -168,7 +176,7 @@ def _train_model(
             log(position.history[-1], position.step)
             save(order.get_state())
             if advance is not None:
-                advance(f"epoch {position.epoch}, {_said(experiment.objective, position.history[-1])}")
+                advance(f"epoch {position.epoch}, {_progress_line(experiment.objective, position.history[-1])}")
 
     raw_model.load_state_dict(best)
     raw_model.eval()
@@ -195,8 +203,10 @@ def _end_epoch(
     raw_model: nn.Module,
     train_loss: float,
 ) -> None:
+    """Validate, record the epoch, copy the weights to keep into ``best``, and decide whether training ends."""
     loss = validation_loss(experiment, model, validation, order, fabric) if len(validation) else None
-    loss = fabric.broadcast(loss)  # what it decides, such as to stop, all ranks have to decide alike
+    # all ranks must take the same decisions, such as early stopping
+    loss = fabric.broadcast(loss)
     rate = experiment.optimiser.learning_rate * rate_factor(
         experiment.optimiser, position.epoch, experiment.budget.epochs, worse=epochs_without_gain(position.history)
     )
@@ -214,7 +224,7 @@ def _end_epoch(
     patience = experiment.budget.patience
     position.finished = (
         position.epoch >= experiment.budget.epochs
-        or _spent(position, experiment.budget)
+        or _budget_spent(position, experiment.budget)
         or (patience is not None and position.bad_epochs >= patience)
     )
 
@@ -223,8 +233,10 @@ def _end_epoch(
 def validation_loss(
     experiment: Experiment, model: nn.Module, part: Part, order: torch.Generator, fabric: Fabric
 ) -> float:
-    """Mean of the batch losses in shuffled order without the last incomplete batch, as the papers' loops compute it;
-    over everything where there is less than one batch. The objective's own ``monitor`` where it has one."""
+    """Average the batch losses in shuffled order, without the last incomplete batch, as the papers' code does.
+
+    A part with less than one batch is one batch. An objective with a ``monitor`` replaces this loss by its own measure.
+    """
     model.eval()
     monitor = getattr(experiment.objective, "monitor", None)
     if monitor is not None:
@@ -240,7 +252,7 @@ def validation_loss(
 
 
 def launch(budget: Budget) -> Fabric:
-    """Fabric for this process: its share of ``torchrun``'s, or alone."""
+    """Return Fabric, launched for this process: alone, or one of several under ``torchrun``."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -253,13 +265,14 @@ def launch(budget: Budget) -> Fabric:
 
 
 def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - code of others may draw from it
     torch.manual_seed(seed)
 
 
 def check_choice(budget: Budget, validation: Part) -> None:
-    """Raises :class:`ArgumentError` where the weights to keep cannot be chosen as the budget says."""
+    """Check that ``budget.keep`` fits the validation part and the patience. Raises :class:`ArgumentError`."""
     if budget.keep == "best" and len(validation) == 0:
         raise ArgumentError("keep: found 'best' without a validation part, expected 'last' (budget.keep=last)")
     if budget.keep != "best" and budget.patience is not None:
@@ -268,7 +281,7 @@ def check_choice(budget: Budget, validation: Part) -> None:
         )
 
 
-def _said(objective: Any, line: dict[str, float]) -> str:
+def _progress_line(objective: Any, line: dict[str, float]) -> str:
     if "validation_loss" in line and hasattr(objective, "said"):
         return objective.said(line["validation_loss"])
     name = "validation" if "validation_loss" in line else "train"
@@ -276,15 +289,15 @@ def _said(objective: Any, line: dict[str, float]) -> str:
 
 
 def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fabric) -> Iterator[Any]:
-    """This rank's share of each batch from ``skip`` on. Every rank draws the same order."""
+    """Return an iterator over this rank's share of each batch from ``skip`` on; all ranks use the same order."""
     if hasattr(train, "epoch"):
         if fabric.world_size > 1:
             raise ArgumentError(f"strategy: found {fabric.world_size} processes, a stream is read by one")
         seed = int(torch.randint(2**62, (), generator=order))
         return train.epoch(size, skip, seed)
     shuffled = torch.randperm(len(train), generator=order)
-    mine = [shuffled[start : start + size] for start in range(skip * size, len(train), size)]
-    return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in mine)
+    batches = [shuffled[start : start + size] for start in range(skip * size, len(train), size)]
+    return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in batches)
 
 
 def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
@@ -299,7 +312,7 @@ def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
 
 
 def _mean_of_ranks(value: Tensor, fabric: Fabric) -> float:
-    """Of a number whose mean over the ranks is that of the global batch."""
+    """Average a value over the ranks; for batch means, this is the mean of the global batch."""
     if fabric.world_size == 1:
         return value.item()
     parts = fabric.all_gather(value)
@@ -307,15 +320,15 @@ def _mean_of_ranks(value: Tensor, fabric: Fabric) -> float:
     return parts.mean().item()
 
 
-def _spent(position: Position, budget: Budget) -> bool:
+def _budget_spent(position: Position, budget: Budget) -> bool:
     return budget.max_steps is not None and position.step >= budget.max_steps
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""The optimiser of an experiment and its learning-rate schedule, as settings."""
+"""Settings of the optimiser and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """The optimiser and its schedule."""
+    """Settings of the optimiser and its learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of adam and adamw."""
+    """For adam and adamw only."""
     schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps", "plateau"] = "constant"
-    """halving: epochs 1 and 2 at the full rate, then half of the rate before; cosine: down to 0 over the epochs;
-    one-cycle: step by step, up from a 25th over the first ``warm_up`` of all steps and down to 0, both along a cosine;
-    steps: times 0.85 every 10 epochs; plateau: a tenth after each epoch without a better validation loss, down to a
-    thousandth."""
+    """The learning-rate schedule.
+
+    - halving: the full rate in epochs 1 and 2, then half of the previous rate in each epoch;
+    - cosine: cosine annealing to 0 over the epochs;
+    - one-cycle: changes at every step; warm-up from 1/25 to the full rate, then annealing to 0, both along a cosine;
+    - steps: times 0.85 every 10 epochs;
+    - plateau: divided by 10 after each epoch without a better validation loss, down to a thousandth.
+    """
     warm_up: float = 0.3
+    """For one-cycle: share of all steps for the warm-up."""
     clip_norm: float | None = None
+    """Largest norm of the gradient; None clips nothing."""
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser of a model; each parameter group may have its own ``base_rate``."""
+        """Return the optimiser of a model; each parameter group may have its own ``base_rate``."""
         import torch
 
         rate, decay = self.learning_rate, self.weight_decay

@@ -1,4 +1,4 @@
-"""The part of the command ``train`` that a domain adds: options, another trainer, work on the trained seeds."""
+"""Options of a domain for the command ``train``: fields, another trainer, and work after training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from manyheads.lab.training.run import Fit
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The base: no option, the supervised loop, nothing after it. A domain's options are the fields of a subclass, each
-    with a docstring, which is its help."""
+    """Base class: no options, the supervised loop, no work after training.
+
+    The fields of a subclass are the options of its domain; the docstring of a field is its help text.
+    """
 
     def trainer(self) -> AbstractContextManager[Fit | None]:
-        """The trainer of a seed for :func:`~manyheads.lab.training.run.run`, or None for the supervised loop; entered
-        before the first seed and left after the last."""
+        """Return the trainer of a seed for :func:`~manyheads.lab.training.run.run`, or None for the supervised loop.
+
+        The context is entered before the first seed and left after the last.
+        """
         return nullcontext()
 
     def finish(self, report: Report, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
-        """Work on the trained seeds in ``folder``; gives fields for the JSON document, and lines for people."""
+        """Work on the trained seeds in ``folder``; return fields for the JSON document, and lines of text."""
         return {}, []

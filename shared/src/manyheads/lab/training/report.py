@@ -1,4 +1,4 @@
-"""Results of a seed and reports of an experiment, as JSON documents with a digest."""
+"""The result of a seed and the report of an experiment, stored as JSON documents with a digest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULT, REPORT = "result of a seed", "report of an experiment"
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What one seed gave."""
+    """The result of training one seed."""
 
     metrics: Mapping[str, float]
     parameters: int
@@ -25,15 +25,17 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Report:
-    """All seeds of one experiment."""
+    """The results of all seeds of an experiment."""
 
     name: str
     hash: str
     command: str
     seeds: tuple[int, ...]
-    metrics: Mapping[str, Mapping[str, float]]  # seed -> metric -> value
+    metrics: Mapping[str, Mapping[str, float]]
+    """Seed -> metric -> value."""
     mean: Mapping[str, float]
-    sd: Mapping[str, float | None]  # sample standard deviation; None with one seed
+    sd: Mapping[str, float | None]
+    """Sample standard deviation of each metric; None with one seed."""
     parameters: int
     cpu_seconds: float
     peak_memory_bytes: int
@@ -42,7 +44,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read a report. Raises :class:`CheckpointError` for a file that is absent or damaged."""
+        """Read a report. Raises :class:`CheckpointError` if the file is absent or damaged."""
         stored: dict[str, Any] = load_document(path, kind=REPORT, fix="remove it and run the experiment again")
         try:
             stored["seeds"] = tuple(stored["seeds"])

@@ -1,8 +1,8 @@
 """Run every seed of an experiment and write the report.
 
 A run writes ``runs/<name>/<hash>/``: ``experiment.json``, ``report.json`` and, for each seed, a folder ``seed-<n>``
-with ``metrics.jsonl``, ``model.safetensors`` and ``checkpoints/``. The hash is that of the description: a changed
-experiment never resumes an old run. A finished run is read back instead of being computed again.
+with ``metrics.jsonl``, ``model.safetensors``, ``result.json`` and ``checkpoints/``. The hash is that of the
+description, so that a changed experiment never resumes an old run. A finished seed is read from disk.
 """
 
 from __future__ import annotations
@@ -38,10 +38,20 @@ def run(
     tensorboard: bool = False,
     fit: Fit | None = None,
 ) -> Report:
-    """Runs every seed, resuming what was begun, and writes the report.
+    """Train every seed and write the report; interrupted seeds are resumed.
 
-    ``fit(experiment, seed, folder, *, resume, progress, tensorboard) -> SeedResult`` is the supervised loop by default;
-    reinforcement learning and other engines bring their own. ``resume=False`` starts afresh in the same folder.
+    Args:
+        experiment: the description.
+        root: folder of all runs.
+        seeds: random seeds; those of the experiment by default.
+        resume: False starts again in the same folder.
+        progress: show progress on standard error.
+        tensorboard: write TensorBoard events.
+        fit: trainer of one seed, ``fit(experiment, seed, folder, *, resume, progress, tensorboard) -> SeedResult``; the
+            supervised loop by default. Reinforcement learning and other engines pass their own.
+
+    Raises:
+        ArgumentError: no seed, or a seed twice.
     """
     if fit is None:
         from manyheads.lab.training.loop import fit_supervised as fit
@@ -94,4 +104,5 @@ def _run_seed(
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
     write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False).encode() + b"\n")

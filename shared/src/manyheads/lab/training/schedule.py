@@ -1,4 +1,4 @@
-"""How the learning rate changes over a training."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def rate_factor(config: Optimiser, done: float, epochs: int, *, worse: int = 0) -> float:
-    """The share of the learning rate after ``done`` epochs, of which ``worse`` did not better the validation loss; only
-    one-cycle changes it inside an epoch."""
+    """Return the factor of the learning rate after ``done`` epochs (a fraction inside an epoch).
+
+    ``worse`` is the number of epochs that did not improve the validation loss. Only one-cycle changes the factor inside
+    an epoch.
+    """
     if config.schedule == "one-cycle":
         rising = config.warm_up * epochs
         if done < rising:
@@ -33,21 +36,21 @@ def rate_factor(config: Optimiser, done: float, epochs: int, *, worse: int = 0) 
 
 
 def _half_cosine(share: float) -> float:
-    """From 1 at 0 down to 0 at 1."""
+    """Fall along half a cosine from 1 at ``share`` = 0 to 0 at ``share`` = 1."""
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def set_learning_rate(
     optimiser: torch.optim.Optimizer, config: Optimiser, done: float, epochs: int, *, worse: int = 0
 ) -> None:
-    """The rate of each parameter group, from its own ``base_rate`` where it has one."""
+    """Set the learning rate of each parameter group, relative to its ``base_rate`` if it has one."""
     factor = rate_factor(config, done, epochs, worse=worse)
     for group in optimiser.param_groups:
         group["lr"] = group.get("base_rate", config.learning_rate) * factor
 
 
 def epochs_without_gain(history: Sequence[Mapping[str, float]]) -> int:
-    """How many epochs so far did not better the validation loss; 0 where there is none."""
+    """Count the epochs that did not improve the validation loss; 0 without a validation loss."""
     best, count = math.inf, 0
     for line in history:
         if "validation_loss" in line:

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run; needs the extra ``tensorboard``."""
+"""Write TensorBoard events of a run; needs the extra ``tensorboard``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from manyheads.lab.install import missing
 
 
 def event_writer(folder: Path) -> Callable[[Mapping[str, float], int], None]:
-    """``write(values, step)`` into ``folder``. Raises :class:`MissingPackageError` without tensorboard."""
+    """Return a function ``write(values, step)`` that logs scalars into ``folder``.
+
+    Raises :class:`MissingPackageError` if tensorboard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Tables of keyword spotting. Each says so while its results are not there."""
+"""Tables of keyword spotting: accuracy, streams, spikes, speed, and the recipes that were tried."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import re
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from table_rows import RESULTS, Row, markdown, read
+from rows import RESULTS, Row, markdown, not_measured, read
 
 DEVELOPMENT = ("george", "jackson")
-NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
 
 
 def kws_rows(*columns: str) -> list[Row]:
-    """The rows of all tables about keywords that have these columns."""
+    """Return the rows of all result files of keyword spotting that have these columns."""
     found = [read(path.stem) for path in sorted(RESULTS.glob("kws_*.csv"))]
     return [row for rows in found if rows and set(columns) <= set(rows[0]) for row in rows]
 
 
 def kws_accuracy() -> str:
-    """Accuracy of every experiment, beside the published figure and what it is on another set, and the mean over the
-    speakers that were held out."""
+    """List the accuracy of every experiment: on its own set, on another set, and as published.
+
+    The mean over the held-out speakers follows the table.
+    """
     every = kws_rows("experiment", "hash", "metric", "mean", "sd")
     rows = [row for row in every if row["metric"] == "accuracy"]
     if not rows:
-        return NOT_YET
+        return not_measured()
     other = {row["hash"]: row for row in every if row["metric"] == "elsewhere_accuracy"}
     shown = [
         (
@@ -43,7 +44,7 @@ def kws_accuracy() -> str:
 
 
 def kws_aims() -> str:
-    """What was aimed at before anything was measured, and the mean over the seeds."""
+    """Compare the targets, fixed before the first measurement, with the mean over the seeds."""
     rows = [row for row in kws_rows("experiment", "hash", "metric", "mean", "sd") if _name(row) == row["experiment"]]
     found = {(row["experiment"], row["metric"]): float(row["mean"]) for row in rows}
     folds = [value for (name, metric), value in found.items() if metric == "accuracy" and _speaker(name)]
@@ -74,13 +75,13 @@ def _met(met: bool) -> str:
 
 
 def _speaker(experiment: str) -> str | None:
-    """Who was held out, with the Arabic set beside."""
+    """Return the held-out speaker of an experiment that also trains on the Arabic set, else None."""
     found = re.fullmatch(r"fsdd-([a-z]+)-lmuformer", experiment)
     return found[1] if found and found[1] != "alone" else None
 
 
 def _name(row: Row) -> str:
-    """The experiment and what was changed in it."""
+    """Return the name of the experiment with its overrides."""
     changes = [word for word in row["command"].split() if re.match(r"(data|model|objective|optimiser|budget)\.", word)]
     return " ".join([row["experiment"], *(f"`{change}`" for change in changes)])
 
@@ -102,7 +103,7 @@ def _held_out(rows: list[Row]) -> str:
 
 
 def kws_tried() -> str:
-    """What was tried on the two speakers for it, in the order of trying."""
+    """List the recipes tried on the two development speakers, in the order of trying."""
     variants: dict[str, dict[str, list[float]]] = {}
     for row in kws_rows("variant", "fold", "accuracy"):
         variants.setdefault(row["variant"], {}).setdefault(row["fold"], []).append(float(row["accuracy"]))
@@ -114,7 +115,7 @@ def kws_tried() -> str:
 
 
 def kws_arabic_tried() -> str:
-    """What was tried on the validation part of the Arabic set."""
+    """List the recipes tried on the validation part of the Arabic set."""
     variants: dict[tuple[str, str], list[Row]] = {}
     for row in kws_rows("variant", "weights", "cross_entropy"):
         variants.setdefault((f"{row['variant']}, {row['epochs']} epochs", row["weights"]), []).append(row)
@@ -126,13 +127,13 @@ def kws_arabic_tried() -> str:
 
 
 def kws_streams() -> str:
-    """Misses, false alarms and latency in streams, at the threshold that was chosen on the validation part."""
+    """List miss rate, false alarms and latency in streams, at the threshold chosen on the validation part."""
     names = ("false_alarms_per_hour", "latency_after_start", "latency_after_end")
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in kws_rows("experiment", "snr_db", *names):
         groups.setdefault((row["experiment"], row["snr_db"]), []).append(row)
     if not groups:
-        return NOT_YET
+        return not_measured()
     shown = []
     for (experiment, snr), rows in groups.items():
         alarms, start, end = (_spread([float(row[name]) for row in rows]) for name in names)
@@ -148,7 +149,7 @@ def kws_streams() -> str:
 
 
 def kws_ends() -> str:
-    """Words detected in the middle and at both ends of a recording, by noise."""
+    """Count the words detected in the middle and at both ends of a recording, by noise."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in read("kws_ends"):
         if row["of"]:
@@ -160,7 +161,7 @@ def kws_ends() -> str:
 
 
 def _spike_rows() -> dict[str, list[Row]]:
-    """One a seed, by experiment."""
+    """Return one row per seed, grouped by experiment."""
     groups: dict[str, dict[str, Row]] = {}
     for row in kws_rows("experiment", "zero_share", "saving"):
         if row["zero_share"]:
@@ -169,10 +170,10 @@ def _spike_rows() -> dict[str, list[Row]]:
 
 
 def kws_spikes() -> str:
-    """What spikes save."""
+    """List the operations and energy of a step with spikes and without."""
     groups = _spike_rows()
     if not groups:
-        return NOT_YET
+        return not_measured()
     shown = []
     for experiment, rows in groups.items():
         names = ("effective_acs", "effective_macs", "dense_macs", "saving", "energy_nj", "dense_energy_nj")
@@ -184,11 +185,11 @@ def kws_spikes() -> str:
 
 
 def kws_speed() -> str:
-    """What a step costs, in CPU time of one thread."""
+    """List the CPU time of a step, one thread."""
     rows = kws_rows("group", "what", "at_once", "us_per_stream")
     steps = [row for row in rows if row["group"] == "stream"]
     if not steps:
-        return NOT_YET
+        return not_measured()
     shown = [(row["what"], row["at_once"], row["us_per_stream"], row["target"] or "none") for row in steps]
     table = markdown(("one step, published size", "streams at once", "us a stream", "aim"), shown)
     clips = [row for row in rows if row["group"] == "clips"]
@@ -214,3 +215,6 @@ def _spread(values: Sequence[float]) -> str:
         return f"{mean:,.{digits}f}"
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"
+
+
+TABLES = (kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_ends, kws_spikes, kws_speed)

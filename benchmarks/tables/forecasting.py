@@ -1,70 +1,37 @@
-"""Writes the tables of the pages from ``benchmarks/results/*.csv``: ``python benchmarks/tables.py [--check]``.
-
-A page marks a place with ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between is made here, so that no
-figure is copied by hand. ``--check`` changes nothing and fails where a page is not what the results say.
-"""
+"""Tables of forecasting: closed forms, gradient descent, Transformers, and the authors' own code."""
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from kws_tables import kws_accuracy, kws_aims, kws_arabic_tried, kws_ends, kws_speed, kws_spikes, kws_streams, kws_tried
-from layer_tables import cost, decoding, factors, peers, schedules, sequences
-from recsys_more_tables import recsys_maps, recsys_memory
-from recsys_tables import (
-    recsys_adult,
-    recsys_calibrated,
-    recsys_frappe,
-    recsys_frappe_paired,
-    recsys_movielens,
-    recsys_synthetic,
-    recsys_synthetic_paired,
-    recsys_throughput,
-    recsys_tuning,
-)
-from serving_tables import (
-    int8_recommenders,
-    int8_spotters,
-    recsys_ranks,
-    serving_latency,
-    serving_ratios,
-    serving_sharing,
-)
-from table_rows import ROOT, Row, figure, markdown, read
-from transformer_tables import transformers
+from rows import Row, figure, markdown, read, read_if_measured
 
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "README.md",
-    ROOT / "docs" / "forecasting.md",
-    ROOT / "docs" / "running.md",
-    ROOT / "docs/layers/cost.md",
-    ROOT / "docs" / "kws.md",
-    ROOT / "docs" / "recsys.md",
-)
 SETS = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "exchange_rate", "national_illness")
 HORIZONS = (96, 192, 336, 720)
 WEEKS = (24, 36, 48, 60)
+TRANSFORMER_SETS = {"etth1": "ETTh1", "etth2": "ETTh2", "ettm2": "ETTm2", "national_illness": "national_illness"}
+NETWORKS = ("itransformer", "patchtst", "fedformer", "autoformer", "informer", "transformer")
 
 
 def horizons(set_name: str) -> tuple[int, ...]:
+    """Return the four horizons of the paper for a data set."""
     return WEEKS if set_name == "national_illness" else HORIZONS
 
 
 def mse(rows: Iterable[Row], model: str, protocol: str = "honest") -> dict[tuple[str, int], float]:
+    """Return the test MSE of a model by data set and horizon."""
     wanted = (row for row in rows if row["model"] == model and row["protocol"] == protocol)
     return {(row["set"], int(row["horizon"])): float(row["mse"]) for row in wanted}
 
 
 def published(rows: Iterable[Row], model: str) -> dict[tuple[str, int], float]:
+    """Return the published MSE of a model by data set and horizon."""
     wanted = (row for row in rows if row["model"] == model and row["published_mse"])
     return {(row["set"], int(row["horizon"])): float(row["published_mse"]) for row in wanted}
 
 
-def reached() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]]:
-    """The test errors of closed-form-auto, and what they are held against."""
+def ours_and_target() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]]:
+    """Return the test MSE of closed-form-auto, and the MSE that it is compared with."""
     ours = read("forecasting_auto")
     target = published(ours, "closed-form-auto")
     seasonal = mse(read("forecasting_naive"), "seasonal-naive")
@@ -73,16 +40,16 @@ def reached() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float
 
 
 def auto() -> str:
-    """closed-form-auto against the best published linear forecaster, all cells."""
-    ours, target = reached()
+    """Compare closed-form-auto with the best published linear forecaster, all cells."""
+    ours, target = ours_and_target()
     train_only = mse(read("forecasting_auto_train"), "closed-form-auto-train")
     rows, rounded, exact = [], 0, 0
     for name in SETS:
         for horizon in horizons(name):
             cell = (name, horizon)
-            held = round(ours[cell], 3) <= round(target[cell], 3)
-            rounded, exact = rounded + held, exact + (ours[cell] <= target[cell])
-            shown = f"**{figure(ours[cell])}**" if held else figure(ours[cell])
+            reached = round(ours[cell], 3) <= round(target[cell], 3)
+            rounded, exact = rounded + reached, exact + (ours[cell] <= target[cell])
+            shown = f"**{figure(ours[cell])}**" if reached else figure(ours[cell])
             against = figure(target[cell]) if name == "national_illness" else f"{target[cell]:.3f}".lstrip("0")
             rows.append((f"{name} {horizon}", shown, figure(train_only[cell]), against))
     total = (
@@ -92,8 +59,8 @@ def auto() -> str:
 
 
 def summary() -> str:
-    """One line a set: mean over the horizons."""
-    ours, target = reached()
+    """Average the test MSE over the horizons, one line per data set."""
+    ours, target = ours_and_target()
     simple = mse(read("forecasting_closed_form"), "nlinear-cf")
     repeat = mse(read("forecasting_naive"), "repeat")
     rows = []
@@ -105,29 +72,30 @@ def summary() -> str:
 
 
 def naive() -> str:
-    """What dropping the last incomplete batch does to a forecast without parameters."""
+    """Compare the test MSE of *Repeat* with and without the last incomplete batch."""
     rows = read("forecasting_naive")
-    honest, paper, said = mse(rows, "repeat"), mse(rows, "repeat", "paper"), published(rows, "repeat")
+    honest, paper, stated = mse(rows, "repeat"), mse(rows, "repeat", "paper"), published(rows, "repeat")
     cells = [("national_illness", h) for h in WEEKS] + [("exchange_rate", 720)]
     shown = [
-        (f"{name} {h}", f"{honest[name, h]:.3f}", f"{paper[name, h]:.3f}", f"{said[name, h]:.3f}") for name, h in cells
+        (f"{name} {h}", f"{honest[name, h]:.3f}", f"{paper[name, h]:.3f}", f"{stated[name, h]:.3f}")
+        for name, h in cells
     ]
     return markdown(("MSE of Repeat", "all windows", "last batch dropped", "published"), shown)
 
 
 def closed_form() -> str:
-    """NLinear in closed form, all cells."""
+    """List the test MSE of NLinear in closed form, all cells, with the published figures."""
     rows = read("forecasting_closed_form")
-    errors, said = mse(rows, "nlinear-cf"), published(rows, "nlinear-cf")
+    errors, stated = mse(rows, "nlinear-cf"), published(rows, "nlinear-cf")
     shown = [
-        (name, *(f"{figure(errors[name, h])} ({said[name, h]:.3f})".replace("(0", "(") for h in horizons(name)))
+        (name, *(f"{figure(errors[name, h])} ({stated[name, h]:.3f})".replace("(0", "(") for h in horizons(name)))
         for name in SETS
     ]
     return markdown(("nlinear-cf (published NLinear)", "1st horizon", "2nd", "3rd", "4th"), shown)
 
 
 def gradient() -> str:
-    """The family by gradient descent on ETTh1-96."""
+    """List the linear family trained by gradient descent on ETTh1-96: mean ± sd, range, seeds, CPU time."""
     rows = [row for row in read("forecasting_sgd") if row["metric"] == "mse"]
     shown = [
         (
@@ -144,14 +112,14 @@ def gradient() -> str:
 
 
 def original() -> str:
-    """The original repository's code, run beside ours."""
+    """List the runs of the authors' code and of ours on the same processors."""
     names = ("what", "seed", "test_mse", "cpu_s", "machine")
     shown = [tuple(row[name] for name in names) for row in read("original_dlinear")]
     return markdown(("DLinear, ETTh1-96", "seed", "test MSE", "CPU s, whole process", "processor"), shown)
 
 
 def ratio() -> str:
-    """NLinear in closed form against the authors' training of DLinear, on the same processor."""
+    """Compare the CPU time of NLinear in closed form with the authors' training of DLinear, same processor."""
     process = next(row for row in read("processes") if row["job"] == "forecasting_nlinear")
     theirs = next(
         row
@@ -173,50 +141,36 @@ def _times(row: Row, cpu_s: float) -> str:
     return f"{cpu_s / float(row['cpu_s']):.0f}"
 
 
-def speed() -> str:
-    """What the jobs cost."""
-    rows = [row for row in read("processes") if "train" not in row["command"] or "auto-train" in row["command"]]
-    rows = [row for row in rows if not row["job"].startswith("kws")]
-    shown = [
-        (f"`{row['command'].split(' --csv')[0]}`", row["cpu_s"], row["peak_mb"], row["machine"].split(",")[0])
-        for row in rows
-    ]
-    return markdown(("one process", "CPU s", "peak MB", "processor"), shown)
+def transformers() -> str:
+    """Compare Transformers with linear forecasters: test MSE, mean ± sd over seeds, published figure.
+
+    The linear forecasters have no seed.
+    """
+    found = {
+        (set_name, row["experiment"].split("-")[-2], row["experiment"].split("-")[-1]): row
+        for set_name in TRANSFORMER_SETS
+        for row in read_if_measured(f"forecasting_transformers_{set_name}")
+        if row["metric"] == "mse"
+    }
+    linear = {
+        (row["set"], row["horizon"], row["model"]): row
+        for name in ("forecasting_auto", "forecasting_closed_form")
+        for row in read(name)
+    }
+    shown = []
+    for set_name, horizon in dict.fromkeys((key[0], key[1]) for key in found):
+        title = TRANSFORMER_SETS[set_name]
+        cells = [f"{float(linear[title, horizon, m]['mse']):.3f}" for m in ("closed-form-auto", "nlinear-cf")]
+        for network in NETWORKS:
+            row = found.get((set_name, horizon, network))
+            cells.append("not run" if row is None else _cell(row))
+        shown.append((f"{title} {horizon}", *cells))
+    return markdown(("test MSE ± sd (published)", "closed-form-auto", "nlinear-cf", *NETWORKS), shown)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (
-        *(auto, summary, naive, closed_form, gradient, original, ratio, speed, transformers),
-        *(schedules, decoding, sequences, factors),
-        *(cost, peers),
-        *(kws_accuracy, kws_aims, kws_tried, kws_arabic_tried, kws_streams, kws_ends, kws_spikes, kws_speed),
-        *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
-        *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_adult, recsys_throughput),
-        *(recsys_maps, recsys_memory),
-        *(serving_latency, serving_sharing, serving_ratios, recsys_ranks),
-        *(int8_spotters, int8_recommenders),
-    )
-}
+def _cell(row: Row) -> str:
+    published = f" ({float(row['published']):.3f})".replace("(0.", "(.") if row["published"] else ""
+    return f"{float(row['mean']):.3f} ± {float(row['sd']):.3f}{published}"
 
 
-def filled(text: str) -> str:
-    """The page with every marked place filled."""
-
-    def fill(place: re.Match[str]) -> str:
-        return f"{place[1]}\n{TABLES[place[2]]()}\n{place[3]}"
-
-    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.S)
-
-
-def main(check: bool) -> None:
-    for page in PAGES:
-        text = page.read_text()
-        made = filled(text)
-        if check and made != text:
-            raise SystemExit(f"{page} is not what the results say: python benchmarks/tables.py")
-        page.write_text(made)
-
-
-if __name__ == "__main__":
-    main("--check" in sys.argv[1:])
+TABLES = (auto, summary, naive, closed_form, gradient, original, ratio, transformers)

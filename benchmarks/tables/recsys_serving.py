@@ -1,26 +1,22 @@
-"""Tables of served recommenders. Each says so while its results are not there."""
+"""Tables of served recommenders: latency, shared computation, and low-rank projections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from rows import Row, markdown, not_measured, read_if_measured
 
-from table_rows import RESULTS, Row, markdown, read
-
-NOT_YET = "Not measured yet: `python benchmarks/run.py recsys_serving` makes the figures."
+JOB = "recsys_serving"
 
 
 def serving_rows(group: str) -> list[Row]:
-    """Of one group, none where nothing was measured."""
-    if not (RESULTS / "recsys_serving.csv").is_file():
-        return []
-    return [row for row in read("recsys_serving") if row["group"] == group]
+    """Return the rows of one group; empty if the job has not been run."""
+    return [row for row in read_if_measured(JOB) if row["group"] == group]
 
 
 def serving_latency() -> str:
-    """CPU milliseconds of a request, torch and ONNX Runtime."""
+    """List the CPU milliseconds of a request with torch and with ONNX Runtime, by number of candidates."""
     rows = serving_rows("time")
     if not rows:
-        return NOT_YET
+        return not_measured(JOB)
     found = {(row["model"], row["way"], row["candidates"]): float(row["cpu_ms"]) for row in rows}
     sizes = list(dict.fromkeys(row["candidates"] for row in rows))
     shown = []
@@ -33,10 +29,10 @@ def serving_latency() -> str:
 
 
 def serving_sharing() -> str:
-    """What it saves to compute the request's part once, beside what arithmetic allows."""
+    """Compare the time saved by computing the request's part once with the saving in multiply-adds."""
     rows = serving_rows("time")
     if not rows:
-        return NOT_YET
+        return not_measured(JOB)
     largest = max((row["candidates"] for row in rows), key=int)
     found = {(row["model"], row["way"]): float(row["cpu_ms"]) for row in rows if row["candidates"] == largest}
     shown = []
@@ -58,30 +54,30 @@ def serving_sharing() -> str:
         "billion of them a second",
     )
     raw = {row["way"]: float(row["cpu_ms"]) for row in rows if row["model"] == "hiformer, rank 64"}
-    told = (
+    caption = (
         f"From raw values to probabilities, rank 64: {_ms(raw['raw request and candidates'])} ms a request and its "
         f"candidates, {_ms(raw['raw rows'])} ms whole rows, {_ms(raw['raw table, torch'])} ms "
         "`Recommender.predict_proba`."
     )
     for row in serving_rows("machine"):
-        told += f" A large product of matrices alone runs at {row['value']} {row['what'].split(' in ')[0]}."
-    return f"{markdown(header, shown)}\n\n{told}"
+        caption += f" A large product of matrices alone runs at {row['value']} {row['what'].split(' in ')[0]}."
+    return f"{markdown(header, shown)}\n\n{caption}"
 
 
 def serving_ratios() -> str:
-    """The ratios that are held against something."""
+    """List the ratios of CPU times that have a target."""
     rows = [row for row in serving_rows("ratio") if row["target"]]
     if not rows:
-        return NOT_YET
+        return not_measured(JOB)
     shown = [(row["what"], row["value"], row["target"], "yes" if row["met"] == "True" else "**no**") for row in rows]
     return markdown(("ratio of CPU times", "measured", "aim", "met"), shown)
 
 
 def recsys_ranks() -> str:
-    """What cutting to a rank costs and saves."""
-    if not (RESULTS / "recsys_ranks.csv").is_file():
-        return NOT_YET
-    rows = read("recsys_ranks")
+    """List accuracy and CPU time of composite projections cut to each rank."""
+    rows = read_if_measured("recsys_ranks")
+    if not rows:
+        return not_measured("recsys_ranks")
     whole = float(rows[0]["validation_auc"])
     shown = []
     for row in rows:
@@ -100,23 +96,4 @@ def _thousands(count: str) -> str:
     return f"{int(count):,}"
 
 
-def int8_spotters() -> str:
-    """Three ways to write the weights of keyword networks in 8 bits."""
-    return _int8(lambda row: not row["model"].startswith("adult"), "words that change", "other_words")
-
-
-def int8_recommenders() -> str:
-    """The same for recommenders."""
-    return _int8(lambda row: row["model"].startswith("adult"), "AUC", "auc")
-
-
-def _int8(chosen: Callable[[Row], bool], header: str, name: str) -> str:
-    if not (RESULTS / "int8.csv").is_file():
-        return "Not measured yet: `python benchmarks/run.py int8` makes the figures."
-    rows = [row for row in read("int8") if chosen(row)]
-    shown = [
-        (row["model"], row["form"], row["error"], row[name], row["us_1"], row["us_many"], row["at_once"])
-        for row in rows
-    ]
-    head = ("model", "weights", "relative error", header, "us, one", "us, many", "at once")
-    return f"{markdown(head, shown)}\n\n{rows[0]['machine']}; `{rows[0]['command']}`."
+TABLES = (serving_latency, serving_sharing, serving_ratios, recsys_ranks)

@@ -1,41 +1,42 @@
-"""Tables of recommenders. Each says so while its results are not there."""
+"""Tables of recommenders: leaderboards, paired tests, calibration, tuning, attention maps, memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from functools import cache
+from statistics import fmean, stdev
 
+from rows import Row, markdown, not_measured, read_if_measured
 from scipy import stats
-from table_rows import RESULTS, Row, markdown, read
 
-NOT_YET = "Not measured yet: `python benchmarks/run.py` makes the figures."
-BARS = {  # AUC and log-loss on Frappe_x1, 2205.09626, of the same functions; best published first
+# AUC and log-loss on Frappe_x1 of the same functions, from BARS (2205.09626); best published first.
+BARS = {
     "final-mlp": (0.986072, 0.148415),
     "dcnv2": (0.984478, 0.149149),
     "deepfm": (0.984243, 0.148174),
     "dnn": (0.984036, 0.157776),
-    "dnn-cat": (0.983995, 0.144441),  # "DLRM" there
+    "dnn-cat": (0.983995, 0.144441),  # called DLRM in BARS
     "fm": (0.967108, 0.206515),
     "lr": (0.935584, 0.307643),
 }
 METRICS = ("auc", "log_loss", "gauc")
+VIEWS = ("attention", "AUC interaction", "mixed logit")
 
 Values = dict[int, float]  # seed -> value
 
 
 @cache
 def _results(job: str) -> dict[str, dict[str, Row]]:
-    """experiment -> metric -> row; empty where the job has not been run."""
+    """Return experiment -> metric -> row; empty if the job has not been run."""
     found: dict[str, dict[str, Row]] = {}
-    if (RESULTS / f"{job}.csv").is_file():
-        for row in read(job):
-            found.setdefault(row["experiment"], {})[row["metric"]] = row
+    for row in read_if_measured(job):
+        found.setdefault(row["experiment"], {})[row["metric"]] = row
     return found
 
 
 def _with_peers(job: str, prefix: str) -> dict[str, dict[str, Row]]:
-    """The results of a job, with scikit-learn's and LightGBM's on the same rows."""
+    """Return the results of a job, together with scikit-learn's and LightGBM's on the same rows."""
     peers = {name: rows for name, rows in _results("recsys_peers").items() if name.startswith(prefix)}
     return {**_results(job), **peers} if _results(job) else {}
 
@@ -58,7 +59,7 @@ def _cpu(row: Row) -> str:
 
 
 def paired(ours: Values, theirs: Values) -> tuple[int, float, float, float]:
-    """Seeds in common, mean difference, p of the paired t-test and of Wilcoxon's signed ranks."""
+    """Return the number of common seeds, the mean difference, and p of the paired t-test and of Wilcoxon's test."""
     seeds = sorted(ours.keys() & theirs.keys())
     a, b = [ours[s] for s in seeds], [theirs[s] for s in seeds]
     mean = math.fsum(x - y for x, y in zip(a, b, strict=True)) / len(seeds)
@@ -79,17 +80,20 @@ def _paired_table(job: str, pairs: Iterable[tuple[str, str]], metric: str = "auc
             if count > 1:
                 shown.append((f"{first} - {second}", f"{mean:+.5f}", str(count), _p(t), _p(w)))
     if not shown:
-        return NOT_YET
+        return not_measured()
     return markdown((f"test {metric.upper()}", "mean difference", "seeds", "paired t-test p", "Wilcoxon p"), shown)
 
 
 def recsys_frappe() -> str:
-    """The leaderboard: ours and BARS' side by side, the best first; what was not run here stands with BARS' alone."""
+    """Compare our figures on Frappe with those of BARS, the best first.
+
+    A model that was not run here has the figures of BARS alone.
+    """
     results = {
         name.removeprefix("frappe-x1r-"): rows for name, rows in _with_peers("recsys_frappe", "frappe-x1r-").items()
     }
     if not results:
-        return NOT_YET
+        return not_measured()
     order = {model: float(rows["auc"]["mean"]) for model, rows in results.items()}
     order |= {model: auc for model, (auc, _) in BARS.items() if model not in order}
     shown = []
@@ -106,19 +110,19 @@ def recsys_frappe() -> str:
 
 
 def recsys_frappe_paired() -> str:
-    """Whether the layers differ."""
+    """Test whether the three layers differ on Frappe, paired by seed."""
     name = "frappe-x1r-{}+".format
     layers = ("hiformer", "heterogeneous"), ("hiformer", "vanilla"), ("heterogeneous", "vanilla")
     return _paired_table("recsys_frappe", ((name(a), name(b)) for a, b in layers))
 
 
 def recsys_calibrated() -> str:
-    """Log-loss before and after one temperature, fitted on the validation part."""
-    if not (RESULTS / "recsys_calibration.csv").is_file():
-        return NOT_YET
+    """List log-loss and ECE before and after temperature scaling, fitted on the validation part."""
     groups: dict[str, list[Row]] = {}
-    for row in read("recsys_calibration"):
+    for row in read_if_measured("recsys_calibration"):
         groups.setdefault(row["experiment"], []).append(row)
+    if not groups:
+        return not_measured()
     shown = []
     for name, rows in groups.items():
         cells = (_mean([float(r[c]) for r in rows]) for c in ("log_loss", "calibrated_log_loss", "ece"))
@@ -129,12 +133,12 @@ def recsys_calibrated() -> str:
 
 
 def recsys_tuning() -> str:
-    """Every setting that was tried, on the validation part."""
-    if not (RESULTS / "recsys_tuning.csv").is_file():
-        return NOT_YET
+    """List the validation AUC and log-loss of every setting that was tried."""
     settings: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in sorted(read("recsys_tuning"), key=lambda row: int(row["try"])):
+    for row in sorted(read_if_measured("recsys_tuning"), key=lambda row: int(row["try"])):
         settings.setdefault((row["set"], row["setting"]), {})[row["model"]] = row
+    if not settings:
+        return not_measured()
     blocks = []
     for name in dict.fromkeys(key[0] for key in settings):
         mine = {setting: rows for (of, setting), rows in settings.items() if of == name}
@@ -154,10 +158,10 @@ def _tried(row: Row | None, best: float) -> str:
 
 
 def recsys_synthetic() -> str:
-    """The layers where the interactions are known."""
+    """Compare the layers on the synthetic set, whose interactions are known."""
     results = _with_peers("recsys_synthetic", "synthetic-")
     if not results:
-        return NOT_YET
+        return not_measured()
     shown = [
         (
             name.removeprefix("synthetic-"),
@@ -173,7 +177,7 @@ def recsys_synthetic() -> str:
 
 
 def recsys_synthetic_paired() -> str:
-    """Neighbours in the paper's order, and what the vanilla layer lacks."""
+    """Test neighbours in the paper's order of layers, and the vanilla layer with and without positions, by seed."""
     pairs = (
         ("hiformer", "heterogeneous"),
         ("heterogeneous", "vanilla-positions"),
@@ -185,11 +189,11 @@ def recsys_synthetic_paired() -> str:
 
 
 def recsys_movielens() -> str:
-    """MovieLens-100K by time: every model, and Hiformer+ against it."""
+    """Compare every model on MovieLens-100K, split by time, with Hiformer+."""
     results = _with_peers("recsys_movielens", "ml-100k-time-")
     ours = results.get("ml-100k-time-hiformer+")
     if ours is None:
-        return NOT_YET
+        return not_measured()
     shown = []
     for name, rows in sorted(results.items(), key=lambda item: -float(item[1]["auc"]["mean"])):
         count, mean, t, _ = paired(_values(ours["auc"]), _values(rows["auc"]))
@@ -202,10 +206,10 @@ def recsys_movielens() -> str:
 
 
 def recsys_adult() -> str:
-    """Adult: what scikit-learn and LightGBM reach."""
+    """List the accuracy of scikit-learn and LightGBM on Adult."""
     results = {name: rows for name, rows in _results("recsys_peers").items() if name.startswith("adult-")}
     if not results:
-        return NOT_YET
+        return not_measured()
     shown = [
         (name.removeprefix("adult-"), str(_seeds(rows["auc"])), _spread(rows["auc"]), _spread(rows["log_loss"]))
         for name, rows in results.items()
@@ -214,17 +218,55 @@ def recsys_adult() -> str:
 
 
 def recsys_throughput() -> str:
-    """What an epoch costs."""
-    if not (RESULTS / "recsys_throughput.csv").is_file():
-        return NOT_YET
+    """List the CPU time of a training epoch and of validation."""
     shown = [
         (r["model"], r["epoch_cpu_s"], r["validation_cpu_s"], f"{float(r['rows_per_cpu_s']):,.0f}", r["times_fuxictr"])
-        for r in read("recsys_throughput")
+        for r in read_if_measured("recsys_throughput")
     ]
+    if not shown:
+        return not_measured()
     header = ("frappe-x1r, one epoch", "training, CPU s", "validation", "rows a CPU second", "times FuxiCTR's")
     return markdown(header, shown)
+
+
+def recsys_maps() -> str:
+    """List how well each view of a trained model ranks the true pairs of the synthetic set (AUC)."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read_if_measured("recsys_maps"):
+        columns = found.setdefault(row["experiment"].removeprefix("synthetic-"), {})
+        columns.setdefault(row["view"], []).append(float(row["true_pairs_auc"]))
+        if row["view"] == VIEWS[-1]:
+            columns.setdefault("model", []).append(float(row["model_auc"]))
+    if not found:
+        return not_measured()
+    rows = [(name, *(_mean_sd(columns[view]) for view in (*VIEWS, "model"))) for name, columns in found.items()]
+    rows.sort(key=lambda row: row[1], reverse=True)
+    return markdown(("AUC of the true pairs, ordered by", *VIEWS, "the model's own test AUC"), rows)
+
+
+def recsys_memory() -> str:
+    """List peak memory and CPU time of the training run under a memory limit."""
+    rows = []
+    for r in read_if_measured("recsys_memory"):
+        limit, file, peak = (f"{int(r[name]):,} MB" for name in ("limit_mb", "file_mb", "peak_resident_mb"))
+        rows.append((limit, file, f"{int(r['rows']):,}", r["columns"], peak, r["cpu_s"], r["reading_a_tenth_whole"]))
+    if not rows:
+        return not_measured()
+    header = ("limit", "file", "rows", "columns", "peak resident", "CPU s", "reading a tenth of it whole")
+    return markdown(header, rows)
+
+
+def _mean_sd(values: list[float]) -> str:
+    return f"{fmean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def _mean(values: list[float], digits: int = 4) -> str:
     mean = math.fsum(values) / len(values)
     return f"{mean:.{digits}f}".removeprefix("0") if mean < 1 else f"{mean:.2f}"
+
+
+TABLES = (
+    *(recsys_frappe, recsys_frappe_paired, recsys_calibrated, recsys_tuning),
+    *(recsys_synthetic, recsys_synthetic_paired, recsys_movielens, recsys_adult, recsys_throughput),
+    *(recsys_maps, recsys_memory),
+)

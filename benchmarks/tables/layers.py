@@ -1,15 +1,15 @@
-"""Tables of the layers: what they cost, beside whom, and how attention is run."""
+"""Tables of the layers: cost, comparison with public implementations, and the ways to run attention."""
 
 from __future__ import annotations
 
 import math
 import statistics
 
-from table_rows import Row, markdown, read
+from rows import Row, markdown, read
 
 
 def schedules() -> str:
-    """Tiles of time of the three schedules."""
+    """Compare the makespan of three schedules, in tiles."""
     shown = [
         (row["case"], row["flash_attention"], row["flash_decoding"], row["stream_k"], f"{float(row['occupancy']):.3f}")
         for row in read("attention_run")
@@ -26,7 +26,7 @@ def schedules() -> str:
 
 
 def decoding() -> str:
-    """One query a head over a cache, and the load of the machine meanwhile."""
+    """Compare two ways to decode one query per head over a cache, with the load of the machine."""
     rows = [row for row in read("attention_run") if row["part"] == "decode"]
     shown = [
         (
@@ -39,17 +39,17 @@ def decoding() -> str:
         for row in rows
     ]
     loads = sorted(float(row["load"]) for row in rows)
-    told = (
+    caption = (
         f"Least wall time of {min(int(row['turns']) for row in rows):,} to {max(int(row['turns']) for row in rows):,} "
         f"alternating turns, {rows[0]['threads']} threads, width 64, "
         f"float32; load of the machine {loads[0]:.1f} to {loads[-1]:.1f}."
     )
     header = ("one query a head", "S", "plain SDPA, ms", "`split_decode`, ms", "times faster")
-    return markdown(header, shown) + "\n\n" + told
+    return markdown(header, shown) + "\n\n" + caption
 
 
 def sequences() -> str:
-    """A sequence on one process and on two."""
+    """List error, traffic, memory and CPU time of one sequence on one process and on two."""
     shown = [
         (
             f"{row['case']}: {row['kind']}",
@@ -78,7 +78,7 @@ def sequences() -> str:
 
 
 def factors() -> str:
-    """The factor of the kernel and the factor of splitting, forward and backward together, apart."""
+    """Separate the speedup of the kernel from the speedup of splitting, forward and backward together."""
     rows = [row for row in read("attention_run") if row["part"] == "sequence" and "causal" not in row["case"]]
     cost = {(int(r["tokens"]), r["kind"]): float(r["forward_cpu_s"]) + float(r["backward_cpu_s"]) for r in rows}
     shown = [
@@ -94,7 +94,7 @@ def factors() -> str:
 
 
 def cost() -> str:
-    """What each layer costs at 8,192 tokens, and how its time grows from 1,024 on."""
+    """List the cost of each layer at 8,192 tokens, and the growth of its time from 1,024 tokens on."""
     by_layer: dict[str, dict[int, Row]] = {}
     for row in read("layers"):
         by_layer.setdefault(row["layer"], {})[int(row["length"])] = row
@@ -117,7 +117,7 @@ def cost() -> str:
             )
         )
     first = read("layers")[0]
-    told = (
+    caption = (
         f"Width 128, one row, one thread, float32. This machine: {float(first['gemm_gflops']):.0f} GFLOP/s of matrix "
         f"products, {float(first['copy_gb_s']):.1f} GB/s copied."
     )
@@ -125,11 +125,11 @@ def cost() -> str:
         *("layer", "causal", "forward, CPU ms", "and backward", "times faster than softmax", "slope of forward"),
         *("peak MB", "GFLOP", "share of the bound"),
     )
-    return markdown(header, shown) + "\n\n" + told
+    return markdown(header, shown) + "\n\n" + caption
 
 
 def slope(lengths: dict[int, Row]) -> str:
-    """The log-log slope of forward time by least squares, over the lengths from 1,024 on."""
+    """Fit the log-log slope of forward time by least squares, over the lengths from 1,024 on."""
     points = [(math.log(n), math.log(float(row["forward_cpu_s"]))) for n, row in lengths.items() if n >= 1024]
     if len(points) < 3:
         return "none"
@@ -137,7 +137,7 @@ def slope(lengths: dict[int, Row]) -> str:
 
 
 def peers() -> str:
-    """Our layers beside public implementations."""
+    """Compare the speed of our layers with public implementations."""
     shown = [
         (
             row["layer"],
@@ -150,3 +150,6 @@ def peers() -> str:
     ]
     header = ("layer", "beside", "input", "times as fast, forward", "with backward")
     return markdown(header, shown)
+
+
+TABLES = (schedules, decoding, sequences, factors, cost, peers)
