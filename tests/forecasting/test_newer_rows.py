@@ -1,4 +1,4 @@
-"""``predict(data=newer)`` and past origins: of all series or some, in any order, each by its own rows."""
+"""``predict(data=newer)``: newer rows of all series or some, in any order, each continued from its own last row."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pytest
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster
-from manyheads.forecasting.commands.tables import mase
-from manyheads.forecasting.series.frames import read_panels
 from manyheads.lab.cli.main import main
 
 STAMPS = pd.date_range("2024-01-01", periods=300, freq="h")
@@ -83,29 +81,3 @@ def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fi
         assert main([*command, str(tmp_path / name), *options]) == 0
         said = " ".join(capsys.readouterr().out.split())  # long paths break the line elsewhere
         assert ("1 of 60 rows at frequency h were missing" in said) == (name == "gap.csv")
-
-
-def test_mase_is_that_of_each_series_before_its_own_origins():
-    table = pd.concat([rows("a", 0, 200), rows("b", 150, 300), rows("c", 190, 300).assign(y=0.0)])
-    panels = read_panels(table)
-    frame = Forecaster(5, model="repeat", levels=()).cross_validation(panels, windows=3)
-    expected = {}
-    for name, start, stop in (("a", 0, 200), ("b", 150, 300)):
-        past, part = SERIES[name][start : stop - 15], frame[frame["unique_id"] == name]
-        expected[name] = (part["y"] - part["y_hat"]).abs().mean() / np.abs(past[24:] - past[:-24]).mean()
-        assert part["cutoff"].min() == STAMPS[stop - 16]
-    found = mase(frame, panels)
-    np.testing.assert_allclose(found[["a", "b"]], [expected["a"], expected["b"]], rtol=1e-12)
-    assert np.isnan(found["c"])  # it stood still
-
-
-def test_a_backtest_takes_the_windows_that_fit_and_names_the_series(tmp_path, capsys):
-    table = pd.concat([rows("a", 0, 200), rows("b", 0, 40), rows("c", 0, 8).assign(y=1.0)])
-    table.to_csv(tmp_path / "t.csv", index=False)
-    words = ["backtest", str(tmp_path / "t.csv"), "--horizon", "5", "--windows", "10", "--models", "repeat"]
-    assert main(["forecasting", *words, "--out", str(tmp_path / "b.csv")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "t has 40 rows, enough for 6 of 10 windows of 5 steps, 5 rows apart: only these are forecast (b)" in said
-    assert "t has 8 rows, enough for 0 of 10 windows" in said
-    counted = pd.read_csv(tmp_path / "b.csv").groupby("unique_id")["cutoff"].nunique()
-    assert dict(counted) == {"a": 10, "b": 6}

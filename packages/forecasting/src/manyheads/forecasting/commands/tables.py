@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series.cells import Columns, listed
 from manyheads.forecasting.series.frames import Reading, read_panels
-from manyheads.forecasting.series.panels import Panel, collected_warnings
+from manyheads.forecasting.series.panels import collected_warnings
 from manyheads.lab.cli.command import Outcome
 from manyheads.lab.data.files import check_suffix, write_atomically, write_figure
 from manyheads.lab.install import missing
@@ -62,6 +63,9 @@ def fit(
             horizon, model=model, look_back=look_back, levels=levels, reading=reading, seed=seed
         ).fit(file)
     forecaster.save(out)
+    note = _comparison_note(forecaster)
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
     lines = [_panel_line(panel) for panel in document["panels"]]
     if report is not None:
@@ -148,6 +152,7 @@ def backtest(
     from rich.console import Group
 
     from manyheads.forecasting.estimator.forecaster import Forecaster
+    from manyheads.forecasting.evaluation.backtest import backtest_errors, mase
     from manyheads.forecasting.models import find_model
     from manyheads.lab.progress import progress
     from manyheads.lab.reporting.tables import table
@@ -164,7 +169,7 @@ def backtest(
             with collected_warnings(said):
                 frame = forecaster.cross_validation(panels, windows=windows, step=step)
             frames.append(frame.assign(model=name))
-            rows.append({"model": name, **_errors(frame, panels)})
+            rows.append({"model": name, **backtest_errors(frame, panels)})
     still = mase(frames[0], panels)
     if still.isna().any():
         said.append(
@@ -219,35 +224,20 @@ def look_back(
     return Outcome({"rows": document}, table(("look-back", *models), cells))
 
 
-def _errors(frame: pd.DataFrame, panels: Sequence[Panel]) -> dict[str, float]:
-    """Errors over all series, by :func:`mase` and in original units."""
-    error = (frame["y_hat"] - frame["y"]).abs()
-    scaled = mase(frame, panels)
-    mean = float(scaled.dropna().mean()) if scaled.notna().any() else float("nan")
-    found = {"mase": mean, "mae": float(error.mean()), "mse": float((error**2).mean())}
-    for column in frame.columns:
-        if column.startswith("lo-"):
-            inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
-            found[f"covered {column[3:]}%"] = float(inside.mean())
-    return found
+def _comparison_note(forecaster: Forecaster) -> str | None:
+    """One line that compares a model trained by gradient descent with its baselines; None for any other model."""
+    from manyheads.forecasting.estimator.forecaster import BASELINES, comparison
+    from manyheads.forecasting.models import find_model
 
-
-def mase(frame: pd.DataFrame, panels: Sequence[Panel]) -> pd.Series:
-    """Mean absolute scaled error of each series: its MAE over that of 'as one season ago' on its rows before its first
-    cutoff (Hyndman & Koehler, 2006). NaN for a series that has no such rows, or stood still in all of them.
-
-    ``frame``: what :meth:`Forecaster.cross_validation` gives.
-    """
-    first = frame.groupby("unique_id")["cutoff"].min()
-    scale = {}
-    for panel in panels:
-        for index, name in enumerate(panel.channels):
-            if name not in first.index:
-                continue
-            past = panel.values[panel.stamps <= first[name], index]
-            steps = np.abs(past[panel.season :] - past[: -panel.season])
-            scale[name] = steps.mean() if len(steps) and steps.any() else np.nan
-    return (frame["y_hat"] - frame["y"]).abs().groupby(frame["unique_id"]).mean() / pd.Series(scale)
+    if find_model(forecaster.model).kind != "gradient":
+        return None
+    errors = forecaster.held_out_errors()
+    if len(errors):
+        return comparison(errors)
+    return (
+        f"{forecaster.model} was not compared with {' and '.join(BASELINES)}, for no rows were held out (no --levels, "
+        "or too few rows): 'manyheads forecasting backtest' compares them"
+    )
 
 
 def _changed(stored: Reading, given: Reading) -> Reading:
@@ -318,6 +308,7 @@ def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
 
 
 def _fit_report(forecaster: Forecaster, path: Path) -> Path:
+    from manyheads.forecasting.estimator.forecaster import comparison
     from manyheads.forecasting.evaluation import plots
     from manyheads.lab.reporting.html import HtmlReport
 
@@ -335,6 +326,12 @@ def _fit_report(forecaster: Forecaster, path: Path) -> Path:
                 plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
                 "What each step of the forecast takes from each step of the past.",
             )
+    errors = forecaster.held_out_errors()
+    if len(errors) > 1:
+        page.section("Held-out errors")
+        page.text(f"{comparison(errors)}.", quiet=True)
+        rows = [(name, f"{row['mse']:.4f}", f"{row['mae']:.4f}") for name, row in errors.iterrows()]
+        page.table(("model", "MSE", "MAE"), rows, best={(int(errors["mse"].argmin()), 1)})
     measured = forecaster.coverage()
     if len(measured):
         page.section("Measured coverage of the intervals")

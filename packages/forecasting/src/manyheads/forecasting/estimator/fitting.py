@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -43,6 +44,7 @@ class Recipe:
     look_back: int | None
     levels: tuple[float, ...]
     seed: int
+    baselines: tuple[str, ...] = ()  # models to compare with on the held-out rows
 
     @property
     def asked_look_back(self) -> int | None:
@@ -59,6 +61,23 @@ class FittedPanel:
     map: FittedModel
     intervals: Intervals | None
     warnings: tuple[str, ...] = field(default=())
+    held_out: Mapping[str, HeldOutError] = field(default_factory=dict)  # by model
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """Mean errors of standardised values on the calibration windows, by fits on the rows before them."""
+
+    mse: float
+    mae: float
+    windows: int
+    values: int  # windows * horizon * channels
+
+    @classmethod
+    def of(cls, residuals_NHC: np.ndarray) -> HeldOutError:
+        """From absolute residuals, at least one."""
+        mse, mae = float((residuals_NHC**2).mean()), float(residuals_NHC.mean())
+        return cls(mse, mae, len(residuals_NHC), residuals_NHC.size)
 
 
 def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
@@ -74,29 +93,46 @@ def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
     values = scaler.transform(panel.values)
     fit = _fit_rows(values, panel, dwarfed, recipe)
     notes = [*fit.notes]
-    intervals = _intervals(values, panel, dwarfed, recipe, short=fit.short) if recipe.levels else None
+    intervals, held_out = None, {}
+    if recipe.levels:
+        first, last = calibration_origins(panel.rows, recipe.horizon)
+        few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
+        begins = range(first, last, max(1, math.ceil((last - first) / (4 if few else 1))))
+        early = [_fit_rows(values[:begin], panel, dwarfed, recipe) for begin in begins]
+        # skip a naive substitute: its errors say nothing about the model
+        models = [one.model if one.short == fit.short else None for one in early]
+        residuals = _residuals(models, values, begins)
+        intervals = intervals_from(residuals, recipe.levels) if residuals is not None else None
+        if residuals is not None and len(residuals) and not fit.short:
+            held_out[recipe.model] = HeldOutError.of(residuals)
+            for name in recipe.baselines:
+                # the same rows and windows for every model
+                other = replace(recipe, model=name)
+                models = [_fit_rows(values[:begin], panel, dwarfed, other).model for begin in begins]
+                residuals = _residuals(models, values, begins)
+                assert residuals is not None
+                held_out[name] = HeldOutError.of(residuals)
     if recipe.levels and intervals is None:
         notes.append(
             f"{panel.rows} rows are too few for intervals {recipe.horizon} steps ahead: none are given; give more rows "
             "or a shorter horizon"
         )
     warnings = (*panel.notes, *(f"{panel.name}: {note}" for note in notes))
-    return FittedPanel(panel, scaler, fit.model, intervals, warnings)
+    return FittedPanel(panel, scaler, fit.model, intervals, warnings, held_out)
 
 
-def _intervals(
-    values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe, *, short: bool
-) -> Intervals | None:
-    """From the residuals of fits on first rows; where calibration windows are few, a fit serves a quarter of them."""
-    first, last = calibration_origins(panel.rows, recipe.horizon)
-    few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
-    step = max(1, math.ceil((last - first) / (4 if few else 1)))
-    residuals = []
-    for begin in range(first, last, step):
-        early = _fit_rows(values[:begin], panel, dwarfed, recipe)
-        if early.short == short:  # the errors of a naive stand-in say nothing about the model
-            residuals.append(absolute_residuals(early.model, values, begin, min(begin + step, last)))
-    return intervals_from(np.concatenate(residuals), recipe.levels) if residuals else None
+def _residuals(models: Sequence[FittedModel | None], values: np.ndarray, begins: range) -> np.ndarray | None:
+    """Absolute residuals ``(N, H, C)`` of the calibration windows.
+
+    Model ``k`` was fitted on the rows before ``begins[k]``; it forecasts the windows whose targets begin from there up
+    to the next fit. None if there is no model.
+    """
+    found = [
+        absolute_residuals(model, values, begin, min(begin + begins.step, begins.stop))
+        for model, begin in zip(models, begins, strict=True)
+        if model is not None
+    ]
+    return np.concatenate(found) if found else None
 
 
 @dataclass(frozen=True)

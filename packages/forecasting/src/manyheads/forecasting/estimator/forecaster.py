@@ -28,6 +28,7 @@ from manyheads.lab.data.storage import load_arrays, save_tensors
 
 KIND = "forecaster"
 FORMAT = 1
+BASELINES = ("closed-form-auto", "seasonal-naive")  # a model trained by gradient descent is compared with these
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,14 @@ class Forecaster:
                 f"{longest.name} has {longest.rows} rows, fewer than look-back + horizon = {asked} + {self.horizon}: "
                 "give more rows, a shorter look-back or a shorter horizon"
             )
+        if find_model(self.model).kind == "gradient":
+            recipe = replace(recipe, baselines=BASELINES)
         self.panels = [fit_panel(panel, recipe) for panel in panels]
         for warning in self.warnings:
             fit_warning(warning)
+        errors = self.held_out_errors()
+        if len(errors) and errors["mse"].idxmin() != self.model:
+            fit_warning(comparison(errors))
         return self
 
     def predict(
@@ -211,6 +217,23 @@ class Forecaster:
             for step in range(part.intervals.coverage.shape[1])
         ]
         return pd.DataFrame(rows, columns=["panel", "level", "step", "coverage"])
+
+    def held_out_errors(self) -> pd.DataFrame:
+        """Held-out errors by model, with the columns ``mse, mae, windows``; the fitted model is the first row.
+
+        The errors are those of the calibration windows, the last fifth of the rows or a little more, of standardised
+        values and over all series. Every model was fitted on the rows before these windows. A model trained by
+        gradient descent stands beside ``closed-form-auto`` and ``seasonal-naive``, any other model stands alone. The
+        frame is empty without ``levels``, with too few rows, and after :meth:`load`.
+        """
+        rows = []
+        fitted = [part.held_out for part in self._fitted() if part.held_out]
+        for name in fitted[0] if fitted else ():
+            parts = [held_out[name] for held_out in fitted]
+            share = np.array([part.values for part in parts]) / sum(part.values for part in parts)
+            mse, mae = (float(share @ [getattr(part, kind) for part in parts]) for kind in ("mse", "mae"))
+            rows.append((name, mse, mae, sum(part.windows for part in parts)))
+        return pd.DataFrame(rows, columns=["model", "mse", "mae", "windows"]).set_index("model")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -350,6 +373,17 @@ class Forecaster:
                 frame[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
                 frame[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
         return pd.DataFrame(frame)
+
+
+def comparison(errors: pd.DataFrame) -> str:
+    """One line that compares the models of :meth:`Forecaster.held_out_errors` and names the best."""
+    listing = ", ".join(f"{name} {mse:.4g}" for name, mse in errors["mse"].items())
+    best = errors["mse"].idxmin()
+    verdict = f"{best} is the best" + ("" if best == errors.index[0] else f": use model {best!r} instead")
+    return (
+        f"held-out MSE ({errors['windows'].iloc[0]} windows, standardised values, models fitted on the rows before): "
+        f"{listing}: {verdict}"
+    )
 
 
 def _head(panel: Panel, rows: int) -> Panel:
