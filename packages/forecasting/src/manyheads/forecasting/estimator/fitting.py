@@ -1,4 +1,4 @@
-"""Fit one panel: scale it, fit the model, give the naive forecast where there is nothing to fit, and the intervals."""
+"""Fit one panel: standardise, fit the model, replace it by the naive forecast if it cannot be fitted, add intervals."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ from manyheads.forecasting.series.panels import (
     power_of_two,
 )
 
-_DWARFED = 1e-6  # a usual movement below this share of the largest is lost in the rounding of sums of squares
-_SANE = 10.0  # ranges of the past that a forecast may leave it by
+# a typical movement below this share of the largest value is lost in the rounding of sums of squares
+_DWARFED = 1e-6
+# a forecast may leave the range of the past by so many times its width
+_SANE = 10.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is fitted: see :class:`manyheads.forecasting.estimator.forecaster.Forecaster`."""
+    """The settings of a fit; see :class:`manyheads.forecasting.estimator.forecaster.Forecaster`."""
 
     horizon: int
     model: str
@@ -48,17 +50,17 @@ class Recipe:
 
     @property
     def asked_look_back(self) -> int | None:
-        """None where the model takes its own, or the longest up to 336 that leaves it windows."""
+        """The requested look-back; None if the model chooses its own or none was requested."""
         return None if find_model(self.model).own_look_back else self.look_back
 
 
 @dataclass
 class FittedPanel:
-    """One panel's model, what it continues from, and its intervals."""
+    """The fitted model of one panel, with the rows that it continues from and its intervals."""
 
     panel: Panel
     scaler: Scaler
-    map: FittedModel
+    map: FittedModel  # standardised values in and out
     intervals: Intervals | None
     warnings: tuple[str, ...] = field(default=())
     held_out: Mapping[str, HeldOutError] = field(default_factory=dict)  # by model
@@ -81,14 +83,14 @@ class HeldOutError:
 
 
 def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
-    """Fit on all rows, and the intervals on what a fit on the first rows missed.
+    """Fit a panel on all rows, with intervals from the residuals of fits on the first rows.
 
-    A channel that is constant, or that one cell dwarfs, gets the naive forecast, and so does a panel that is too short;
-    the warnings name each. No input of finite numbers raises.
+    The naive forecast replaces the model for a constant channel, for a channel with one cell so large that all other
+    values vanish beside it, and for a panel that is too short. The warnings name each. No finite input raises.
     """
     dwarfed = _dwarfed_channels(panel.values)
     scaler = Scaler.fit(panel.values)
-    # a shift by the mean would round their usual values away; a power of two as the scale rounds nothing
+    # for these channels a shift by the mean would round the usual values away; a power of two as scale is exact
     scaler = Scaler(np.where(dwarfed, 0.0, scaler.mean), np.where(dwarfed, power_of_two(panel.values), scaler.scale))
     values = scaler.transform(panel.values)
     fit = _fit_rows(values, panel, dwarfed, recipe)
@@ -137,15 +139,15 @@ def _residuals(models: Sequence[FittedModel | None], values: np.ndarray, begins:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A model of some first rows, standardised, and what the user should know of it."""
+    """A model fitted on the first rows of a panel, and notes for the user."""
 
     model: FittedModel
     notes: list[str]
-    short: bool = False  # too few rows for the model: all channels have the naive forecast
+    short: bool = False  # too few rows for the model: every channel has the naive forecast
 
 
 def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> _Fit:
-    """Fit the first rows of a panel: the model, or the naive forecast where it cannot be fitted."""
+    """Fit the model on some first rows of a panel, with the naive forecast for what cannot be fitted."""
     rows, horizon = len(values), recipe.horizon
     constant = constant_channels(values)
     dwarfed = dwarfed & ~constant
@@ -193,14 +195,14 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
 
 
 def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels of which the usual movement is lost beside the largest value in double precision."""
+    """Channels whose typical movement is lost beside their largest value in double precision; ``(C,)`` bool."""
     from_median = np.abs(values_TC / 2 - np.median(values_TC, axis=0) / 2)
     usual = np.array([np.median(moved[moved > 0]) if moved.any() else 0.0 for moved in from_median.T])
     return usual < _DWARFED * from_median.max(axis=0)
 
 
 def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels whose forecasts, from the last window and others, stay near the range of the past."""
+    """Channels whose forecasts from 50 windows, the last included, stay near the range of the past; ``(C,)`` bool."""
     lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
     room = _SANE * (highest - lowest)
     windows = sliding_window_view(values_TC, model.look_back, axis=0)
@@ -211,7 +213,7 @@ def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
 
 
 def _merged(model: LinearMap, columns: np.ndarray, kept: np.ndarray, naive: LinearMap) -> LinearMap:
-    """The same as :class:`Patched`, as one map."""
+    """The same forecast as :class:`Patched`, as one linear map."""
     weight = np.zeros((len(kept), model.look_back, model.horizon))
     bias, scale_bias = np.zeros((len(kept), model.horizon)), np.zeros((len(kept), model.horizon))
     weight[:, model.look_back - naive.look_back :] = naive.weight
