@@ -77,7 +77,7 @@ class Forecaster:
         horizon: steps to forecast.
         model: a name of ``manyheads forecasting models``; the default needs no tuning.
         look_back: past steps that the model uses. By default 336 (96 for most networks), or fewer for a short series;
-            ``closed-form-auto`` has its own look-backs.
+            ``closed-form-auto`` and the ``-chosen-cf`` models choose their own.
         levels: coverages of the prediction intervals.
         reading: how tables are read: column names, frequency, season, missing values.
         seed: of the models trained by gradient descent.

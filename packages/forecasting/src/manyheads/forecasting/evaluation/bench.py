@@ -1,7 +1,7 @@
 """The benchmark: every set, horizon and model, under one protocol or both.
 
-``honest``: all windows of the test part. ``paper``: the last incomplete batch of windows is dropped, as in the loaders of
-the Transformer papers and of Table 2 of 2205.13504; the size of the effect depends on the batch size.
+``honest``: all windows of the test part. ``paper``: the last incomplete batch of windows is dropped, as in the loaders
+of the Transformer papers and of Table 2 of 2205.13504; the size of the effect depends on the batch size.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class BenchResult:
 def choose_sets(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Canonical names of the sets to run, and the sets left out with the reason.
 
-    Without names, all sets that are found on this machine. An unknown name raises :class:`UnknownNameError`.
+    Without names, all sets that are found on this machine. An unknown name raises :class:`UnknownNameError`; a named
+    set without a file raises :class:`DataError` when it is loaded.
     """
     if names:
         return list(dict.fromkeys(find(name, datasets).name for name in names)), {}

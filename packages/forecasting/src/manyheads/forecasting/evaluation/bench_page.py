@@ -107,7 +107,7 @@ def write_report(result: BenchResult, path: Path, command: str) -> Path:
 
 
 def _draw_set(report: HtmlReport, result: BenchResult, name: str) -> None:
-    """Add the plots of one set at its longest horizon: error by step, first test forecast, weights of the best model."""
+    """Add the plots of one set at its longest horizon: error by step, first forecast and weights of the best model."""
     from manyheads.forecasting.evaluation import plots
 
     rows = [row for row in result.rows if row.set == name]
