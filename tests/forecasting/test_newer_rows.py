@@ -28,7 +28,7 @@ def fitted():
 
 
 def forecast_alone(fitted, name, stop):
-    """The forecast of one series from its rows up to ``stop``, by the arrays of the fitted model."""
+    """The forecast of one series from its rows up to ``stop``, computed from the arrays of the fitted model."""
     part = next(part for part in fitted.panels if name in part.panel.channels)
     index = part.panel.channels.index(name)
     window = np.zeros((1, 24, len(part.panel.channels)))
@@ -45,7 +45,7 @@ def forecast_alone(fitted, name, stop):
         {"c": 230, "a": 230},
     ],
 )
-def test_series_continue_in_any_order_subset_and_alignment(fitted, ends):
+def test_newer_rows_may_hold_any_subset_order_and_alignment_of_the_series(fitted, ends):
     newer = pd.concat([rows(name, stop - 60, stop) for name, stop in ends.items()])
     found = fitted.predict(data=newer)
     assert sorted(found["unique_id"].unique()) == sorted(ends)
@@ -56,12 +56,12 @@ def test_series_continue_in_any_order_subset_and_alignment(fitted, ends):
         assert (one["lo-80"] < one["hi-80"]).all()
 
 
-def test_a_series_that_stands_still_lately_continues(fitted):
+def test_a_series_that_is_constant_in_the_newer_rows_is_continued(fitted):
     newer = rows("a", 200, 260).assign(y=3.0)
     np.testing.assert_allclose(fitted.predict(data=newer)["y_hat"], 3.0, atol=0.2)
 
 
-def test_other_series_and_other_frequencies_are_refused(fitted):
+def test_other_series_and_other_frequencies_raise(fitted):
     with pytest.raises(DataError, match="fitted on the series a, b, c; the new data hold d: give some of the series"):
         fitted.predict(data=rows("a", 0, 60).assign(unique_id="d"))
     quarters = rows("a", 0, 60).assign(ds=pd.date_range("2024-02-01", periods=60, freq="15min"))
@@ -69,7 +69,7 @@ def test_other_series_and_other_frequencies_are_refused(fitted):
         fitted.predict(data=quarters)
 
 
-def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fitted, tmp_path, capsys):
+def test_the_options_named_in_errors_of_predict_exist_and_fix_them(fitted, tmp_path, capsys):
     fitted.save(tmp_path / "f.safetensors")
     newer = rows("a", 0, 60)
     newer.drop(index=30).to_csv(tmp_path / "gap.csv", index=False)
@@ -79,5 +79,5 @@ def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fi
         assert main([*command, str(tmp_path / name)]) == 2
         assert options[0] in capsys.readouterr().err
         assert main([*command, str(tmp_path / name), *options]) == 0
-        said = " ".join(capsys.readouterr().out.split())  # long paths break the line elsewhere
+        said = " ".join(capsys.readouterr().out.split())  # long paths wrap the line
         assert ("1 of 60 rows at frequency h were missing" in said) == (name == "gap.csv")

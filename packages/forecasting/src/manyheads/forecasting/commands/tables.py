@@ -43,7 +43,8 @@ def fit(
 ) -> Outcome:
     """Fit a forecaster on your own table and save it.
 
-    The table is wide (a time column and one column for each series) or long (columns unique_id, ds, y). A model trained by gradient descent is compared with closed-form-auto and seasonal-naive on held-out rows.
+    The table is wide (a time column and one column for each series) or long (columns unique_id, ds, y). A model
+    trained by gradient descent is compared with closed-form-auto and seasonal-naive on held-out rows.
 
     Args:
         file: the table: .csv (also .gz, .xz, .bz2, .zip) or .parquet.
@@ -177,9 +178,8 @@ def backtest(
             rows.append({"model": name, **backtest_errors(frame, panels)})
     scaled = mase(frames[0], panels)
     if scaled.isna().any():
-        warned.append(
-            f"mase leaves out {', '.join(scaled.index[scaled.isna()][:8])}: no movement over a season before the origins"
-        )
+        left_out = ", ".join(scaled.index[scaled.isna()][:8])
+        warned.append(f"mase leaves out {left_out}: no movement over a season before the origins")
     if out is not None:
         _write_table(pd.concat(frames, ignore_index=True), out)
     header = tuple(dict.fromkeys(key for row in rows for key in row))
