@@ -81,11 +81,16 @@ def _entries() -> list[ModelSpec]:
     ]
     auto = [
         ModelSpec(
-            "closed-form-auto", "One rule, nothing to tune", "closed-form", _AUTO, joint=True, own_look_back=True
+            "closed-form-auto",
+            "Averaged ridge regressions, nothing to tune",
+            "closed-form",
+            _AUTO,
+            joint=True,
+            own_look_back=True,
         ),
         ModelSpec(
             "closed-form-auto-train",
-            "The same rule, validation rows not used",
+            "The same, validation rows not used",
             "closed-form",
             _AUTO,
             {"train_only": True},

@@ -124,7 +124,7 @@ NETWORKS: Mapping[str, NetworkSpec] = {
         _LARGE,
     ),
     "patchtst": NetworkSpec(
-        "PatchTST: patches of each channel alone",
+        "PatchTST: patches, channel independence",
         "2211.14730",
         f"{_HERE}.patches:PatchesConfig",
         336,
