@@ -1,4 +1,4 @@
-"""Data for the tests of forecasting: what is shipped, and what MANYHEADS_DATA holds."""
+"""Fixtures: a guard for data sets that are not shipped, and an hourly table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manyheads.lab.data.registry import find, where
 
 @pytest.fixture
 def needs():
-    """Skips where a set that may not be shipped is not here."""
+    """Skip the test if a set that may not be shipped is missing."""
 
     def check(name):
         if where(find(name, datasets)) is None:
@@ -23,7 +23,7 @@ def needs():
 
 @pytest.fixture
 def hourly():
-    """Two channels with a daily season, a drift and noise; 400 hours."""
+    """Two channels of 400 hours with a daily season and noise, one with a trend."""
     rng = np.random.default_rng(0)
     t = np.arange(400)
     daily = np.sin(2 * np.pi * t / 24)

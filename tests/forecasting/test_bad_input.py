@@ -1,4 +1,4 @@
-"""Whatever is wrong with a table is said in one line, with the place and the mend; nothing is written."""
+"""Bad input: every fault of a table gives one line with its place and the fix, and no file is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manyheads.lab.cli.main import main
 
 
 def text(rows=200, **cells):
-    """An hourly CSV with the columns date, a, b; ``cells`` maps ``<column>_<row>`` to what stands there instead."""
+    """An hourly CSV with the columns date, a, b; ``cells`` replaces the cell ``<column>_<row>``."""
     stamps = [str(s) for s in pd.date_range("2024-01-01", periods=rows, freq="h")]
     t = np.arange(rows)
     columns = {"date": stamps, "a": np.sin(t / 4).round(4).astype(str), "b": np.cos(t / 3).round(4).astype(str)}
@@ -68,7 +68,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_tables_get_one_line_and_exit_2(fault, tmp_path, capsys, monkeypatch):
+def test_bad_tables_print_one_line_and_exit_with_2(fault, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, options, message = BAD[fault]
     (tmp_path / "my.csv").write_text(content)
@@ -82,7 +82,7 @@ def test_bad_tables_get_one_line_and_exit_2(fault, tmp_path, capsys, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["my.csv"]
 
 
-def test_a_truncated_xz_a_binary_and_an_absent_file_are_named(tmp_path, capsys):
+def test_truncated_binary_and_missing_files_are_named_in_the_error(tmp_path, capsys):
     (tmp_path / "cut.csv.xz").write_bytes(lzma.compress(text().encode())[:-20])
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
     for name, message in (
@@ -96,7 +96,7 @@ def test_a_truncated_xz_a_binary_and_an_absent_file_are_named(tmp_path, capsys):
         assert message in said
 
 
-def test_one_fault_in_one_of_several_series_is_placed(tmp_path):
+def test_an_error_in_a_long_table_names_the_row_and_the_series(tmp_path):
     frame = pd.DataFrame(
         {
             "unique_id": ["x"] * 50 + ["y"] * 50,
@@ -116,9 +116,9 @@ def test_one_fault_in_one_of_several_series_is_placed(tmp_path):
         read_panels(frame)
 
 
-def test_gaps_and_sentinels_are_interpolated_on_request(tmp_path):
+def test_gaps_and_sentinels_are_interpolated_with_fill(tmp_path):
     lines = text(b_3="-9999", a_10="").splitlines(keepends=True)
-    del lines[21]  # a stamp is missing
+    del lines[21]  # remove a stamp
     (tmp_path / "my.csv").write_text("".join(lines))
     [panel] = read_panels(tmp_path / "my.csv", Reading(missing=-9999.0, fill="interpolate"))
     assert panel.rows == 200
@@ -127,14 +127,14 @@ def test_gaps_and_sentinels_are_interpolated_on_request(tmp_path):
     np.testing.assert_allclose(panel.values[20, 0], (np.sin(19 / 4) + np.sin(21 / 4)) / 2, atol=1e-4)
 
 
-def test_sentinels_that_nobody_named_are_reported(tmp_path):
+def test_an_undeclared_sentinel_is_reported_and_kept(tmp_path):
     (tmp_path / "my.csv").write_text(text(b_3="-9999"))
     [panel] = read_panels(tmp_path / "my.csv")
     assert "column 'b' holds -9999 in 1 rows" in panel.notes[0]
     assert panel.values[3, 1] == -9999
 
 
-def test_long_wide_indexed_and_parquet_tables_read_the_same(tmp_path, hourly):
+def test_long_wide_indexed_and_parquet_tables_give_the_same_panel(tmp_path, hourly):
     [wide] = read_panels(hourly)
     [indexed] = read_panels(hourly.set_index("ds"))
     [long] = read_panels(hourly.melt("ds", var_name="unique_id", value_name="y"))
@@ -151,7 +151,7 @@ def test_long_wide_indexed_and_parquet_tables_read_the_same(tmp_path, hourly):
         assert panel.season == 24
 
 
-def test_series_of_different_length_get_panels_of_their_own(hourly):
+def test_series_of_different_length_get_separate_panels(hourly):
     long = hourly.melt("ds", var_name="unique_id", value_name="y")
     panels = read_panels(long.drop(index=range(100)))
     assert sorted((p.channels, p.rows) for p in panels) == [(("a",), 300), (("b",), 400)]
@@ -178,13 +178,13 @@ def test_the_season_follows_the_frequency(freq, season):
 
 
 @pytest.mark.parametrize("form", ["%d.%m.%Y", "%m/%d/%Y", "%d-%m-%Y %H:%M"])
-def test_the_order_of_day_and_month_is_read_off_all_rows(form):
+def test_the_order_of_day_and_month_is_decided_by_all_rows(form):
     stamps = pd.date_range("2024-01-01", periods=60)
     [panel] = read_panels(pd.DataFrame({"ds": stamps.strftime(form), "y": np.arange(60.0) ** 2}))
     assert panel.stamps.equals(stamps)
 
 
-def test_dates_that_may_be_day_or_month_first_are_refused():
+def test_dates_with_an_ambiguous_order_of_day_and_month_raise():
     stamps = pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%d.%m.%Y")
     with pytest.raises(DataError, match=r"column 'ds': 01.01.2024 … 01.12.2024 are dates with .*as 2024-01-31"):
         read_panels(pd.DataFrame({"ds": stamps, "y": np.arange(12.0) ** 2}))

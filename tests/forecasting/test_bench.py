@@ -1,4 +1,4 @@
-"""The benchmark and the commands as a user runs them."""
+"""The benchmark and the commands, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(capsys, *words):
     return code, said.out, said.err
 
 
-def test_the_exact_error_is_that_of_the_forecasts():
+def test_the_error_from_moments_equals_the_error_of_the_forecasts():
     result = run_bench(["national_illness"], [24], ["nlinear-cf", "rlinear-cf"])
     for row in result.rows:
         by_step = result.mse_by_step[row.set, row.horizon, row.model, row.protocol]
         assert row.mse == pytest.approx(by_step.mean(), rel=1e-5)  # single precision against double
 
 
-def test_both_protocols_stand_side_by_side():
+def test_two_protocols_are_shown_side_by_side():
     result = run_bench(["national_illness"], [24], ["repeat"], protocols=("honest", "paper"))
     header, [row] = table_rows(result.rows)
     found = dict(zip(header, row, strict=True))
@@ -44,7 +44,7 @@ def test_both_protocols_stand_side_by_side():
     assert dict(zip(header, other, strict=True))["dropped"] == 170 - 128
 
 
-def test_small_validation_parts_are_told():
+def test_a_too_small_validation_part_is_reported_in_the_notes():
     result = run_bench(["national_illness"], [24], ["nlinear-cf", "repeat"])
     assert result.notes == {
         "national_illness": [
@@ -54,7 +54,7 @@ def test_small_validation_parts_are_told():
     }
 
 
-def test_models_of_one_family_are_warned_about_in_one_line_and_keep_their_order():
+def test_models_of_one_family_share_one_warning_and_rows_keep_the_order_of_the_models():
     models = ["nlinear-cf", "repeat", "linear-i-cf"]
     result = run_bench(["national_illness"], [24, 36], models)
     assert [(row.model, row.horizon) for row in result.rows] == [(m, h) for m in models for h in (24, 36)]
@@ -62,7 +62,7 @@ def test_models_of_one_family_are_warned_about_in_one_line_and_keep_their_order(
     assert [note.split(" validation")[0] for note in told] == [f"nlinear-cf, linear-i-cf: {n}" for n in (74, 62)]
 
 
-def test_json_holds_the_rows_and_nothing_else_is_printed(capsys):
+def test_json_prints_the_rows_and_nothing_else(capsys):
     code, out, _ = run(capsys, "bench", "--sets", "national_illness", "--models", "repeat", "drift", "--json")
     document = json.loads(out)
     assert code == 0
@@ -87,7 +87,7 @@ def test_csv_and_page_are_written(capsys, tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_faulty_request_writes_nothing(capsys, tmp_path, monkeypatch):
+def test_a_bad_request_writes_no_file(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, message in (
         (["--sets", "ETTh9x"], "unknown data set"),
@@ -105,7 +105,7 @@ def test_a_faulty_request_writes_nothing(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sets_that_are_not_here_are_left_out_with_the_reason(monkeypatch, tmp_path):
+def test_missing_sets_are_left_out_with_a_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
     found, left_out = choose_sets(())
     assert {"ETTh1", "national_illness"} <= set(found)
@@ -114,13 +114,13 @@ def test_sets_that_are_not_here_are_left_out_with_the_reason(monkeypatch, tmp_pa
         choose_sets(("nothing",))
 
 
-def test_figures_are_not_rounded_into_the_file():
+def test_figures_in_the_csv_have_six_decimals():
     rows = run_bench(["national_illness"], [24], ["repeat"]).rows
     [line] = as_table(rows, "command")
     assert line["mse"] == f"{rows[0].mse:.6f}"
 
 
-def test_the_best_of_each_cell_stands_out():
+def test_the_lowest_error_of_each_set_and_horizon_is_marked():
     rows = [("a", 1, "x", "2.0"), ("a", 1, "y", "1.0"), ("a", 2, "x", "0.5"), ("b", 1, "x", "9.0")]
     assert best_cells(rows) == {(1, 3), (2, 3), (3, 3)}
 
@@ -154,7 +154,7 @@ def test_fit_predict_and_backtest_from_a_file(capsys, tmp_path, hourly, monkeypa
     assert len((tmp_path / "b.csv").read_text().splitlines()) == 1 + 3 * 5 * 12 * 2
 
 
-def test_output_names_are_checked_before_anything_is_computed(capsys, tmp_path, hourly, monkeypatch):
+def test_output_names_are_checked_and_a_bad_one_writes_no_file(capsys, tmp_path, hourly, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hourly.to_csv("my.csv", index=False)
     assert run(capsys, "fit", "my.csv", "--horizon", 4)[0] == 0
@@ -171,7 +171,7 @@ def test_output_names_are_checked_before_anything_is_computed(capsys, tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["forecaster.safetensors", "my.csv"]
 
 
-def test_the_look_back_curve(capsys, tmp_path):
+def test_the_look_back_command_returns_one_error_per_length_and_draws_them(capsys, tmp_path):
     options = ["--set", "national_illness", "--horizon", 24, "--models", "nlinear-cf", "--look-backs", 26, 52, 104]
     code, out, _ = run(capsys, "look-back", *options, "--plot", tmp_path / "c.svg", "--json")
     assert code == 0
@@ -186,14 +186,14 @@ def test_models_are_listed_by_name_and_kind(capsys):
     assert (kinds["repeat"], kinds["dlinear-i-cf"], kinds["rlinear"]) == ("naive", "closed-form", "gradient")
 
 
-def test_a_weight_map_shows_the_weights():
+def test_a_weight_map_shows_the_weights_of_the_channel():
     weight = np.zeros((2, 10, 4))
     weight[1, 9, :] = 1.0
     figure = plots.weight_map(LinearMap(weight, np.zeros((2, 4))), channel=1)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), weight[1].T)
 
 
-def test_a_fan_draws_the_wider_interval_behind():
+def test_a_fan_chart_draws_the_wider_interval_first():
     forecast = np.arange(4.0)
     bands = {0.8: (forecast - 1, forecast + 1), 0.95: (forecast - 2, forecast + 2)}
     figure = plots.forecast_fan(np.zeros(5), forecast, intervals=bands, actual=forecast)
@@ -208,14 +208,14 @@ def test_a_fan_draws_the_wider_interval_behind():
     }
 
 
-def test_bad_arguments_of_the_function_are_named():
+def test_bad_arguments_of_run_bench_are_named():
     with pytest.raises(ArgumentError, match="look-back: found -1"):
         run_bench(["national_illness"], look_back=-1)
     with pytest.raises(DataError, match="fewer than look-back"):
         run_bench(["national_illness"], [24], ["nlinear-cf"], look_back=5000)
 
 
-def test_the_summary_is_the_mean_over_the_horizons_and_the_change_against_the_best_naive():
+def test_the_summary_is_the_mean_over_horizons_and_the_change_against_the_best_naive_forecast():
     def row(name, horizon, model, mse):
         return Row(name, horizon, model, "honest", mse, 0.0, 1, 1, 0.0, 0.0, None, None)
 
@@ -228,7 +228,7 @@ def test_the_summary_is_the_mean_over_the_horizons_and_the_change_against_the_be
     assert alone[-1] == ""
 
 
-def test_the_command_prints_the_summary_alone(capsys):
+def test_summary_prints_one_line_for_each_set(capsys):
     words = ("--sets", "national_illness", "--horizons", "24", "36", "--models", "repeat", "nlinear-cf")
     code, out, _ = run(capsys, "bench", *words, "--summary")
     assert code == 0

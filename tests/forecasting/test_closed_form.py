@@ -1,4 +1,4 @@
-"""Closed forms against explicit windows, explicit least squares and published figures."""
+"""Closed forms against explicit windows, explicit least squares and independently measured errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_moments_equal_the_sums_over_explicit_windows(look_back, horizon, start,
         assert found.side_energy == pytest.approx((feature**2).sum(), abs=1e-8)
 
 
-def test_moments_subtract_like_sets_of_windows_and_refuse_what_does_not_fit():
+def test_moments_subtract_like_sets_of_windows_and_windows_outside_the_series_raise():
     series = walk(100, 1)[:, 0]
     whole, part = window_moments(series, 8, 4, 0, 80), window_moments(series, 8, 4, 30, 50)
     rest = window_moments(series, 8, 4, 0, 30) + window_moments(series, 8, 4, 50, 80)
@@ -64,7 +64,7 @@ def test_moving_average_repeats_the_edges():
 
 
 def explicit_ridge(x, y, form, penalty):
-    """Augmented least squares on explicit windows: ``(N, L)``, ``(N, H)`` -> forecast function."""
+    """Ridge as augmented least squares on explicit windows ``(N, L)``, ``(N, H)``; returns the forecast function."""
     look_back = x.shape[1]
 
     def features(x):
@@ -91,7 +91,7 @@ def explicit_ridge(x, y, form, penalty):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("individual", [False, True])
-def test_ridge_equals_explicit_least_squares(form, individual):
+def test_ridge_equals_augmented_least_squares_on_explicit_windows(form, individual):
     values = walk()
     past = History(values[:180], 140, 7)
     fit = fit_ridge(past, 5, form=form, look_back=12, individual=individual, penalties=[3.0])
@@ -106,7 +106,7 @@ def test_ridge_equals_explicit_least_squares(form, individual):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_validation_error_is_that_of_the_explicit_forecasts(form):
+def test_the_validation_error_equals_that_of_explicit_forecasts(form):
     values = walk()
     past = History(values[:180], 140, 7)
     fit = fit_ridge(past, 5, form=form, look_back=12)
@@ -119,7 +119,7 @@ def test_validation_error_is_that_of_the_explicit_forecasts(form):
 
 @pytest.mark.parametrize("scale_bias", [False, True])
 @pytest.mark.parametrize("sets", [1, 3])
-def test_error_from_moments_is_that_of_the_explicit_forecasts(scale_bias, sets):
+def test_the_error_from_moments_equals_that_of_explicit_forecasts(scale_bias, sets):
     rng, values = np.random.default_rng(0), walk()
     bias, extra = rng.normal(size=(sets, 4)), rng.normal(size=(sets, 4))
     weights = rng.normal(size=(sets, 9, 4))
@@ -132,7 +132,7 @@ def test_error_from_moments_is_that_of_the_explicit_forecasts(scale_bias, sets):
         gram_mse(model, values, 50, 52)
 
 
-def test_members_that_are_fitted_together_are_those_fitted_alone():
+def test_models_fitted_together_equal_models_fitted_alone():
     past = History(walk()[:180], 140, 7)
     members = [(form, individual) for individual in (True, False) for form in FORMS]
     for (form, individual), fit in zip(members, fit_ridges(past, 5, members, look_back=12), strict=True):
@@ -141,7 +141,7 @@ def test_members_that_are_fitted_together_are_those_fitted_alone():
         np.testing.assert_array_equal(fit.map.weight, alone.map.weight)
 
 
-def test_errors_of_several_maps_at_once_are_those_of_each():
+def test_errors_of_several_maps_together_equal_those_of_each_alone():
     rng, values = np.random.default_rng(0), walk()
     maps = [
         LinearMap(rng.normal(size=(sets, 9, 4)), rng.normal(size=(sets, 4)) * (not scaled), extra)
@@ -172,7 +172,7 @@ def test_memory_does_not_grow_with_the_number_of_windows():
     assert many - few < 10 * more_rows * 8 < window_matrix / 10  # a few copies of the series itself
 
 
-def test_look_back_and_sharing_are_chosen_by_validation():
+def test_look_back_and_sharing_are_chosen_by_validation_error():
     values = walk(1500, 2)
     past = History(values[:1300], 1000, 7)
     fit = fit_ridge(past, 5, look_back=None, individual=None)
@@ -187,14 +187,14 @@ def test_look_back_and_sharing_are_chosen_by_validation():
     np.testing.assert_array_equal(by_name.weight, fit.map.weight)
 
 
-def test_too_small_a_validation_part_chooses_no_look_back_and_no_sharing():
+def test_a_too_small_validation_part_chooses_neither_look_back_nor_sharing():
     past = History(walk(500, 2), 440, 7)
     fit = fit_ridge(past, 5, look_back=None, individual=None)
     assert (fit.look_back, fit.individual, fit.penalties) == (96, False, (0.0,))
     assert "56 validation windows are too few" in fit.warnings[0]
 
 
-def test_too_small_a_validation_part_means_plain_least_squares_and_a_warning():
+def test_a_too_small_validation_part_gives_ordinary_least_squares_and_a_warning():
     values = walk(150)
     fit = fit_ridge(History(values[:140], 120, 7), 5, look_back=20)
     assert fit.penalties == (0.0,)
@@ -218,7 +218,7 @@ PUBLISHED |= {"ETTm2": (0.1645, 0.2195, 0.2732, 0.3672)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_closed_form_nlinear_has_the_errors_measured_independently(name):
+def test_closed_form_nlinear_has_the_independently_measured_errors(name):
     panel = load_set(name)
     values, _ = standardise(panel)
     for horizon, expected in zip((96, 192, 336, 720), PUBLISHED[name], strict=True):
@@ -245,7 +245,7 @@ def test_auto_serves_every_horizon_with_one_fit_and_beats_repeat():
     np.testing.assert_allclose(fit.map.head(6).forecast(probe), fit.map.forecast(probe)[:, :6], atol=1e-12)
 
 
-def test_auto_forecasts_a_random_walk_by_repeating_it():
+def test_auto_repeats_the_last_value_of_a_random_walk():
     values = np.random.default_rng(3).normal(size=(1200, 4)).cumsum(0)
     fit = fit_auto(History(values / values.std(0), 900, 5), [10])
     assert fit.naive.all()
@@ -253,7 +253,7 @@ def test_auto_forecasts_a_random_walk_by_repeating_it():
     np.testing.assert_array_equal(fit.map.forecast(probe), np.repeat(probe[:, -1:], 10, axis=1))
 
 
-def test_auto_takes_the_seasonal_prior_where_few_seasons_were_seen():
+def test_auto_uses_the_seasonal_prior_with_few_seasons():
     values = seasonal(200, season=24)
     fit = fit_auto(History(values, 150, 24), [12])
     assert fit.prior == "seasonal naive"
@@ -261,7 +261,7 @@ def test_auto_takes_the_seasonal_prior_where_few_seasons_were_seen():
 
 
 def test_auto_ensembles_are_the_mean_of_explicit_ridges():
-    """One channel, one penalty, one look-back, no folds: the map is a ridge regression of what is left by the prior."""
+    """One channel, penalty and look-back, no folds: the map is one ridge regression of the prior's residual."""
     values = seasonal(80, 1)
     rule = AutoRule(divisors=(1,), penalties=(0.1,), folds=1000, few_seasons=0)
     fit = fit_auto(History(values, 60, 4), [5], rule=rule)
@@ -276,14 +276,14 @@ def test_auto_ensembles_are_the_mean_of_explicit_ridges():
     assert "too few for cross-validation" in fit.warnings[0]
 
 
-def test_auto_refuses_what_it_cannot_fit():
+def test_auto_raises_for_too_few_rows_and_a_horizon_of_0():
     with pytest.raises(DataError, match="10 rows are too few for a horizon of 8"):
         fit_auto(History(seasonal(10), 8, 4), [8])
     with pytest.raises(ArgumentError, match="horizons"):
         fit_auto(History(seasonal(100), 80, 4), [0])
 
 
-def test_auto_fits_a_constant_channel_without_a_number_that_is_none():
+def test_auto_weights_are_finite_with_a_constant_channel():
     values = seasonal(300)
     values[:, 1] = 0.0
     fit = fit_auto(History(values, 240, 12), [6])

@@ -1,4 +1,4 @@
-"""The benchmark sets: counts, borders and oddities as published."""
+"""The benchmark sets: shapes, splits and faults as published."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_shapes_and_window_counts_are_the_published_ones(name, needs):
     assert tuple(panel.split.test_windows(h) for h in horizons_of(name)) == TEST_WINDOWS[name]
 
 
-def test_borders_are_those_of_the_paper():
+def test_splits_are_those_of_the_paper():
     assert benchmark_split("ETTh1", 17420) == type(benchmark_split("x", 10))(8640, 11520, 14400)
     assert benchmark_split("ETTm2", 69680) == type(benchmark_split("x", 10))(34560, 46080, 57600)
     illness = benchmark_split("national_illness", 966)
     assert (illness.train_end, illness.validation_end, illness.test_end) == (676, 773, 966)
 
 
-def test_channels_are_standardised_by_the_train_rows_alone():
+def test_channels_are_standardised_by_the_train_rows_only():
     panel = load_set("ETTh1")
     values, scaler = standardise(panel)
     np.testing.assert_allclose(values[:8640].mean(0), 0, atol=1e-12)
@@ -58,12 +58,12 @@ def test_channels_are_standardised_by_the_train_rows_alone():
     np.testing.assert_allclose(scaler.inverse(values), panel.values, atol=1e-9)
 
 
-def test_a_history_holds_nothing_of_the_test_part():
+def test_a_history_does_not_contain_the_test_part():
     panel = load_set("national_illness")
     assert history(panel).rows == panel.split.validation_end
 
 
-def test_oddities_of_weather_are_reported_and_left_alone_until_asked(needs):
+def test_faults_of_weather_are_reported_and_kept_unless_clean(needs):
     needs("weather")
     panel = load_set("weather")
     notes = " | ".join(panel.notes)
@@ -82,7 +82,7 @@ def test_oddities_of_weather_are_reported_and_left_alone_until_asked(needs):
     assert "cleaned" in clean.notes[-1]
 
 
-def test_unknown_and_absent_sets_say_what_to_do(monkeypatch, tmp_path):
+def test_unknown_and_missing_sets_raise_with_the_fix(monkeypatch, tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'exchange_rate'"):
         load_set("exchnge")
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
@@ -92,7 +92,7 @@ def test_unknown_and_absent_sets_say_what_to_do(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["electricity", "traffic"])
 @pytest.mark.parametrize("suffix", ["", ".xz"])
-def test_electricity_and_traffic_are_read_where_the_message_says(name, suffix, monkeypatch, tmp_path):
+def test_electricity_and_traffic_are_read_from_the_path_in_the_message(name, suffix, monkeypatch, tmp_path):
     rows = [f"2016-07-01 {hour:02}:00:00,{hour}.5,{-hour}" for hour in range(20)]
     content = "\n".join(["date,0,OT", *rows]).encode()
     (tmp_path / "ltsf").mkdir()
@@ -105,7 +105,7 @@ def test_electricity_and_traffic_are_read_where_the_message_says(name, suffix, m
     assert (panel.split.train_end, panel.split.validation_end, panel.split.test_end) == (14, 16, 20)
 
 
-def test_a_file_of_another_shape_is_not_taken_for_electricity(monkeypatch, tmp_path):
+def test_a_file_with_the_wrong_shape_is_not_accepted_as_electricity(monkeypatch, tmp_path):
     (tmp_path / "ltsf").mkdir()
     (tmp_path / "ltsf" / "electricity.csv").write_text("date,a\n2016-07-01 02:00:00,1.0\n2016-07-01 03:00:00,2.0\n")
     monkeypatch.setenv("MANYHEADS_DATA", str(tmp_path))
@@ -139,7 +139,7 @@ def test_every_set_names_its_licence_and_source():
         assert dataset.sha256 or dataset.origins[0].kind == "manual"
 
 
-def test_published_figures_belong_to_their_model():
+def test_published_figures_are_matched_to_set_horizon_and_model():
     assert published_mse("ETTh1", 96, "nlinear-cf") == (0.374, "2205.13504, Table 2")
     assert published_mse("ETTh1", 96, "dlinear-i-cf") == (0.375, "2205.13504, Table 2")
     assert published_mse("exchange_rate", 720, "repeat") == (0.823, "2205.13504, Table 2")

@@ -1,4 +1,4 @@
-"""The forecaster of any table: units, intervals and their coverage, saving, continuing, past origins."""
+"""Forecaster: original units, intervals and their coverage, saving, newer rows, cross-validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def repeat_map(horizon):
 
 
 def noise(rows, seed=0, channels=1):
-    """A persistent series with Gaussian innovations, whose one-step residuals under Repeat are exchangeable."""
+    """A random walk: its one-step residuals under Repeat are independent and thus exchangeable."""
     return np.random.default_rng(seed).normal(size=(rows, channels)).cumsum(0)
 
 
@@ -44,7 +44,7 @@ def test_forecasts_come_in_original_units_with_intervals_around_them(hourly, mod
         assert (forecast[low] <= forecast[high]).all()
 
 
-def test_a_fit_is_the_ridge_of_the_standardised_rows(hourly):
+def test_a_fit_equals_ridge_regression_on_the_standardised_rows(hourly):
     forecaster = Forecaster(6, model="nlinear-cf", look_back=24, levels=()).fit(hourly)
     values = hourly[["a", "b"]].to_numpy()
     scaler = Scaler.fit(values)
@@ -55,8 +55,8 @@ def test_a_fit_is_the_ridge_of_the_standardised_rows(hourly):
 
 
 @pytest.mark.parametrize(("form", "model"), [("nlinear", "nlinear-cf"), ("linear", "linear-cf")])
-def test_the_closed_forms_are_fitted_on_all_rows_with_the_penalty_chosen_before(form, model):
-    """The series changes in its last fifth, which the choice holds out; ridge regression by brute force on all rows."""
+def test_closed_forms_are_refitted_on_all_rows_with_the_chosen_penalty(form, model):
+    """The series changes in its last fifth, the validation part; the oracle is an explicit ridge on all rows."""
     t = np.arange(300)
     noise = np.random.default_rng(0).normal(size=300)
     y = np.where(t < 240, np.sin(t / 4), np.sin(t / 3)) + 0.1 * noise
@@ -81,7 +81,7 @@ def test_quantiles_are_order_statistics_of_n_plus_one():
     assert windows_needed((0.8, 0.95)) == 19
 
 
-def test_intervals_cover_what_they_promise_where_residuals_are_exchangeable():
+def test_intervals_have_their_nominal_coverage_for_exchangeable_residuals():
     covered = []
     for seed in range(40):
         values = noise(600, seed)
@@ -91,15 +91,15 @@ def test_intervals_cover_what_they_promise_where_residuals_are_exchangeable():
     np.testing.assert_allclose(np.mean(covered, axis=0), [0.8, 0.95], atol=0.015)
 
 
-def test_measured_coverage_comes_from_windows_that_made_no_interval():
+def test_coverage_is_measured_on_windows_that_did_not_make_the_interval():
     values = noise(600)
-    values[300:] *= 4.0  # the second half is four times as wild: the first half's widths cannot cover it
+    values[300:] *= 4.0  # four times the standard deviation in the second half: the first half cannot cover it
     intervals = calibrate(repeat_map(1), values, 1, (0.95,))
     assert intervals.coverage[0, 0] < 0.6
     assert intervals.windows == 599
 
 
-def test_the_coverage_of_every_step_and_level_is_told(hourly):
+def test_coverage_is_reported_for_every_step_and_level(hourly):
     forecaster = Forecaster(3).fit(hourly)
     measured = forecaster.coverage()
     assert list(measured["step"]) == [1, 2, 3, 1, 2, 3]
@@ -107,14 +107,14 @@ def test_the_coverage_of_every_step_and_level_is_told(hourly):
     assert measured.groupby("level")["coverage"].mean().is_monotonic_increasing
 
 
-def test_too_few_rows_for_intervals_are_told_and_none_are_given(hourly):
+def test_too_few_rows_give_no_intervals_and_a_warning(hourly):
     forecaster = Forecaster(12).fit(hourly.head(30))
     assert list(forecaster.predict()) == ["unique_id", "ds", "y_hat"]
     assert any("too few for intervals" in warning for warning in forecaster.warnings)
 
 
-def test_short_series_get_intervals_from_several_fits_that_cover_what_they_promise():
-    """AR(1), 60 rows, 12 steps ahead. All is seeded; benchmarks/forecasting_intervals.py measures many kinds."""
+def test_intervals_of_short_series_have_their_nominal_coverage():
+    """AR(1), 60 rows, horizon 12, fixed seeds; benchmarks/forecasting_intervals.py measures more kinds of series."""
     covered = []
     for seed in range(80):
         rng = np.random.default_rng([seed, 99])
@@ -133,8 +133,8 @@ def panel_of(values, season=12):
     return Panel(values[:, None], ("y",), stamps, season)
 
 
-def test_pooled_intervals_equal_the_brute_force_over_windows_and_steps():
-    """The growth with the step is the best of all sqrt(a + b h) on a grid, and the quantile one of all residuals."""
+def test_pooled_intervals_equal_a_grid_search_over_the_growth():
+    """The oracle takes the best sqrt(a + b h) on a grid, and the quantile over all windows and steps."""
     rng = np.random.default_rng(0)
     steps = np.arange(1.0, 7.0)
     residuals = np.abs(rng.normal(size=(9, 6, 1))) * np.sqrt(2.0 + steps)[:, None]
@@ -147,13 +147,13 @@ def test_pooled_intervals_equal_the_brute_force_over_windows_and_steps():
     np.testing.assert_allclose(pooled_quantiles(residuals, (0.8,))[0, :, 0], expected, rtol=0.02)
 
 
-def test_errors_that_do_not_grow_pool_to_one_width_and_none_to_none():
+def test_constant_errors_pool_to_one_width_and_zero_errors_to_zero():
     residuals = np.tile(np.arange(1.0, 20.0)[:, None, None], (1, 4, 2))
     residuals[..., 1] = 0.0
     np.testing.assert_allclose(pooled_quantiles(residuals, (0.5,))[0], [[10.0, 0.0]] * 4, rtol=1e-9)
 
 
-def test_calibration_windows_lie_behind_the_fit_and_inside_the_rows():
+def test_calibration_windows_lie_after_the_fitted_rows_and_inside_the_series():
     for rows in range(1, 200):
         for horizon in (1, 5, 12, 40):
             first, last = calibration_origins(rows, horizon)
@@ -165,8 +165,8 @@ def test_calibration_windows_lie_behind_the_fit_and_inside_the_rows():
     assert calibration_origins(36, 12) == (18, 25)  # half a horizon before the last window
 
 
-def test_intervals_are_made_of_fits_that_end_before_their_targets(hourly):
-    """Four fits on the first rows, each forecasting the windows up to the next: by brute force from public calls."""
+def test_interval_residuals_come_from_fits_that_end_before_their_targets(hourly):
+    """The oracle makes the four fits by public calls; each forecasts the windows up to the next fit."""
     values = hourly["a"].to_numpy()[:60]
     first, last = calibration_origins(60, 12)
     step = int(np.ceil((last - first) / 4))
@@ -188,7 +188,7 @@ def test_warnings_of_the_model_reach_the_user(hourly):
     assert any("too few to choose a penalty" in warning for warning in forecaster.warnings)
 
 
-def test_a_saved_forecaster_says_the_same(hourly, tmp_path):
+def test_a_loaded_forecaster_gives_the_same_forecast_coverage_and_warnings(hourly, tmp_path):
     long = hourly.melt("ds", var_name="unique_id", value_name="y").drop(index=range(50))
     for model in ("closed-form-auto", "rlinear-cf"):
         forecaster = Forecaster(8, model=model).fit(long)
@@ -199,7 +199,7 @@ def test_a_saved_forecaster_says_the_same(hourly, tmp_path):
         assert loaded.warnings == forecaster.warnings
 
 
-def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
+def test_the_reading_options_are_saved(hourly, tmp_path):
     from manyheads.forecasting.series.frames import Columns, Reading
 
     renamed = hourly.rename(columns={"ds": "when"})
@@ -212,13 +212,13 @@ def test_how_tables_are_read_is_saved_too(hourly, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no such thing", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-def test_any_other_file_is_refused(tmp_path, content):
+def test_loading_any_other_file_raises(tmp_path, content):
     (tmp_path / "f.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged, or not a forecaster"):
         Forecaster.load(tmp_path / "f.safetensors")
 
 
-def test_newer_rows_continue_without_another_fit(hourly):
+def test_newer_rows_are_continued_without_another_fit(hourly):
     forecaster = Forecaster(6, model="nlinear-cf", look_back=24).fit(hourly.head(300))
     newer = forecaster.predict(data=hourly)
     assert newer["ds"].iloc[0] == pd.Timestamp("2024-01-17 16:00")
@@ -231,7 +231,7 @@ def test_newer_rows_continue_without_another_fit(hourly):
         forecaster.predict(data=hourly.head(20))
 
 
-def test_a_shorter_horizon_is_the_beginning_of_the_longer(hourly):
+def test_a_shorter_horizon_is_the_beginning_of_the_longer_one(hourly):
     forecaster = Forecaster(6).fit(hourly)
     short, whole = forecaster.predict(2), forecaster.predict()
     pd.testing.assert_frame_equal(short[:2], whole[:2])
@@ -240,7 +240,7 @@ def test_a_shorter_horizon_is_the_beginning_of_the_longer(hourly):
         forecaster.predict(7)
 
 
-def test_past_origins_see_nothing_of_their_future(hourly):
+def test_future_rows_do_not_change_the_forecast_of_a_past_origin(hourly):
     forecaster = Forecaster(6, model="nlinear-cf", look_back=24)
     found = forecaster.cross_validation(hourly, windows=4, step=10)
     assert sorted(found["cutoff"].unique()) == list(pd.date_range("2024-01-16 03:00", periods=4, freq="10h"))
@@ -270,12 +270,12 @@ def test_bad_arguments_are_named(hourly):
         Forecaster(200).cross_validation(hourly)
 
 
-def test_a_panel_is_as_good_as_a_table(hourly):
+def test_a_panel_and_a_table_give_the_same_forecast(hourly):
     panel = Panel(hourly[["a", "b"]].to_numpy(), ("a", "b"), pd.DatetimeIndex(hourly["ds"]), 24)
     pd.testing.assert_frame_equal(Forecaster(5).fit(panel).predict(), Forecaster(5).fit(hourly).predict())
 
 
-def test_each_interval_has_in_the_legend_the_colour_that_it_has_in_the_picture(hourly):
+def test_the_legend_shows_the_colours_of_the_intervals(hourly):
     forecast = Forecaster(12).fit(hourly).predict().head(12)
     bands = {level / 100: (forecast[f"lo-{level}"], forecast[f"hi-{level}"]) for level in (80, 95)}
     figure = forecast_fan(hourly["a"].to_numpy()[-30:], forecast["y_hat"].to_numpy(), intervals=bands)
@@ -284,4 +284,4 @@ def test_each_interval_has_in_the_legend_the_colour_that_it_has_in_the_picture(h
     drawn = [tuple(band.get_facecolor()[0]) for band in axes.collections]
     assert [tuple(patch.get_facecolor()) for patch in patches] == drawn
     assert len(set(drawn)) == 2
-    assert all(colour[3] == 1.0 for colour in drawn)  # no third colour where they overlap
+    assert all(colour[3] == 1.0 for colour in drawn)  # opaque: no third colour in the overlap

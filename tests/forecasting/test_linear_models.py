@@ -1,4 +1,4 @@
-"""The linear family as modules: parameter counts, identities, and the map that a trained module is."""
+"""The linear family as modules: parameter counts, equations, and the linear map of a trained module."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_parameter_counts(form, look_back, horizon, channels, count):
 
 @pytest.mark.parametrize("individual", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_module_is_its_linear_map(form, individual, double):
+def test_a_module_equals_its_linear_map(form, individual, double):
     module = LinearForecaster(form, 30, 7, 3 if individual else None)
     x = torch.randn(5, 30, 3) * 2 + 1
     np.testing.assert_allclose(module.as_linear_map().forecast(x.numpy()), module(x).detach().numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_module_equals_its_equation_window_by_window(form, double):
+def test_a_module_equals_its_equation_on_each_window(form, double):
     module = LinearForecaster(form, 40, 5, 2)
     x_NLC = torch.randn(3, 40, 2)
     got = module(x_NLC).detach().numpy()
@@ -72,7 +72,7 @@ def test_a_module_equals_its_equation_window_by_window(form, double):
             np.testing.assert_allclose(got[n, :, c], expected, atol=1e-10)
 
 
-def test_a_level_shift_shifts_the_forecasts_that_subtract_one():
+def test_a_level_shift_shifts_the_forecast_of_nlinear_and_rlinear():
     x = torch.randn(4, 30, 2, dtype=torch.float64)
     for form in ("nlinear", "rlinear"):
         module = LinearForecaster(form, 30, 5).double()
@@ -81,7 +81,7 @@ def test_a_level_shift_shifts_the_forecasts_that_subtract_one():
     assert not torch.allclose(module(x + 10.0), module(x) + 10.0)
 
 
-def test_a_constant_window_gives_numbers():
+def test_a_constant_window_gives_finite_gradients():
     module = LinearForecaster("rlinear", 30, 5)
     x = torch.full((2, 30, 1), 3.0, requires_grad=True)
     module(x).sum().backward()
@@ -95,7 +95,7 @@ def test_the_trend_matrix_is_not_saved():
     np.testing.assert_allclose(moving_average(30).sum(1), 1.0)
 
 
-def test_windows_are_every_stretch_of_the_part_and_validation_reaches_back():
+def test_windows_start_at_every_row_and_validation_look_backs_reach_into_the_train_part():
     values = torch.arange(100.0).unsqueeze(1)
     windows = Windows(values, 10, 4)
     assert len(windows) == 87
@@ -110,7 +110,7 @@ def test_windows_are_every_stretch_of_the_part_and_validation_reaches_back():
         HistoryWindows(History(values.numpy(), 70, 1), 80, 4).open()
 
 
-def test_gradient_descent_finds_what_the_closed_form_finds(hourly):
+def test_gradient_descent_comes_close_to_the_closed_form(hourly):
     values = hourly[["a", "b"]].to_numpy()
     history = History((values - values.mean(0)) / values.std(0), 320, 24)
     exact = fit_model("nlinear-cf", history, [4], look_back=24)[4]
@@ -131,7 +131,7 @@ def test_every_model_fits_and_forecasts(hourly):
             assert np.isfinite(forecast).all(), name
 
 
-def test_the_paper_s_recipes():
+def test_batch_size_and_rate_are_those_of_the_authors_scripts():
     assert recipe("ETTh1", 96) == (32, 0.005)
     assert recipe("exchange_rate", 96) == (8, 0.0005)
     assert recipe("exchange_rate", 336) == (32, 0.0005)
@@ -139,7 +139,7 @@ def test_the_paper_s_recipes():
     assert recipe("ETTm2", 720) == (32, 0.01)
 
 
-def test_experiments_have_names_of_their_own_and_published_figures():
+def test_experiments_have_unique_names_and_published_figures():
     every = experiments()
     assert len({e.name for e in every}) == len(every) == 9 * 4 * (4 * 2 + 6)
     assert len({e.hash for e in every}) == len(every)

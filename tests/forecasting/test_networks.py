@@ -1,4 +1,4 @@
-"""Transformers as forecasters: their equations, any layer in them, training, storage."""
+"""Transformers as forecasters: equations, any layer inside them, training, storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def panel(rows=160, channels=2):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("look_back", "horizon", "channels"), [(24, 8, 3), (7, 13, 1), (16, 1, 2)])
-def test_every_network_maps_windows_to_forecasts_and_learns_from_all_its_parts(name, look_back, horizon, channels):
+def test_every_network_has_the_right_shape_and_a_gradient_in_every_parameter(name, look_back, horizon, channels):
     module = module_of(name, look_back=look_back, horizon=horizon, channels=channels).train()
     y = module(torch.randn(5, look_back, channels, dtype=torch.float64))
     assert y.shape == (5, horizon, channels)
@@ -48,21 +48,21 @@ def test_every_network_maps_windows_to_forecasts_and_learns_from_all_its_parts(n
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_windows_of_a_batch_are_forecast_apart(name):
+def test_the_windows_of_a_batch_do_not_change_each_other(name):
     module = module_of(name)
     x = torch.randn(4, 24, 3, dtype=torch.float64)
     torch.testing.assert_close(module(x)[1:2], module(x[1:2]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["patchtst", "itransformer"])
-def test_instance_norm_moves_and_scales_the_forecast_with_the_window(name):
+def test_a_shift_and_scale_of_the_window_shifts_and_scales_the_forecast_with_instance_norm(name):
     module = module_of(name)
-    x = 30 * torch.randn(2, 24, 3, dtype=torch.float64)  # the floor of the deviation is nothing beside it
+    x = 30 * torch.randn(2, 24, 3, dtype=torch.float64)  # large beside the floor of the deviation
     scale, shift = torch.tensor([2.0, 0.5, 7.0]), torch.tensor([-3.0, 10.0, 0.0])
     torch.testing.assert_close(module(x * scale + shift), module(x) * scale + shift, rtol=1e-5, atol=1e-4)
 
 
-def test_patchtst_reads_each_channel_alone_and_itransformer_all_together():
+def test_patchtst_is_channel_independent_and_itransformer_mixes_channels():
     x = torch.randn(2, 24, 3, dtype=torch.float64)
     other = x.clone()
     other[:, :, 1] += torch.randn(2, 24, dtype=torch.float64)
@@ -73,8 +73,8 @@ def test_patchtst_reads_each_channel_alone_and_itransformer_all_together():
     torch.testing.assert_close(together(x)[:, :, order], together(x[:, :, order]), rtol=1e-9, atol=1e-9)
 
 
-def test_autoformer_with_an_empty_network_continues_the_mean():
-    """Without its seasonal part and its learned trends, the forecast is the mean of the look-back."""
+def test_autoformer_with_zero_weights_forecasts_the_mean_of_the_look_back():
+    """Zero weights remove the seasonal part and the learnt trends; the initial trend, the mean, remains."""
     module = module_of("autoformer")
     for parameter in (*module.trends.parameters(), *module.head.parameters()):
         torch.nn.init.zeros_(parameter)
@@ -82,15 +82,15 @@ def test_autoformer_with_an_empty_network_continues_the_mean():
     torch.testing.assert_close(module(x), x.mean(1, keepdim=True).expand(-1, 8, -1))
 
 
-def test_the_decoder_of_the_transformer_does_not_look_ahead():
-    """A forecast of 3 steps begins as one of 8 does; its last step is embedded with a neighbour on the circle."""
+def test_later_steps_do_not_change_earlier_steps_of_the_transformer_decoder():
+    """A horizon of 3 gives the first steps of 8, except the last one: its embedding wraps around (circular padding)."""
     long, short = module_of("transformer", horizon=8), module_of("transformer", horizon=3)
     short.load_state_dict(long.state_dict())
     x = torch.randn(2, 24, 3, dtype=torch.float64)
     torch.testing.assert_close(long(x)[:, :2], short(x)[:, :2], rtol=1e-9, atol=1e-9)
 
 
-def test_the_transformer_is_its_equations():
+def test_the_transformer_equals_its_equations():
     module = module_of("transformer", depth=1, dropout=0.0)
     x = torch.randn(2, 24, 3, dtype=torch.float64)
 
@@ -113,7 +113,7 @@ def test_the_transformer_is_its_equations():
     torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_fedformer_is_its_equations():
+def test_fedformer_equals_its_equations():
     module = module_of("fedformer", depth=1, dropout=0.0)
     x = torch.randn(2, 24, 3, dtype=torch.float64)
     split = SeriesDecomposition(24)
@@ -122,7 +122,7 @@ def test_fedformer_is_its_equations():
     zeros, mean = torch.zeros(2, 8, 3, dtype=torch.float64), x.mean(1, keepdim=True).expand(-1, 8, -1)
     decoded = module.decoder_embedding(torch.cat([seasonal[:, 12:], zeros], 1))
     decoded, removed = module.decoder[0](decoded, module.encoder_norm(encoded))
-    around = torch.cat([removed[:, -1:], removed, removed[:, :1]], 1)  # a circle
+    around = torch.cat([removed[:, -1:], removed, removed[:, :1]], 1)  # circular padding
     weight = module.trends[0].weight  # (C, D, 3)
     learned = sum(around[:, j : j + 20] @ weight[:, :, j].T for j in range(3))
     expected = module.head(module.decoder_norm(decoded)) + torch.cat([trend[:, 12:], mean], 1) + learned
@@ -131,7 +131,7 @@ def test_fedformer_is_its_equations():
 
 @pytest.mark.parametrize("layer", SEQUENCE)
 @pytest.mark.parametrize("name", ["transformer", "autoformer", "patchtst", "itransformer"])
-def test_any_layer_of_a_sequence_goes_into_any_network(name, layer):
+def test_every_sequence_layer_works_in_every_network(name, layer):
     module = module_of(name, layer=layer, look_back=20, horizon=4)
     x = torch.randn(2, 20, 3, dtype=torch.float64)
     assert module(x).shape == (2, 4, 3)
@@ -139,12 +139,12 @@ def test_any_layer_of_a_sequence_goes_into_any_network(name, layer):
 
 
 @pytest.mark.parametrize("layer", NO_SEQUENCE)
-def test_a_layer_that_takes_no_sequence_alone_is_refused(layer):
+def test_a_layer_that_is_not_for_sequences_raises(layer):
     with pytest.raises(ArgumentError, match="expected one that takes a sequence alone"):
         make_layer(layer, 8, 12, heads=2)
 
 
-def test_a_network_around_a_layer_is_named_by_both():
+def test_a_network_around_a_layer_is_found_by_both_names():
     assert find_model("transformer:routing").options["layer"] == "routing"
     with pytest.raises(UnknownNameError, match="did you mean 'routing'"):
         find_model("transformer:rooting")
@@ -156,7 +156,7 @@ def test_a_network_around_a_layer_is_named_by_both():
         network_config("informer", size=3)
 
 
-def test_the_published_sizes():
+def test_published_configs_have_the_sizes_of_the_papers():
     for name in ("transformer", "informer", "autoformer", "fedformer"):
         config = network_config(name, published=True)
         assert (config.width, config.heads, config.depth, config.decoder_depth) == (512, 8, 2, 1)
@@ -164,7 +164,7 @@ def test_the_published_sizes():
 
 
 @pytest.mark.parametrize("name", ["transformer:lmu", "itransformer", "fedformer"])
-def test_a_forecaster_with_a_network_saves_loads_and_forecasts_the_same(name, tmp_path):
+def test_a_loaded_network_gives_the_same_forecast(name, tmp_path):
     forecaster = Forecaster(4, model=name, look_back=16, levels=(0.8,)).fit(panel())
     forecaster.save(tmp_path / "f.safetensors")
     loaded = Forecaster.load(tmp_path / "f.safetensors")
@@ -172,7 +172,7 @@ def test_a_forecaster_with_a_network_saves_loads_and_forecasts_the_same(name, tm
     assert {"lo-80", "hi-80"} <= set(loaded.predict())
 
 
-def test_a_constant_channel_beside_a_network_is_stored_with_it(tmp_path):
+def test_a_constant_channel_beside_a_network_survives_saving(tmp_path):
     values = np.column_stack([panel().values[:, 0], np.full(160, 5.0), panel().values[:, 1]])
     mixed = Panel(values, ("a", "still", "b"), panel().stamps, 12)
     forecaster = Forecaster(4, model="itransformer", look_back=16, levels=()).fit(mixed)
@@ -182,7 +182,7 @@ def test_a_constant_channel_beside_a_network_is_stored_with_it(tmp_path):
     assert (found.loc[found["unique_id"] == "still", "y_hat"] == 5.0).all()
 
 
-def test_one_seed_gives_one_network_and_another_seed_another():
+def test_the_seed_determines_the_network():
     values = panel().values
     history = History(values, 128, 12)
     first, again, other = (fit_model("itransformer", history, [4], look_back=16, seed=s)[4] for s in (1, 1, 2))
@@ -205,7 +205,7 @@ def test_one_seed_gives_one_network_and_another_seed_another():
         (lambda d: d.update(kind="pickle"), "kind: found 'pickle'"),
     ],
 )
-def test_a_changed_description_of_a_network_is_refused_in_one_line(tmp_path, change, said):
+def test_a_damaged_description_of_a_network_raises_one_line(tmp_path, change, said):
     path = tmp_path / "f.safetensors"
     Forecaster(4, model="itransformer", look_back=16, levels=()).fit(panel()).save(path)
     arrays, header = load_arrays(path, kind="forecaster", fix="")
@@ -216,7 +216,7 @@ def test_a_changed_description_of_a_network_is_refused_in_one_line(tmp_path, cha
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_of_a_linear_map_is_as_the_first_release_wrote_it(tmp_path):
+def test_a_linear_map_is_stored_in_the_format_of_the_first_release(tmp_path):
     path = tmp_path / "f.safetensors"
     Forecaster(4, model="nlinear-cf", look_back=16, levels=()).fit(panel()).save(path)
     arrays, header = load_arrays(path, kind="forecaster", fix="")
@@ -225,7 +225,7 @@ def test_a_file_of_a_linear_map_is_as_the_first_release_wrote_it(tmp_path):
     assert json.dumps(header["format"]) == "1"
 
 
-def test_the_fitted_network_is_the_module_itself():
+def test_a_fitted_network_forecasts_with_its_module():
     history = History(panel().values, 128, 12)
     fitted = fit_model("patchtst", history, [4], look_back=24)[4]
     assert isinstance(fitted, NetworkForecast)

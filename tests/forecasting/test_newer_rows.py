@@ -1,4 +1,4 @@
-"""``predict(data=newer)`` and past origins: of all series or some, in any order, each by its own rows."""
+"""``predict(data=newer)``: newer rows of all series or some, in any order, each continued from its own last row."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pytest
 
 from manyheads.core.errors import DataError
 from manyheads.forecasting import Forecaster
-from manyheads.forecasting.commands.tables import mase
-from manyheads.forecasting.series.frames import read_panels
 from manyheads.lab.cli.main import main
 
 STAMPS = pd.date_range("2024-01-01", periods=300, freq="h")
@@ -30,7 +28,7 @@ def fitted():
 
 
 def forecast_alone(fitted, name, stop):
-    """The forecast of one series from its rows up to ``stop``, by the arrays of the fitted model."""
+    """The forecast of one series from its rows up to ``stop``, computed from the arrays of the fitted model."""
     part = next(part for part in fitted.panels if name in part.panel.channels)
     index = part.panel.channels.index(name)
     window = np.zeros((1, 24, len(part.panel.channels)))
@@ -47,7 +45,7 @@ def forecast_alone(fitted, name, stop):
         {"c": 230, "a": 230},
     ],
 )
-def test_series_continue_in_any_order_subset_and_alignment(fitted, ends):
+def test_newer_rows_may_hold_any_subset_order_and_alignment_of_the_series(fitted, ends):
     newer = pd.concat([rows(name, stop - 60, stop) for name, stop in ends.items()])
     found = fitted.predict(data=newer)
     assert sorted(found["unique_id"].unique()) == sorted(ends)
@@ -58,12 +56,12 @@ def test_series_continue_in_any_order_subset_and_alignment(fitted, ends):
         assert (one["lo-80"] < one["hi-80"]).all()
 
 
-def test_a_series_that_stands_still_lately_continues(fitted):
+def test_a_series_that_is_constant_in_the_newer_rows_is_continued(fitted):
     newer = rows("a", 200, 260).assign(y=3.0)
     np.testing.assert_allclose(fitted.predict(data=newer)["y_hat"], 3.0, atol=0.2)
 
 
-def test_other_series_and_other_frequencies_are_refused(fitted):
+def test_other_series_and_other_frequencies_raise(fitted):
     with pytest.raises(DataError, match="fitted on the series a, b, c; the new data hold d: give some of the series"):
         fitted.predict(data=rows("a", 0, 60).assign(unique_id="d"))
     quarters = rows("a", 0, 60).assign(ds=pd.date_range("2024-02-01", periods=60, freq="15min"))
@@ -71,7 +69,7 @@ def test_other_series_and_other_frequencies_are_refused(fitted):
         fitted.predict(data=quarters)
 
 
-def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fitted, tmp_path, capsys):
+def test_the_options_named_in_errors_of_predict_exist_and_fix_them(fitted, tmp_path, capsys):
     fitted.save(tmp_path / "f.safetensors")
     newer = rows("a", 0, 60)
     newer.drop(index=30).to_csv(tmp_path / "gap.csv", index=False)
@@ -81,31 +79,5 @@ def test_every_option_that_a_complaint_of_predict_names_is_one_of_its_options(fi
         assert main([*command, str(tmp_path / name)]) == 2
         assert options[0] in capsys.readouterr().err
         assert main([*command, str(tmp_path / name), *options]) == 0
-        said = " ".join(capsys.readouterr().out.split())  # long paths break the line elsewhere
+        said = " ".join(capsys.readouterr().out.split())  # long paths wrap the line
         assert ("1 of 60 rows at frequency h were missing" in said) == (name == "gap.csv")
-
-
-def test_mase_is_that_of_each_series_before_its_own_origins():
-    table = pd.concat([rows("a", 0, 200), rows("b", 150, 300), rows("c", 190, 300).assign(y=0.0)])
-    panels = read_panels(table)
-    frame = Forecaster(5, model="repeat", levels=()).cross_validation(panels, windows=3)
-    expected = {}
-    for name, start, stop in (("a", 0, 200), ("b", 150, 300)):
-        past, part = SERIES[name][start : stop - 15], frame[frame["unique_id"] == name]
-        expected[name] = (part["y"] - part["y_hat"]).abs().mean() / np.abs(past[24:] - past[:-24]).mean()
-        assert part["cutoff"].min() == STAMPS[stop - 16]
-    found = mase(frame, panels)
-    np.testing.assert_allclose(found[["a", "b"]], [expected["a"], expected["b"]], rtol=1e-12)
-    assert np.isnan(found["c"])  # it stood still
-
-
-def test_a_backtest_takes_the_windows_that_fit_and_names_the_series(tmp_path, capsys):
-    table = pd.concat([rows("a", 0, 200), rows("b", 0, 40), rows("c", 0, 8).assign(y=1.0)])
-    table.to_csv(tmp_path / "t.csv", index=False)
-    words = ["backtest", str(tmp_path / "t.csv"), "--horizon", "5", "--windows", "10", "--models", "repeat"]
-    assert main(["forecasting", *words, "--out", str(tmp_path / "b.csv")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "t has 40 rows, enough for 6 of 10 windows of 5 steps, 5 rows apart: only these are forecast (b)" in said
-    assert "t has 8 rows, enough for 0 of 10 windows" in said
-    counted = pd.read_csv(tmp_path / "b.csv").groupby("unique_id")["cutoff"].nunique()
-    assert dict(counted) == {"a": 10, "b": 6}

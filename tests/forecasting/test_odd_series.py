@@ -1,4 +1,4 @@
-"""Series that a model cannot be fitted to: constant, short, hardly moving, dwarfed by one cell."""
+"""Series that a model cannot be fitted to: constant, short, hardly moving, with one huge cell."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ HARD = {
 
 @pytest.mark.parametrize("model", CLOSED)
 @pytest.mark.parametrize("name", HARD)
-def test_series_that_hardly_move_get_forecasts_near_their_range(name, model):
+def test_forecasts_of_series_that_hardly_move_stay_near_their_range(name, model):
     y = HARD[name]
     forecast = fitted(table(y=y), model=model, levels=()).predict()["y_hat"].to_numpy()
     room = 10 * np.ptp(y)
@@ -63,16 +63,16 @@ def test_series_that_hardly_move_get_forecasts_near_their_range(name, model):
 
 @pytest.mark.parametrize("model", CLOSED)
 @pytest.mark.parametrize("cell", [1e8, 1e15, -1e300, 1.7e308])
-def test_one_huge_cell_leaves_the_naive_forecast_and_is_named(cell, model):
+def test_one_huge_cell_is_named_and_gives_the_naive_forecast(cell, model):
     y = np.sin(2 * np.pi * np.arange(240) / 24) + 0.05 * np.random.default_rng(0).normal(size=240)
     y[100] = cell
     forecaster = fitted(table(y=y), 24, model)
     found = forecaster.predict()["y_hat"].to_numpy()
-    np.testing.assert_array_equal(found, y[-24:])  # the season repeated
+    np.testing.assert_array_equal(found, y[-24:])  # the last season, repeated
     assert any("at 2020-01-05 04:00:00, beside which all else is nothing" in text for text in forecaster.warnings)
 
 
-def test_a_constant_series_is_repeated_and_the_others_are_forecast_as_without_it():
+def test_a_constant_series_is_repeated_and_does_not_change_the_others():
     y = np.sin(np.arange(300) / 4) + 0.1 * np.random.default_rng(0).normal(size=300)
     for constant in (0.0, 5.0, 0.1, -1e300):
         beside = fitted([panel_of(a=y, c=np.full(300, constant), b=y[::-1])])
@@ -92,7 +92,7 @@ def panel_of(season=24, **series):
     return Panel(values, tuple(series), stamps, season)
 
 
-def test_values_that_differ_by_rounding_are_constant():
+def test_values_that_differ_by_rounding_count_as_constant():
     y = np.where(np.arange(100) % 2, 0.3, 0.1 + 0.2)
     assert constant_channels(y[:, None]).all()
     assert not constant_channels((1e6 + 1e-6 * (np.arange(100) % 2))[:, None]).any()
@@ -100,7 +100,7 @@ def test_values_that_differ_by_rounding_are_constant():
     np.testing.assert_allclose(forecast["y_hat"], 0.3, rtol=1e-15)
 
 
-def test_a_short_series_gets_the_naive_forecast_and_is_named():
+def test_a_short_series_is_named_and_gets_the_naive_forecast():
     y = np.random.default_rng(0).normal(size=200)
     forecaster = fitted(long(new=np.array([4.0, 6.0, 5.0, 7.0]), old=y), 5)
     forecast = forecaster.predict()
@@ -120,19 +120,19 @@ def test_a_short_series_with_two_seasons_repeats_the_last_one():
     )
 
 
-def test_standardising_is_exact_under_scaling_and_stays_in_range():
+def test_standardising_is_invariant_to_a_scale_by_powers_of_two():
     values = np.random.default_rng(0).normal(size=(50, 1))
     for power in (-1000, -40, 40, 1000):
         scaled = Scaler.fit(values * 2.0**power).transform(values * 2.0**power)
         np.testing.assert_array_equal(scaled, Scaler.fit(values).transform(values))
 
 
-def test_python_users_are_warned_too():
+def test_the_estimator_warns_about_a_constant_series():
     with pytest.warns(FitWarning, match="y is constant"):
         Forecaster(3, levels=()).fit([panel_of(y=np.ones(50))])
 
 
-def test_fits_in_threads_are_those_one_by_one():
+def test_fits_in_threads_equal_fits_one_by_one():
     def fit(seed):
         g = np.random.default_rng(seed)
         y = g.normal(size=120 + 7 * seed).cumsum() if seed % 2 else np.r_[np.zeros(110 + seed), g.poisson(2, 10)]
@@ -150,7 +150,7 @@ def test_fits_in_threads_are_those_one_by_one():
         assert (said_a, kept_a) == (said_b, kept_b)
 
 
-def test_every_closed_form_is_among_those_tested_or_a_variant():
+def test_every_closed_form_family_is_tested_here():
     assert {name.split("-")[0] for name in CLOSED} == {
         name.split("-")[0] for name, spec in MODELS.items() if spec.kind == "closed-form"
     }

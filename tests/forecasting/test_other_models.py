@@ -1,4 +1,4 @@
-"""Models that are no linear map: the forecaster runs them as they are, and an experiment measures them."""
+"""Models that are not linear maps: in the forecaster and in an experiment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.pa
 
 @dataclass(frozen=True)
 class Bent:
-    """``max(last, 0)^2 + h``: not affine, and right on no unit window."""
+    """``max(last, 0)^2 + h``: not affine, so unit windows do not determine it."""
 
     horizon: int
     look_back: int = 3
@@ -39,7 +39,7 @@ class Bent:
 
 @dataclass(frozen=True)
 class Shifted:
-    """``last + 1``: affine, with a bias that no unit window tells apart from a weight."""
+    """``last + 1``: affine; unit windows cannot separate its bias from a weight."""
 
     horizon: int
     look_back: int = 1
@@ -67,7 +67,7 @@ def panel(rows=80, channels=2):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bent", Bent), ("shifted", Shifted)])
-def test_a_forecaster_gives_the_forecast_of_its_own_model(toys, name, kind):
+def test_a_forecaster_forecasts_with_its_model_unchanged(toys, name, kind):
     data = panel()
     forecaster = Forecaster(4, model=name).fit(data)
     scaler = Scaler.fit(data.values)
@@ -76,7 +76,7 @@ def test_a_forecaster_gives_the_forecast_of_its_own_model(toys, name, kind):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_a_constant_channel_stands_beside_any_model(toys):
+def test_a_constant_channel_works_beside_any_model(toys):
     values = np.column_stack([panel().values[:, 0], np.full(80, 5.0), panel().values[:, 1]])
     mixed = Panel(values, ("a", "still", "b"), panel().stamps, 24)
     found = Forecaster(4, model="bent").fit(mixed).predict()
@@ -86,7 +86,7 @@ def test_a_constant_channel_stands_beside_any_model(toys):
     np.testing.assert_allclose(rest, alone["y_hat"], rtol=1e-12)
 
 
-def test_what_is_no_linear_map_is_not_saved_as_one(toys, tmp_path):
+def test_saving_a_model_that_cannot_be_stored_raises(toys, tmp_path):
     with pytest.raises(ArgumentError, match="the model 'bent': found a Bent, expected a model that can be stored"):
         Forecaster(4, model="bent").fit(panel()).save(tmp_path / "f.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -127,7 +127,7 @@ def test_an_experiment_measures_any_model_on_all_test_windows():
     assert result.metrics["mae"] == pytest.approx(np.mean(absolute), rel=1e-5)
 
 
-def test_a_module_is_run_in_its_own_dtype_and_in_evaluation():
+def test_a_module_runs_in_its_own_dtype_and_in_evaluation_mode():
     module = nn.Sequential(Bends(5, 2), nn.Dropout(0.9)).double()
     values = np.random.default_rng(0).normal(size=(40, 3))
     model = ModuleForecast(module, 5, 2)
@@ -135,7 +135,7 @@ def test_a_module_is_run_in_its_own_dtype_and_in_evaluation():
     assert score(model, values, 10, 40).windows == 29
 
 
-def test_trainings_in_threads_are_those_one_by_one():
+def test_trainings_in_threads_equal_trainings_one_by_one():
     def fit(seed):
         values = np.random.default_rng(seed).normal(size=(120, 1)).cumsum(axis=0)
         history = History(values / values.std(0), 96, 1)

@@ -1,4 +1,4 @@
-"""Tables of every form: ids as they are written, each series on its own calendar, separators, encodings, objects."""
+"""Tables of every form: ids, time stamps and calendars, separators, encodings, in-memory objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def names(panels):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress, bz2.compress])
-def test_ids_of_a_file_are_the_text_that_is_written(tmp_path, compress):
+def test_ids_of_a_file_are_kept_as_written(tmp_path, compress):
     ids = ["NA", "007", "7", "1.0", "1", "9007199254740993", "null", "nan", "Zürich", "a,b", " x "]
     (tmp_path / "t.csv").write_bytes(compress(long(ids).to_csv(index=False).encode()))
     panels = read_panels(tmp_path / "t.csv")
@@ -46,7 +46,7 @@ def test_ids_of_a_file_are_the_text_that_is_written(tmp_path, compress):
 
 
 @pytest.mark.parametrize("empty", ["", " ", None, np.nan, pd.NA, pd.NaT])
-def test_an_id_that_is_not_there_is_an_error_of_its_row(empty, tmp_path):
+def test_a_missing_id_raises_with_its_row(empty, tmp_path):
     frame = long(["a", "b"]).astype({"unique_id": object})
     frame.loc[70, "unique_id"] = empty
     with pytest.raises(DataError, match="the table, row 70, column 'unique_id': found no id, expected the name"):
@@ -57,24 +57,24 @@ def test_an_id_that_is_not_there_is_an_error_of_its_row(empty, tmp_path):
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, "1"), (True, "True"), (2.5, "2.5")])
-def test_two_ids_of_one_text_are_refused(one, other):
+def test_ids_of_two_types_with_the_same_text_raise(one, other):
     frame = pd.concat([long([one]).astype({"unique_id": object}), long([other])], ignore_index=True)
     with pytest.raises(DataError, match=f"row 60, column 'unique_id': found {other} as str and as"):
         read_panels(frame)
 
 
-def test_ids_that_floats_do_not_tell_apart_are_refused():
+def test_float_ids_that_are_not_exact_raise():
     with pytest.raises(DataError, match=r"above 2\*\*53, expected text"):
         read_panels(long([9007199254740992.0, 9007199254740994.0]))
     assert names(read_panels(long([9007199254740992, 9007199254740993]))) == ["9007199254740992", "9007199254740993"]
     assert names(read_panels(long([1.0, 2.0]))) == ["1.0", "2.0"]
 
 
-# each series by its own stamps
+# every series keeps its own stamps
 
 
 def test_every_value_keeps_its_own_stamp():
-    """Series with the same first and last stamp and as many rows, whose gaps lie elsewhere: by a dictionary."""
+    """Series with equal ends and lengths but different gaps; the oracle is a dictionary."""
     rng = np.random.default_rng(0)
     parts = []
     for name, gap in (("A", 20), ("B", 40), ("C", 20)):
@@ -92,7 +92,7 @@ def test_every_value_keeps_its_own_stamp():
     assert seen == len(truth)
 
 
-def test_a_stamp_off_the_grid_is_refused_in_any_company():
+def test_a_stamp_off_the_grid_raises_alone_and_among_other_series():
     frame = long(["A", "B"])
     frame.loc[80, "ds"] += pd.Timedelta("30min")
     for table in (frame, frame[frame["unique_id"] == "B"]):
@@ -101,13 +101,13 @@ def test_a_stamp_off_the_grid_is_refused_in_any_company():
                 read_panels(table, Reading(fill=fill))
 
 
-def test_series_that_end_at_different_dates_and_short_ones_are_panels_of_their_own():
+def test_series_with_different_ends_get_separate_panels():
     frame = pd.concat([long(["a", "b"]), long(["short"], HOURS[:2], VALUES[:2])])
     shapes = sorted((panel.channels, panel.rows, panel.stamps.freqstr) for panel in read_panels(frame))
     assert shapes == [(("a", "b"), 60, "h"), (("short",), 2, "h")]
 
 
-def test_constant_and_short_series_get_the_naive_forecast_and_are_named():
+def test_constant_and_short_series_are_named_and_get_the_naive_forecast():
     frame = pd.concat([long(["a"]), long(["still"], values=np.full(60, 5.0)), long(["new"], HOURS[:2], VALUES[:2])])
     with pytest.warns(FitWarning) as said:
         forecast = Forecaster(3, levels=()).fit(frame).predict().set_index("unique_id")["y_hat"]
@@ -130,7 +130,7 @@ def test_constant_and_short_series_get_the_naive_forecast_and_are_named():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("gaps", [(), (30,), (5, 6, 40), (1, 58)])
-def test_a_frequency_is_recognised_through_gaps(freq, season, gaps):
+def test_a_frequency_is_recognised_in_stamps_with_gaps(freq, season, gaps):
     stamps = pd.date_range("2001-02-03", periods=60, freq=freq)
     kept = stamps.delete(list(gaps))
     freq_found = recognise(kept)
@@ -147,7 +147,7 @@ def test_a_frequency_is_recognised_through_gaps(freq, season, gaps):
             read_panels(frame)
 
 
-def test_holidays_of_business_days_invent_no_weekend():
+def test_filled_holidays_of_business_days_add_no_weekend():
     days = pd.bdate_range("2022-01-03", periods=400).drop(["2022-04-15", "2022-12-26", "2023-01-02"])
     stock = pd.DataFrame({"Date": days, "Close": np.arange(len(days)) ** 1.5})
     [panel] = read_panels(stock, Reading(fill="interpolate"))
@@ -157,7 +157,7 @@ def test_holidays_of_business_days_invent_no_weekend():
     assert panel.values[friday, 0] == (panel.values[friday - 1, 0] + panel.values[friday + 1, 0]) / 2
 
 
-def test_frequencies_are_compared_by_their_length():
+def test_frequencies_are_compared_by_their_duration():
     assert same_frequency("24h", "D")
     assert same_frequency("60min", "h")
     assert not same_frequency("h", "15min")
@@ -167,7 +167,7 @@ def test_frequencies_are_compared_by_their_length():
 # time zones
 
 
-def test_the_forecast_is_in_the_zone_of_the_table_through_a_change_of_the_clock(tmp_path):
+def test_the_forecast_stays_in_the_zone_of_the_table_across_daylight_saving(tmp_path):
     zone = "Europe/Berlin"
     daily = pd.date_range("2024-03-01", periods=60, freq="D", tz=zone)  # one of these days has 23 hours
     forecaster = Forecaster(3, levels=()).fit(pd.DataFrame({"ds": daily, "y": VALUES}))
@@ -175,7 +175,7 @@ def test_the_forecast_is_in_the_zone_of_the_table_through_a_change_of_the_clock(
     assert list(forecaster.predict()["ds"]) == list(expected)
     forecaster.save(tmp_path / "f.safetensors")
     pd.testing.assert_frame_equal(Forecaster.load(tmp_path / "f.safetensors").predict(), forecaster.predict())
-    hourly = pd.date_range("2024-10-26", periods=60, freq="h", tz=zone)  # an hour that comes twice
+    hourly = pd.date_range("2024-10-26", periods=60, freq="h", tz=zone)  # one hour occurs twice
     frame = pd.DataFrame({"ds": hourly, "y": VALUES})
     [panel] = read_panels(frame)
     assert panel.stamps.equals(hourly)
@@ -184,7 +184,7 @@ def test_the_forecast_is_in_the_zone_of_the_table_through_a_change_of_the_clock(
     assert Forecaster(2, levels=()).fit(frame).predict()["ds"].iloc[0] == hourly[-1] + pd.Timedelta("1h")
 
 
-def test_offsets_that_are_written_are_kept_and_several_become_utc():
+def test_one_utc_offset_is_kept_and_several_become_utc():
     fixed = pd.date_range("2024-01-01", periods=60, freq="h", tz="+02:00")
     [panel] = read_panels(pd.DataFrame({"ds": fixed.astype(str), "y": VALUES}))
     assert panel.stamps.equals(fixed)
@@ -224,7 +224,7 @@ def forms():
 
 
 @pytest.mark.parametrize(("form", "table"), [pytest.param(*pair, id=pair[0]) for pair in forms()])
-def test_the_same_table_in_any_form_is_the_same_panel(form, table):
+def test_the_same_table_in_any_form_gives_the_same_panel(form, table):
     before = table.copy() if isinstance(table, pd.DataFrame) else None
     [panel] = read_panels(table)
     np.testing.assert_array_equal(panel.values[:, 0], VALUES)
@@ -232,7 +232,7 @@ def test_the_same_table_in_any_form_is_the_same_panel(form, table):
     assert panel.channels == ("y",)
     assert Forecaster(2, levels=()).fit(table).predict()["ds"].iloc[0] == pd.Timestamp("2024-01-03 12:00")
     if before is not None:
-        pd.testing.assert_frame_equal(table, before)  # what the user gave stays as it is
+        pd.testing.assert_frame_equal(table, before)  # the input is not changed
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_the_same_table_in_any_form_is_the_same_panel(form, table):
         ([str(s.date()) if s.hour == 0 else str(s) for s in HOURS], "2024-01-01", "h"),
     ],
 )
-def test_years_quarters_and_days_as_whole_numbers_are_stamps(stamps, first, freq, tmp_path):
+def test_years_quarters_and_days_as_whole_numbers_are_read_as_stamps(stamps, first, freq, tmp_path):
     frame = pd.DataFrame({"date": stamps, "y": VALUES})
     frame.to_csv(tmp_path / "t.csv", index=False)
     for source in (frame, tmp_path / "t.csv"):
@@ -277,7 +277,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_is_no_table_of_a_series_is_refused_in_one_line(fault):
+def test_anything_but_a_table_of_series_raises_one_line(fault):
     change, message = REFUSED[fault]
     table = change(pd.DataFrame({"ds": HOURS, "y": VALUES}))
     with pytest.raises(DataError, match=message) as said:
@@ -285,7 +285,7 @@ def test_what_is_no_table_of_a_series_is_refused_in_one_line(fault):
     assert "\n" not in str(said.value)
 
 
-def test_an_empty_list_of_panels_is_refused():
+def test_an_empty_list_of_panels_raises():
     with pytest.raises(DataError, match="found no panels"):
         Forecaster(2).fit([])
 
@@ -318,7 +318,7 @@ def test_points_group_thousands_beside_decimal_commas(tmp_path):
     assert (panel.values[0, 0], panel.values[-1, 0], panel.values[3, 1]) == (1234.5, 2000.0, 3.25)
 
 
-def test_a_comma_that_may_group_thousands_is_refused(tmp_path):
+def test_an_ambiguous_decimal_comma_raises(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["date;a", *[f"{s};1,234" for s in HOURS]]))
     with pytest.raises(DataError, match=r"column 'a': 1,234 may be a decimal comma or group the thousands"):
         read_panels(tmp_path / "t.csv")
@@ -335,13 +335,13 @@ def test_a_comma_that_may_group_thousands_is_refused(tmp_path):
         ),
     ],
 )
-def test_text_that_would_be_read_otherwise_is_refused(tmp_path, text, message):
+def test_ambiguous_csv_text_raises(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read_panels(tmp_path / "t.csv")
 
 
-def test_damaged_compressed_files_are_refused_or_read_the_same(tmp_path):
+def test_damaged_compressed_files_raise_or_give_the_same_values(tmp_path):
     rng, whole = random.Random(0), pd.DataFrame({"date": HOURS, "y": VALUES}).to_csv(index=False).encode()
     for suffix, pack in ((".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress)):
         path = tmp_path / f"t.csv{suffix}"
@@ -377,10 +377,10 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
             read_panels(path)
 
 
-# what is not used, and what is forecast beside it
+# unused and additional columns
 
 
-def test_columns_that_are_not_used_or_are_forecast_beside_the_target_are_named():
+def test_unused_and_additionally_forecast_columns_are_named():
     frame = long(["a"]).assign(price=1.0, promo=0.0)
     [panel] = read_panels(frame)
     assert panel.notes == ("the table: further columns are not used: price, promo",)
@@ -390,19 +390,19 @@ def test_columns_that_are_not_used_or_are_forecast_beside_the_target_are_named()
     assert read_panels(long(["a"]))[0].notes == ()
 
 
-def test_a_negative_forecast_of_counts_is_said():
+def test_a_negative_forecast_of_a_non_negative_series_warns():
     falling = pd.DataFrame({"ds": HOURS, "y": np.arange(60.0)[::-1]})
     forecaster = Forecaster(4, model="nlinear-cf", look_back=4, levels=()).fit(falling)
     with pytest.warns(FitWarning, match="y was never negative, and its forecast goes down to -"):
         assert forecaster.predict()["y_hat"].min() < 0
 
 
-def test_a_series_is_dropped_by_its_name_and_an_absent_one_is_named():
+def test_a_series_is_dropped_by_name_and_a_missing_one_raises():
     assert names(read_panels(long(["a", "b"]), Reading(drop=("b",)))) == ["a"]
     with pytest.raises(DataError, match="no column or series 'c' to drop, found a, b"):
         read_panels(long(["a", "b"]), Reading(drop=("c",)))
 
 
-def test_named_columns_are_taken_whatever_else_is_there():
+def test_named_columns_are_used_whatever_the_other_columns():
     frame = long(["a", "b"]).rename(columns={"unique_id": "shop", "ds": "when", "y": "sold"}).assign(date="never")
     assert names(read_panels(frame, Reading(Columns("shop", "when", "sold")))) == ["a", "b"]

@@ -1,4 +1,4 @@
-"""Scoring and the naive forecasts, against loops and against the published figures."""
+"""Scores and naive forecasts against loops and published figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def random_map(rng, shared, scale_bias=False):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("scale_bias", [True, False])
-def test_scores_equal_the_loop_whatever_the_chunks(shared, scale_bias, monkeypatch):
+def test_scores_equal_an_explicit_loop_for_every_chunk_size(shared, scale_bias, monkeypatch):
     rng = np.random.default_rng(0)
     values, model = rng.normal(size=(60, 3)), random_map(rng, shared, scale_bias)
     expected = loop_errors(model, values, 20, 55)
@@ -76,7 +76,7 @@ def test_the_paper_protocol_keeps_whole_batches(horizon, rows, batch):
     assert 0 <= honest - paper < batch
 
 
-def test_the_paper_protocol_scores_the_first_windows():
+def test_the_paper_protocol_scores_the_windows_before_the_dropped_batch():
     rng = np.random.default_rng(2)
     values, model = rng.normal(size=(60, 3)), random_map(rng, True)
     expected = (loop_errors(model, values, 20, 55, count=28) ** 2).mean()
@@ -85,20 +85,20 @@ def test_the_paper_protocol_scores_the_first_windows():
     assert found.mse == pytest.approx(expected, rel=1e-12)
 
 
-def test_no_window_is_an_error_not_a_number():
+def test_scoring_without_a_window_raises():
     model = random_map(np.random.default_rng(0), True)
     for first, last in ((20, 23), (5, 55), (20, 61)):
         with pytest.raises(DataError, match="no window of look-back 9 and horizon 4"):
             score(model, np.zeros((60, 3)), first, last)
 
 
-def test_repeat_under_the_paper_protocol_is_table_2_on_illness():
+def test_repeat_under_the_paper_protocol_equals_table_2_on_illness():
     rows = run_bench(["ili"], models=["repeat"], protocols=["paper"]).rows
     assert [round(row.mse, 3) for row in rows] == [6.587, 7.130, 6.575, 5.893]
     assert [round(row.mse, 3) for row in rows] == [row.published_mse for row in rows]
 
 
-def test_repeat_under_the_paper_protocol_is_table_2_on_exchange_720(needs):
+def test_repeat_under_the_paper_protocol_equals_table_2_on_exchange_720(needs):
     needs("exchange_rate")
     rows = run_bench(["exchange"], [720], ["repeat"], protocols=["paper", "honest"]).rows
     assert [round(row.mse, 3) for row in rows] == [0.823, 0.810]
@@ -114,7 +114,7 @@ HONEST = {
 
 @pytest.mark.parametrize("model", HONEST)
 @pytest.mark.parametrize("name", ["ETTh1", "national_illness"])
-def test_honest_naive_errors_are_those_measured_independently(model, name):
+def test_honest_naive_errors_equal_independently_measured_ones(model, name):
     rows = run_bench([name], models=[model]).rows
     for row, expected in zip(rows, HONEST[model][name], strict=True):
         if expected is not None:

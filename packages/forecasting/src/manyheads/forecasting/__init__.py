@@ -1,9 +1,11 @@
-"""Long-term forecasting: the linear family of 'Are Transformers Effective for Time Series Forecasting?', honestly.
+"""Long-term forecasting: linear models in closed form, Transformers, prediction intervals and backtests.
 
     from manyheads.forecasting import Forecaster
     forecast = Forecaster(horizon=24).fit(frame).predict()
 
-Names are imported when they are used: ``import manyheads.forecasting`` alone loads neither pandas nor torch.
+The linear family is that of 'Are Transformers Effective for Time Series Forecasting?' (2205.13504).
+
+Names are imported at first use: ``import manyheads.forecasting`` alone loads neither pandas nor torch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from manyheads.lab.domain import Domain
 
 domain = Domain(
     name="forecasting",
-    summary="long-term forecasting after LTSF-Linear: bench, fit, predict, backtest",
+    summary="long-term forecasting: fit, predict, backtest your own table; bench the papers' sets",
     package="manyheads-forecasting",
     commands="manyheads.forecasting.commands:commands",
     datasets="manyheads.forecasting.datasets.catalogue:datasets",

@@ -1,4 +1,4 @@
-"""``python -m manyheads.forecasting …`` is ``manyheads forecasting …``."""
+"""Run ``python -m manyheads.forecasting …`` like ``manyheads forecasting …``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The commands of ``manyheads forecasting``."""
+"""All commands of ``manyheads forecasting``."""
 
 from __future__ import annotations
 

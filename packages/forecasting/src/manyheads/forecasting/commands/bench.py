@@ -1,4 +1,4 @@
-"""The commands of ``manyheads forecasting``."""
+"""The commands ``manyheads forecasting bench | models``: the benchmark of the papers, and the list of models."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def bench(
     report: Path | None = None,
     csv: Path | None = None,
 ) -> Outcome:
-    """The paper's benchmark: every model on every set and horizon, on all test windows.
+    """Run the benchmark of the papers: test errors of every model on every set and horizon.
 
     Args:
-        sets: data sets; all that are found here by default (manyheads data list).
-        horizons: steps to forecast; the paper's four by default.
-        models: models; the naive and the simple closed-form ones by default. 'all-closed-form' adds the per-channel
-            ones and closed-form-auto; names as in 'manyheads forecasting models'.
-        protocol: honest (all windows), paper (last incomplete batch dropped) or both side by side.
+        sets: data sets; by default all that are found on this machine (manyheads data list).
+        horizons: steps to forecast; by default the four of the paper.
+        models: names from 'manyheads forecasting models'; by default the naive and the simple closed-form models.
+            'all-closed-form' runs the naive and all closed-form models.
+        protocol: honest (all test windows), paper (last incomplete batch dropped) or both side by side.
         batch: batch size of the protocol 'paper'.
-        look_back: past steps; by default the paper's 336, and 104 for illness.
-        seed: seed of the models trained by gradient descent.
-        clean: interpolate the sentinels and gaps of a set instead of leaving them as published.
-        summary: print one line a set, the mean over its horizons; all rows go to --report and --csv.
-        report: write a page with all rows and plots there.
-        csv: write the rows there.
+        look_back: past steps that the models use; by default those of the paper, 336, and 104 for illness.
+        seed: random seed of the models trained by gradient descent.
+        clean: interpolate the sentinels and gaps of a set; by default they stay as published.
+        summary: print one line for each set, the mean over its horizons; --report and --csv get all rows.
+        report: write an HTML page with all rows and plots to this file.
+        csv: write the rows to this CSV file.
     """
     from manyheads.forecasting.evaluation.bench import DEFAULT_MODELS, as_table, choose_sets, run_bench
     from manyheads.forecasting.evaluation.bench_page import summary_rows, table_rows, write_report
@@ -95,7 +95,7 @@ def bench(
 
 
 def models() -> Outcome:
-    """The forecasting models by name."""
+    """List the forecasting models."""
     from manyheads.forecasting.models import MODELS
     from manyheads.lab.reporting.tables import table
 

@@ -1,8 +1,9 @@
-"""``manyheads forecasting fit | predict | backtest | look-back``: for the user's own table."""
+"""The commands ``manyheads forecasting fit | predict | backtest`` for a user's own table, and ``look-back``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series.cells import Columns, listed
 from manyheads.forecasting.series.frames import Reading, read_panels
-from manyheads.forecasting.series.panels import Panel, collected_warnings
+from manyheads.forecasting.series.panels import collected_warnings
 from manyheads.lab.cli.command import Outcome
 from manyheads.lab.data.files import check_suffix, write_atomically, write_figure
 from manyheads.lab.install import missing
@@ -40,28 +41,35 @@ def fit(
     report: Path | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """Fits a forecaster on a CSV (long: unique_id, ds, y; or wide: time and one column a channel) and saves it.
+    """Fit a forecaster on your own table and save it.
+
+    The table is wide (a time column and one column for each series) or long (columns unique_id, ds, y). A model
+    trained by gradient descent is compared with closed-form-auto and seasonal-naive on held-out rows.
 
     Args:
-        file: the table; .csv, .csv.xz, .csv.gz or .parquet.
-        horizon: steps to forecast.
-        out: where the fitted forecaster goes.
-        model: see 'manyheads forecasting models'.
-        layer: the layer in a network such as transformer or patchtst; any of 'manyheads list' for sequences.
-        look_back: past steps that the model reads.
-        levels: coverages of the prediction intervals.
-        reading: how the table is read.
-        report: write a page with forecast, intervals and weights there.
-        seed: of a model trained by gradient descent.
+        file: the table: .csv (also .gz, .xz, .bz2, .zip) or .parquet.
+        horizon: number of future steps to forecast.
+        out: file for the fitted forecaster.
+        model: name of the model (manyheads forecasting models).
+        layer: layer inside a network such as transformer or patchtst (manyheads list).
+        look_back: past steps that the model uses; closed-form-auto always chooses its own.
+        levels: coverages of the prediction intervals, between 0 and 1.
+        reading: how to read the table
+        report: write an HTML page with forecasts, intervals and weights to this file.
+        seed: random seed of a model trained by gradient descent.
     """
     from manyheads.forecasting.estimator.forecaster import Forecaster
 
     model = model if layer is None else f"{model}:{layer}"
-    with collected_warnings([]):  # they are printed below
+    # the warnings are printed below
+    with collected_warnings([]):
         forecaster = Forecaster(
             horizon, model=model, look_back=look_back, levels=levels, reading=reading, seed=seed
         ).fit(file)
     forecaster.save(out)
+    note = _comparison_note(forecaster)
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     document = {"model": str(out), "panels": _described(forecaster), "warnings": forecaster.warnings}
     lines = [_panel_line(panel) for panel in document["panels"]]
     if report is not None:
@@ -82,16 +90,16 @@ def predict(
     plot: Path | None = None,
     channel: str | None = None,
 ) -> Outcome:
-    """Forecasts the rows after the table that a saved forecaster was fitted on, or after a newer one.
+    """Forecast the next rows with a saved forecaster, after its own table or after a newer one.
 
     Args:
-        model: what 'fit' saved.
-        data: a newer table of the same series, or of some; the forecaster is not fitted again.
-        reading: how the newer table is read; what is not given is as in the fit.
-        horizon: fewer steps than it was fitted for.
-        out: write the forecast there; .csv or .parquet.
-        plot: draw one channel with its intervals there; .png, .svg or .pdf.
-        channel: the channel to draw; the last by default.
+        model: file that 'fit' saved.
+        data: newer table of the same series, or of some of them; the model is not fitted again.
+        reading: how to read the newer table; options that are not given are those of the fit
+        horizon: number of future steps; by default as many as it was fitted for, at most so many.
+        out: write the forecast to this file, .csv or .parquet.
+        plot: draw one series with its intervals to this file, .png, .svg or .pdf.
+        channel: series to draw; the last one by default.
     """
     from manyheads.forecasting.estimator.forecaster import Forecaster
     from manyheads.lab.reporting.tables import table
@@ -99,10 +107,10 @@ def predict(
     check_suffix("out", out, (".csv", ".parquet"))
     check_suffix("plot", plot, (".png", ".svg", ".pdf"))
     forecaster = Forecaster.load(model)
-    said: list[str] = []
-    with collected_warnings(said):
+    warned: list[str] = []
+    with collected_warnings(warned):
         forecast = forecaster.predict(horizon, data=data, reading=_changed(forecaster.reading, reading))
-    closing = [f"warning: {warning}" for warning in said]
+    closing = [f"warning: {warning}" for warning in warned]
     if out is not None:
         _write_table(forecast, out)
         closing.append(f"written: {out}")
@@ -116,7 +124,7 @@ def predict(
         closing.append(f"{len(records) - len(rows)} more rows: --out forecast.csv writes all")
     from rich.console import Group
 
-    return Outcome({"forecast": records, "warnings": said}, Group(table(tuple(shown.columns), rows), *closing))
+    return Outcome({"forecast": records, "warnings": warned}, Group(table(tuple(shown.columns), rows), *closing))
 
 
 def backtest(
@@ -132,22 +140,25 @@ def backtest(
     reading: Reading = PLAIN,
     out: Path | None = None,
 ) -> Outcome:
-    """Would it have worked? Forecasts from past origins against what happened, beside the naive forecasts.
+    """Compare models on past forecasts (backtest, rolling origin): MASE, MAE, MSE and interval coverage.
+
+    Each model is fitted once, on the rows before the first origin, and forecasts from each of the origins.
 
     Args:
         file: the table, as for 'fit'.
-        horizon: steps to forecast.
-        windows: past origins.
-        step: rows between them; the horizon by default.
-        models: models to compare, each fitted once on the rows before the first origin.
-        look_back: past steps that the models read.
-        levels: coverages of the prediction intervals.
-        reading: how the table is read.
-        out: write every forecast there; .csv or .parquet.
+        horizon: number of future steps to forecast.
+        windows: number of past origins.
+        step: rows between two origins; by default the horizon.
+        models: names of the models to compare (manyheads forecasting models).
+        look_back: past steps that the models use; closed-form-auto always chooses its own.
+        levels: coverages of the prediction intervals, between 0 and 1.
+        reading: how to read the table
+        out: write every forecast to this file, .csv or .parquet.
     """
     from rich.console import Group
 
     from manyheads.forecasting.estimator.forecaster import Forecaster
+    from manyheads.forecasting.evaluation.backtest import backtest_errors, mase
     from manyheads.forecasting.models import find_model
     from manyheads.lab.progress import progress
     from manyheads.lab.reporting.tables import table
@@ -156,30 +167,29 @@ def backtest(
     for name in models:
         find_model(name)
     panels = read_panels(file, reading)
-    frames, rows, said = [], [], list(dict.fromkeys(note for panel in panels for note in panel.notes))
+    frames, rows, warned = [], [], list(dict.fromkeys(note for panel in panels for note in panel.notes))
     with progress("backtest", len(models)) as advance:
         for name in models:
             advance(name)
             forecaster = Forecaster(horizon, model=name, look_back=look_back, levels=levels)
-            with collected_warnings(said):
+            with collected_warnings(warned):
                 frame = forecaster.cross_validation(panels, windows=windows, step=step)
             frames.append(frame.assign(model=name))
-            rows.append({"model": name, **_errors(frame, panels)})
-    still = mase(frames[0], panels)
-    if still.isna().any():
-        said.append(
-            f"mase leaves out {', '.join(still.index[still.isna()][:8])}: no movement over a season before the origins"
-        )
+            rows.append({"model": name, **backtest_errors(frame, panels)})
+    scaled = mase(frames[0], panels)
+    if scaled.isna().any():
+        left_out = ", ".join(scaled.index[scaled.isna()][:8])
+        warned.append(f"mase leaves out {left_out}: no movement over a season before the origins")
     if out is not None:
         _write_table(pd.concat(frames, ignore_index=True), out)
     header = tuple(dict.fromkeys(key for row in rows for key in row))
     cells = [tuple(f"{row[k]:.4g}" if isinstance(row.get(k), float) else row.get(k) for k in header) for row in rows]
     note = (
-        f"{frames[0]['cutoff'].nunique()} origins. mase: mean absolute error over that of 'as one season ago', mean "
-        "over series; mae, mse: in original units; covered: share of what happened inside the interval"
+        f"{frames[0]['cutoff'].nunique()} origins. mase: mean absolute error divided by that of the value one season "
+        "ago, mean over series; mae, mse: in original units; covered: share of actual values inside the interval"
     )
-    lines = [f"warning: {warning}" for warning in said]
-    return Outcome({"rows": rows, "warnings": said}, Group(table(header, cells), note, *lines))
+    lines = [f"warning: {warning}" for warning in warned]
+    return Outcome({"rows": rows, "warnings": warned}, Group(table(header, cells), note, *lines))
 
 
 def look_back(
@@ -190,14 +200,14 @@ def look_back(
     look_backs: tuple[int, ...] = (24, 48, 72, 96, 120, 144, 168, 192, 336, 504, 672, 720),
     plot: Path | None = None,
 ) -> Outcome:
-    """The paper's look-back study: test error against the length of the past that a model reads.
+    """Compare lengths of the look-back window by test error on a benchmark set (study of 2205.13504).
 
     Args:
-        set: a benchmark set.
-        horizon: steps to forecast.
-        models: models to compare.
-        look_backs: lengths to try.
-        plot: draw the curve there; .png, .svg or .pdf.
+        set: benchmark set (manyheads data list).
+        horizon: number of future steps to forecast.
+        models: names of the models to compare (manyheads forecasting models).
+        look_backs: lengths of the look-back window, in steps.
+        plot: draw the curves to this file, .png, .svg or .pdf.
     """
     from manyheads.forecasting.evaluation import plots
     from manyheads.forecasting.evaluation.bench import run_bench
@@ -219,39 +229,24 @@ def look_back(
     return Outcome({"rows": document}, table(("look-back", *models), cells))
 
 
-def _errors(frame: pd.DataFrame, panels: Sequence[Panel]) -> dict[str, float]:
-    """Errors over all series, by :func:`mase` and in original units."""
-    error = (frame["y_hat"] - frame["y"]).abs()
-    scaled = mase(frame, panels)
-    mean = float(scaled.dropna().mean()) if scaled.notna().any() else float("nan")
-    found = {"mase": mean, "mae": float(error.mean()), "mse": float((error**2).mean())}
-    for column in frame.columns:
-        if column.startswith("lo-"):
-            inside = (frame["y"] >= frame[column]) & (frame["y"] <= frame[f"hi-{column[3:]}"])
-            found[f"covered {column[3:]}%"] = float(inside.mean())
-    return found
+def _comparison_note(forecaster: Forecaster) -> str | None:
+    """One line that compares a model trained by gradient descent with its baselines; None for any other model."""
+    from manyheads.forecasting.estimator.forecaster import BASELINES, comparison
+    from manyheads.forecasting.models import find_model
 
-
-def mase(frame: pd.DataFrame, panels: Sequence[Panel]) -> pd.Series:
-    """Mean absolute scaled error of each series: its MAE over that of 'as one season ago' on its rows before its first
-    cutoff (Hyndman & Koehler, 2006). NaN for a series that has no such rows, or stood still in all of them.
-
-    ``frame``: what :meth:`Forecaster.cross_validation` gives.
-    """
-    first = frame.groupby("unique_id")["cutoff"].min()
-    scale = {}
-    for panel in panels:
-        for index, name in enumerate(panel.channels):
-            if name not in first.index:
-                continue
-            past = panel.values[panel.stamps <= first[name], index]
-            steps = np.abs(past[panel.season :] - past[: -panel.season])
-            scale[name] = steps.mean() if len(steps) and steps.any() else np.nan
-    return (frame["y_hat"] - frame["y"]).abs().groupby(frame["unique_id"]).mean() / pd.Series(scale)
+    if find_model(forecaster.model).kind != "gradient":
+        return None
+    errors = forecaster.held_out_errors()
+    if len(errors):
+        return comparison(errors)
+    return (
+        f"{forecaster.model} was not compared with {' and '.join(BASELINES)}, for no rows were held out (no --levels, "
+        "or too few rows): 'manyheads forecasting backtest' compares them"
+    )
 
 
 def _changed(stored: Reading, given: Reading) -> Reading:
-    """``stored`` with what ``given`` sets."""
+    """The options of the fit, overridden by those that are given (those that differ from the defaults)."""
     named = {
         f.name: v for f in fields(Columns) if (v := getattr(given.columns, f.name)) != getattr(PLAIN.columns, f.name)
     }
@@ -260,6 +255,7 @@ def _changed(stored: Reading, given: Reading) -> Reading:
 
 
 def _described(forecaster: Forecaster) -> list[dict]:
+    """The panels of a forecaster for the JSON document."""
     described = []
     for part in forecaster.panels:
         coverage = {}
@@ -290,6 +286,7 @@ def _panel_line(panel: dict) -> str:
 
 
 def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
+    """The fan chart of one channel, by default the last one."""
     from manyheads.forecasting.evaluation import plots
 
     names = list(dict.fromkeys(forecast["unique_id"]))
@@ -304,7 +301,8 @@ def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
         for column in rows.columns
         if column.startswith("lo-")
     }
-    stamps = part.panel.stamps[-len(past) :].tz_localize(None)  # by the clock of the table
+    # matplotlib would show UTC: draw the clock of the table
+    stamps = part.panel.stamps[-len(past) :].tz_localize(None)
     after = pd.DatetimeIndex(rows["ds"]).tz_localize(None)
     continues = after[0] > stamps[-1]
     return plots.forecast_fan(
@@ -318,6 +316,8 @@ def _fan(forecaster: Forecaster, forecast: pd.DataFrame, channel: str | None):
 
 
 def _fit_report(forecaster: Forecaster, path: Path) -> Path:
+    """Write the HTML page of a fit and return its absolute path."""
+    from manyheads.forecasting.estimator.forecaster import comparison
     from manyheads.forecasting.evaluation import plots
     from manyheads.lab.reporting.html import HtmlReport
 
@@ -333,8 +333,14 @@ def _fit_report(forecaster: Forecaster, path: Path) -> Path:
         if isinstance(part.map, LinearMap):
             page.figure(
                 plots.weight_map(part.map, channel=len(part.panel.channels) - 1, title=part.panel.channels[-1]),
-                "What each step of the forecast takes from each step of the past.",
+                "Weights: how much each step of the forecast takes from each step of the past.",
             )
+    errors = forecaster.held_out_errors()
+    if len(errors) > 1:
+        page.section("Held-out errors")
+        page.text(f"{comparison(errors)}.", quiet=True)
+        rows = [(name, f"{row['mse']:.4f}", f"{row['mae']:.4f}") for name, row in errors.iterrows()]
+        page.table(("model", "MSE", "MAE"), rows, best={(int(errors["mse"].argmin()), 1)})
     measured = forecaster.coverage()
     if len(measured):
         page.section("Measured coverage of the intervals")

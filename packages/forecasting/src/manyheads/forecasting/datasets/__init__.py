@@ -1,1 +1,1 @@
-"""The benchmark sets of the papers."""
+"""The benchmark sets of the papers: sources, licences, splits."""

@@ -1,9 +1,12 @@
-"""The benchmark sets as panels: borders, seasons and standardisation of the paper's pipeline (2205.13504).
+"""The benchmark sets as panels, with the splits, seasons and standardisation of 2205.13504.
 
-ETTh: train rows [0, 8640), validation [8640, 11520), test [11520, 14400), that is 12, 4 and 4 months of 30 days; the
-rest of the file is unused; ETTm four times that. All others: the first 70 % of the rows (rounded down) train, the last
-20 % (rounded down) test, the rest between them validation. Channels are standardised by mean and population standard
-deviation of the train rows; all errors of the benchmark are on standardised values.
+- ETTh: train rows [0, 8640), validation [8640, 11520), test [11520, 14400): 12, 4 and 4 months of 30 days. The rest of
+  the file is not used. ETTm: four times as many rows.
+- All others: the first 70 % of the rows (rounded down) train, the last 20 % (rounded down) test, the rows between them
+  validation.
+
+Channels are standardised by the mean and the population standard deviation of the train rows. All errors of the
+benchmark are on standardised values.
 """
 
 from __future__ import annotations
@@ -35,11 +38,14 @@ _DATE_FORMATS = {"exchange_rate": "%Y/%m/%d %H:%M"}
 
 
 def load_set(name: str, *, clean: bool = False) -> Panel:
-    """The benchmark set ``name`` in its original units, with its split.
+    """Load the benchmark set ``name`` in its original units, with its split.
 
-    Oddities are reported in ``Panel.notes`` and left alone, as the published figures include them; ``clean=True`` mends
-    them (sentinels and missing stamps interpolated, duplicates dropped). Raises :class:`UnknownNameError` and
-    :class:`DataError`.
+    Faults of the data are reported in ``Panel.notes`` and kept, because the published figures include them.
+    ``clean=True`` repairs them: sentinels and missing stamps are interpolated, duplicate stamps dropped.
+
+    Raises:
+        UnknownNameError: an unknown set.
+        DataError: a set that is not here, or a file that is not the published one.
     """
     dataset = find(name, datasets)
     text = read(dataset).decode("utf-8", errors="replace")
@@ -68,7 +74,7 @@ def load_set(name: str, *, clean: bool = False) -> Panel:
 
 
 def benchmark_split(name: str, rows: int) -> Split:
-    """The borders of the paper for the set ``name``; 70 / 10 / 20 % for any other."""
+    """The split of the paper for the set ``name``; 70 / 10 / 20 % for any set that is not ETT."""
     if name.startswith("ETT"):
         month = _MONTH * (4 if name.startswith("ETTm") else 1)
         return Split(12 * month, 16 * month, 20 * month)
@@ -77,7 +83,7 @@ def benchmark_split(name: str, rows: int) -> Split:
 
 
 def standardise(panel: Panel) -> tuple[np.ndarray, Scaler]:
-    """``(T, C)`` values standardised by the train rows, and what undoes it."""
+    """Values ``(T, C)`` standardised by the train rows, and the scaler that undoes it."""
     if panel.split is None:
         raise DataError(f"{panel.name} has no split into train, validation and test: give it one")
     scaler = Scaler.fit(panel.values[: panel.split.train_end])
@@ -85,14 +91,14 @@ def standardise(panel: Panel) -> tuple[np.ndarray, Scaler]:
 
 
 def history(panel: Panel) -> History:
-    """What a model may see of the panel: everything before the test part."""
+    """The rows before the test part, standardised: all that a model may use."""
     values, _ = standardise(panel)
     assert panel.split is not None
     return History(values[: panel.split.validation_end], panel.split.train_end, panel.season)
 
 
 def oddities(panel: Panel) -> tuple[str, ...]:
-    """What a user should know: sentinels, duplicate and missing time stamps."""
+    """Notes on faults of the data: sentinels, duplicate and missing time stamps, an unknown encoding."""
     notes = []
     hits = (panel.values == SENTINEL).sum(axis=0)
     for channel, count in zip(panel.channels, hits, strict=True):
@@ -111,7 +117,7 @@ def oddities(panel: Panel) -> tuple[str, ...]:
 
 
 def cleaned(panel: Panel) -> Panel:
-    """Sentinels and missing stamps interpolated, duplicate stamps dropped."""
+    """The panel with sentinels and missing stamps interpolated and duplicate stamps dropped."""
     frame = pd.DataFrame(panel.values, index=panel.stamps, columns=list(panel.channels)).replace(SENTINEL, np.nan)
     frame = frame[~frame.index.duplicated()]
     step = pd.Series(panel.stamps).diff().median()

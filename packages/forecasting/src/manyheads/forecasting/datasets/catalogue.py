@@ -1,4 +1,4 @@
-"""The nine benchmark sets of the paper: where they come from, under which licence, and how they are recognised."""
+"""The nine benchmark sets of the paper: source, licence, citation and sha256 of each."""
 
 from __future__ import annotations
 

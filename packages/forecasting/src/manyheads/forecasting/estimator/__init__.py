@@ -1,1 +1,1 @@
-"""The estimator ``Forecaster``: fit, predict, prediction intervals, newer rows."""
+"""The estimator ``Forecaster``: fit, predict, prediction intervals, newer rows, cross-validation."""

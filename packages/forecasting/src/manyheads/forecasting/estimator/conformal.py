@@ -1,16 +1,16 @@
-"""Prediction intervals from the absolute residuals of forecasts that did not see their targets.
+"""Prediction intervals by split conformal prediction (Lei et al. 2018, 1604.04173), with measured coverage.
 
-The model is fitted on the first rows, several times where rows are few, each time on more of them, and its residuals
-are taken on the windows whose targets come next. The half width of coverage ``p`` is their ``ceil((n + 1) p)``-th
-smallest (split conformal: Lei et al. 2018, 1604.04173):
+Calibration: the model is fitted on the first rows, and its absolute residuals are taken on the windows whose targets
+come after. With few rows this is repeated for several fits, each on more rows. The half width of the interval with
+coverage ``p`` is the ``ceil((n + 1) p)``-th smallest of ``n`` residuals:
 
-- for each channel and step alone, from four horizons of windows on;
-- below that for each channel over all steps together, each residual divided by a common growth ``sqrt(a + b h)`` of the
-  step ``h``, with ``a, b >= 0`` by least squares on the mean squared residuals.
+- with at least four horizons of windows: for each channel and step separately;
+- with fewer: for each channel over all steps together, each residual divided by a growth ``sqrt(a + b h)`` of the step
+  ``h``, with ``a, b >= 0`` from least squares on the mean squared residuals.
 
-For exchangeable residuals the coverage is guaranteed; residuals of a time series are not exchangeable and windows
-overlap, so that the coverage is measured: quantiles of the first half of the calibration windows against the second
-half, where there are four horizons of windows. Where there are fewer, benchmarks/forecasting_intervals.py measures it
+The coverage is guaranteed for exchangeable residuals. The residuals of a time series are not exchangeable, and windows
+overlap. The coverage is therefore measured: quantiles of the first half of the calibration windows, tested on the
+second half, if there are four horizons of windows. For fewer windows, benchmarks/forecasting_intervals.py measures it
 by simulation.
 """
 
@@ -27,21 +27,21 @@ from scipy.optimize import nnls
 from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.series.panels import FittedModel
 
-PLENTY = 4  # horizons of windows from which on each step has quantiles of its own
+PLENTY = 4  # with at least so many horizons of windows, each step has its own quantiles
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Half widths ``(levels, H, C)`` and what they covered on windows that they were not made from."""
+    """Half widths of the intervals, and their coverage measured on windows that did not make them."""
 
     levels: tuple[float, ...]
     half_widths: np.ndarray  # (levels, H, C), in the units of the residuals
-    coverage: np.ndarray  # (levels, H) measured; NaN where there were too few windows
-    windows: int
+    coverage: np.ndarray  # (levels, H), measured; NaN with too few windows
+    windows: int  # calibration windows
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
-    """Raises :class:`ArgumentError` for a level outside (0, 1)."""
+    """The levels sorted, without duplicates. Raises :class:`ArgumentError` for a level outside (0, 1)."""
     for level in levels:
         if not 0.0 < level < 1.0:
             raise ArgumentError(f"levels: found {level:g}, expected coverages between 0 and 1, such as 0.8")
@@ -49,15 +49,16 @@ def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def windows_needed(levels: Sequence[float]) -> int:
-    """The fewest residuals with a finite quantile at every level."""
+    """The smallest number of residuals with a finite quantile at every level: ``ceil(1 / (1 - level)) - 1``."""
     return max((math.ceil(1.0 / (1.0 - level) - 1e-9) - 1 for level in levels), default=0)
 
 
 def calibration_origins(rows: int, horizon: int) -> tuple[int, int]:
-    """The first and one past the last row at which the targets of a calibration window begin.
+    """The range of rows at which the targets of the calibration windows begin (first, one past the last).
 
-    The windows lie in the last fifth, or the last third where a fifth is below three horizons; where that holds few
-    windows, they begin half a horizon before the last one, but not before the middle. Empty where there are none.
+    The windows lie in the last fifth of the rows, or in the last third if a fifth is shorter than three horizons. If
+    that gives few windows, they begin half a horizon before the last possible window, but not before the middle. The
+    range is empty if no window fits.
     """
     part = max(rows // 5, min(rows // 3, 3 * horizon))
     first = max(1, min(rows - part, max(rows // 2, rows - horizon - horizon // 2)))
@@ -67,12 +68,12 @@ def calibration_origins(rows: int, horizon: int) -> tuple[int, int]:
 def calibrate(
     model: FittedModel, values_TC: np.ndarray, first_target: int, levels: Sequence[float]
 ) -> Intervals | None:
-    """Intervals from the windows whose targets lie in rows ``first_target …``; None where they are too few."""
+    """Intervals from the windows with all targets in rows ``first_target …``; None for too few windows."""
     return intervals_from(absolute_residuals(model, values_TC, first_target, len(values_TC)), levels)
 
 
 def intervals_from(residuals: np.ndarray, levels: Sequence[float]) -> Intervals | None:
-    """``(N, H, C)`` absolute residuals in the order of time -> intervals; None where they are too few."""
+    """Intervals from absolute residuals ``(N, H, C)`` in the order of time; None for too few residuals."""
     levels = check_levels(levels)
     windows, horizon, _ = residuals.shape
     needed = max(windows_needed(levels), 1)
@@ -81,7 +82,8 @@ def intervals_from(residuals: np.ndarray, levels: Sequence[float]) -> Intervals 
     coverage = np.full((len(levels), horizon), np.nan)
     if windows < max(needed, PLENTY * horizon):
         return Intervals(levels, pooled_quantiles(residuals, levels), coverage, windows)
-    half, apart = windows // 2, horizon - 1  # apart, so that no target serves both halves
+    # H - 1 windows between the halves are left out, so that the halves share no target
+    half, apart = windows // 2, horizon - 1
     if half - apart >= needed:
         widths = quantiles(residuals[: half - apart], levels)
         coverage = (residuals[half:][None] <= widths[:, None]).mean(axis=(1, 3))
@@ -89,7 +91,7 @@ def intervals_from(residuals: np.ndarray, levels: Sequence[float]) -> Intervals 
 
 
 def absolute_residuals(model: FittedModel, values_TC: np.ndarray, first: int, last: int) -> np.ndarray:
-    """``(N, H, C)`` of the windows whose targets begin in rows ``[first, last)``, as far as they fit."""
+    """Absolute residuals ``(N, H, C)`` of the windows whose targets begin in rows ``[first, last)``, if they fit."""
     start = max(first - model.look_back, 0)
     part = values_TC[start : last - 1 + model.horizon]
     count = len(part) - model.look_back - model.horizon + 1
@@ -103,11 +105,15 @@ def absolute_residuals(model: FittedModel, values_TC: np.ndarray, first: int, la
 
 
 def pooled_quantiles(residuals: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """``(N, H, C)`` -> ``(levels, H, C)``: quantiles over windows and steps, times the growth with the step."""
+    """Half widths ``(levels, H, C)`` from residuals ``(N, H, C)`` pooled over windows and steps.
+
+    The half width of step ``h`` is the quantile of ``residual / sqrt(a + b h)``, times ``sqrt(a + b h)``.
+    """
     windows, horizon, channels = residuals.shape
     features = np.stack([np.ones(horizon), np.arange(1.0, horizon + 1)], axis=1)
     growth = np.zeros((horizon, channels))
     largest = residuals.max(axis=(0, 1))
+    # non-negative least squares of a + b h on the mean squared residual of each step
     for channel in np.flatnonzero(largest > 0):
         mean_square = ((residuals[..., channel] / largest[channel]) ** 2).mean(axis=0)
         growth[:, channel] = largest[channel] * np.sqrt(features @ nnls(features, mean_square)[0])
@@ -116,7 +122,10 @@ def pooled_quantiles(residuals: np.ndarray, levels: Sequence[float]) -> np.ndarr
 
 
 def quantiles(residuals: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """``(N, H, C)`` -> ``(levels, H, C)``: the ``ceil((n + 1) level)``-th smallest, infinite where there is none."""
+    """The ``ceil((n + 1) level)``-th smallest of ``n`` residuals, ``(N, H, C)`` -> ``(levels, H, C)``.
+
+    Infinite if ``n`` is too small.
+    """
     count = len(residuals)
     ordered = np.sort(residuals, axis=0)
     ranks = [math.ceil((count + 1) * level - 1e-9) for level in levels]

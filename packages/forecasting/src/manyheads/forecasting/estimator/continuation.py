@@ -1,4 +1,4 @@
-"""Newer rows of fitted series: which model each continues from, and what the user should know of the forecast."""
+"""Newer rows of fitted series: match them to the fitted models, and note forecasts below zero."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from manyheads.forecasting.series.panels import Panel
 def continuations(
     fitted: Sequence[FittedPanel], newer: Sequence[Panel], model: str
 ) -> list[tuple[FittedPanel, Panel, np.ndarray]]:
-    """For each fitted panel its channels among the newer rows, those with the same stamps together.
+    """Match newer rows to the fitted panels; channels with the same stamps stay together.
 
-    Gives the fitted panel, the newer rows of some of its channels, and their places among all of its channels. Raises
-    :class:`DataError` for other series, another frequency, too few rows, and part of the channels of a model that reads
-    them together.
+    Returns, for each match, the fitted panel, the newer rows of some of its channels, and the indices of these channels
+    in the fitted panel.
+
+    Raises :class:`DataError` for series that were not fitted, another frequency, too few rows, and a part of the
+    channels of a model that needs all of them together.
     """
     owner = {name: (number, c) for number, part in enumerate(fitted) for c, name in enumerate(part.panel.channels)}
     given = [name for panel in newer for name in panel.channels]
@@ -43,7 +45,7 @@ def continuations(
 
 
 def fallen_below_zero(forecasts: pd.DataFrame, fitted: Sequence[FittedPanel]) -> list[str]:
-    """Notes of the series that never were negative, and whose forecast is."""
+    """Notes on series that were never negative but have a negative forecast."""
     lowest = forecasts.groupby("unique_id")["y_hat"].min()
     return [
         f"{part.panel.name}: {name} was never negative, and its forecast goes down to {lowest[name]:.6g}: cut it at 0 "

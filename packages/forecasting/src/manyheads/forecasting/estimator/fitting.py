@@ -1,9 +1,10 @@
-"""Fit one panel: scale it, fit the model, give the naive forecast where there is nothing to fit, and the intervals."""
+"""Fit one panel: standardise, fit the model, replace it by the naive forecast if it cannot be fitted, add intervals."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -30,86 +31,123 @@ from manyheads.forecasting.series.panels import (
     power_of_two,
 )
 
-_DWARFED = 1e-6  # a usual movement below this share of the largest is lost in the rounding of sums of squares
-_SANE = 10.0  # ranges of the past that a forecast may leave it by
+# a typical movement below this share of the largest value is lost in the rounding of sums of squares
+_DWARFED = 1e-6
+# a forecast may leave the range of the past by so many times its width
+_SANE = 10.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is fitted: see :class:`manyheads.forecasting.estimator.forecaster.Forecaster`."""
+    """The settings of a fit; see :class:`manyheads.forecasting.estimator.forecaster.Forecaster`."""
 
     horizon: int
     model: str
     look_back: int | None
     levels: tuple[float, ...]
     seed: int
+    baselines: tuple[str, ...] = ()  # models to compare with on the held-out rows
 
     @property
     def asked_look_back(self) -> int | None:
-        """None where the model takes its own, or the longest up to 336 that leaves it windows."""
+        """The requested look-back; None if the model chooses its own or none was requested."""
         return None if find_model(self.model).own_look_back else self.look_back
 
 
 @dataclass
 class FittedPanel:
-    """One panel's model, what it continues from, and its intervals."""
+    """The fitted model of one panel, with the rows that it continues from and its intervals."""
 
     panel: Panel
     scaler: Scaler
-    map: FittedModel
+    map: FittedModel  # standardised values in and out
     intervals: Intervals | None
     warnings: tuple[str, ...] = field(default=())
+    held_out: Mapping[str, HeldOutError] = field(default_factory=dict)  # by model
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """Mean errors of standardised values on the calibration windows, by fits on the rows before them."""
+
+    mse: float
+    mae: float
+    windows: int
+    values: int  # windows * horizon * channels
+
+    @classmethod
+    def of(cls, residuals_NHC: np.ndarray) -> HeldOutError:
+        """From absolute residuals, at least one."""
+        mse, mae = float((residuals_NHC**2).mean()), float(residuals_NHC.mean())
+        return cls(mse, mae, len(residuals_NHC), residuals_NHC.size)
 
 
 def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
-    """Fit on all rows, and the intervals on what a fit on the first rows missed.
+    """Fit a panel on all rows, with intervals from the residuals of fits on the first rows.
 
-    A channel that is constant, or that one cell dwarfs, gets the naive forecast, and so does a panel that is too short;
-    the warnings name each. No input of finite numbers raises.
+    The naive forecast replaces the model for a constant channel, for a channel with one cell so large that all other
+    values vanish beside it, and for a panel that is too short. The warnings name each. No finite input raises.
     """
     dwarfed = _dwarfed_channels(panel.values)
     scaler = Scaler.fit(panel.values)
-    # a shift by the mean would round their usual values away; a power of two as the scale rounds nothing
+    # for these channels a shift by the mean would round the usual values away; a power of two as scale is exact
     scaler = Scaler(np.where(dwarfed, 0.0, scaler.mean), np.where(dwarfed, power_of_two(panel.values), scaler.scale))
     values = scaler.transform(panel.values)
     fit = _fit_rows(values, panel, dwarfed, recipe)
     notes = [*fit.notes]
-    intervals = _intervals(values, panel, dwarfed, recipe, short=fit.short) if recipe.levels else None
+    intervals, held_out = None, {}
+    if recipe.levels:
+        first, last = calibration_origins(panel.rows, recipe.horizon)
+        few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
+        begins = range(first, last, max(1, math.ceil((last - first) / (4 if few else 1))))
+        early = [_fit_rows(values[:begin], panel, dwarfed, recipe) for begin in begins]
+        # skip a naive substitute: its errors say nothing about the model
+        models = [one.model if one.short == fit.short else None for one in early]
+        residuals = _residuals(models, values, begins)
+        intervals = intervals_from(residuals, recipe.levels) if residuals is not None else None
+        if residuals is not None and len(residuals) and not fit.short:
+            held_out[recipe.model] = HeldOutError.of(residuals)
+            for name in recipe.baselines:
+                # the same rows and windows for every model
+                other = replace(recipe, model=name)
+                models = [_fit_rows(values[:begin], panel, dwarfed, other).model for begin in begins]
+                residuals = _residuals(models, values, begins)
+                assert residuals is not None
+                held_out[name] = HeldOutError.of(residuals)
     if recipe.levels and intervals is None:
         notes.append(
             f"{panel.rows} rows are too few for intervals {recipe.horizon} steps ahead: none are given; give more rows "
             "or a shorter horizon"
         )
     warnings = (*panel.notes, *(f"{panel.name}: {note}" for note in notes))
-    return FittedPanel(panel, scaler, fit.model, intervals, warnings)
+    return FittedPanel(panel, scaler, fit.model, intervals, warnings, held_out)
 
 
-def _intervals(
-    values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe, *, short: bool
-) -> Intervals | None:
-    """From the residuals of fits on first rows; where calibration windows are few, a fit serves a quarter of them."""
-    first, last = calibration_origins(panel.rows, recipe.horizon)
-    few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
-    step = max(1, math.ceil((last - first) / (4 if few else 1)))
-    residuals = []
-    for begin in range(first, last, step):
-        early = _fit_rows(values[:begin], panel, dwarfed, recipe)
-        if early.short == short:  # the errors of a naive stand-in say nothing about the model
-            residuals.append(absolute_residuals(early.model, values, begin, min(begin + step, last)))
-    return intervals_from(np.concatenate(residuals), recipe.levels) if residuals else None
+def _residuals(models: Sequence[FittedModel | None], values: np.ndarray, begins: range) -> np.ndarray | None:
+    """Absolute residuals ``(N, H, C)`` of the calibration windows.
+
+    Model ``k`` was fitted on the rows before ``begins[k]``; it forecasts the windows whose targets begin from there up
+    to the next fit. None if there is no model.
+    """
+    found = [
+        absolute_residuals(model, values, begin, min(begin + begins.step, begins.stop))
+        for model, begin in zip(models, begins, strict=True)
+        if model is not None
+    ]
+    return np.concatenate(found) if found else None
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A model of some first rows, standardised, and what the user should know of it."""
+    """A model fitted on the first rows of a panel, and notes for the user."""
 
     model: FittedModel
     notes: list[str]
-    short: bool = False  # too few rows for the model: all channels have the naive forecast
+    short: bool = False  # too few rows for the model: every channel has the naive forecast
 
 
 def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> _Fit:
-    """Fit the first rows of a panel: the model, or the naive forecast where it cannot be fitted."""
+    """Fit the model on some first rows of a panel, with the naive forecast for what cannot be fitted."""
     rows, horizon = len(values), recipe.horizon
     constant = constant_channels(values)
     dwarfed = dwarfed & ~constant
@@ -157,14 +195,14 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
 
 
 def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels of which the usual movement is lost beside the largest value in double precision."""
+    """Channels whose typical movement is lost beside their largest value in double precision; ``(C,)`` bool."""
     from_median = np.abs(values_TC / 2 - np.median(values_TC, axis=0) / 2)
     usual = np.array([np.median(moved[moved > 0]) if moved.any() else 0.0 for moved in from_median.T])
     return usual < _DWARFED * from_median.max(axis=0)
 
 
 def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels whose forecasts, from the last window and others, stay near the range of the past."""
+    """Channels whose forecasts from 50 windows, the last included, stay near the range of the past; ``(C,)`` bool."""
     lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
     room = _SANE * (highest - lowest)
     windows = sliding_window_view(values_TC, model.look_back, axis=0)
@@ -175,7 +213,7 @@ def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
 
 
 def _merged(model: LinearMap, columns: np.ndarray, kept: np.ndarray, naive: LinearMap) -> LinearMap:
-    """The same as :class:`Patched`, as one map."""
+    """The same forecast as :class:`Patched`, as one linear map."""
     weight = np.zeros((len(kept), model.look_back, model.horizon))
     bias, scale_bias = np.zeros((len(kept), model.horizon)), np.zeros((len(kept), model.horizon))
     weight[:, model.look_back - naive.look_back :] = naive.weight

@@ -1,4 +1,4 @@
-"""``Forecaster(horizon=24).fit(frame).predict()``: forecasts with intervals for any table, in its own units."""
+"""The estimator: ``Forecaster(horizon=24).fit(frame).predict()`` returns forecasts with intervals in original units."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from manyheads.lab.data.storage import load_arrays, save_tensors
 
 KIND = "forecaster"
 FORMAT = 1
+BASELINES = ("closed-form-auto", "seasonal-naive")  # a model trained by gradient descent is compared with these
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the header of a file says of one panel."""
+    """The description of one panel in the header of a file."""
 
     name: str
     channels: tuple[str, ...]
@@ -44,10 +45,10 @@ class _Stored:
     levels: tuple[float, ...]
     windows: int
     warnings: tuple[str, ...]
-    model: dict[str, Any] | None = None  # what stored_model says; None for a linear map
+    model: dict[str, Any] | None = None  # the JSON of stored_model; None for a linear map
 
     def check(self, arrays: Mapping[str, np.ndarray], horizon: int, look_back: int) -> None:
-        """Raise :class:`ValueError` for arrays of other shapes or types, and for numbers that are not finite."""
+        """Raise :class:`ValueError` for wrong shapes or types, and for numbers that are not finite."""
         channels = len(self.channels)
         if not channels or len(set(self.channels)) < channels or self.season < 1:
             raise ValueError(f"channels {self.channels}, season {self.season}")
@@ -70,12 +71,13 @@ class _Stored:
 
 
 class Forecaster:
-    """Fits one model a panel and forecasts the rows that come next.
+    """Fit one model for each panel of series and forecast the next rows, with prediction intervals.
 
     Args:
         horizon: steps to forecast.
         model: a name of ``manyheads forecasting models``; the default needs no tuning.
-        look_back: past steps that the model reads; ``closed-form-auto`` takes its own, the others 336 or what there is.
+        look_back: past steps that the model uses. By default 336 (96 for most networks), or fewer for a short series;
+            ``closed-form-auto`` and the ``-chosen-cf`` models choose their own.
         levels: coverages of the prediction intervals.
         reading: how tables are read: column names, frequency, season, missing values.
         seed: of the models trained by gradient descent.
@@ -104,11 +106,14 @@ class Forecaster:
         self.panels: list[FittedPanel] = []
 
     def fit(self, data: Table) -> Forecaster:
-        """Fit on all rows; the models trained by gradient descent hold the last fifth out to stop in time.
+        """Fit on all rows; a model trained by gradient descent holds the last fifth out for early stopping.
 
-        A constant series, and one with too few rows, gets the naive forecast. :attr:`warnings` names these; without
-        :func:`manyheads.forecasting.series.panels.collected_warnings` each is also a :class:`FitWarning`.
-        Raises :class:`DataError` for bad tables, and where every series is too short for the ``look_back`` asked for.
+        A constant series, and one with too few rows, gets the naive forecast. :attr:`warnings` names these; outside of
+        :func:`manyheads.forecasting.series.panels.collected_warnings` each is also a :class:`FitWarning`. A model
+        trained by gradient descent that has a higher error on held-out rows than ``closed-form-auto`` or
+        ``seasonal-naive`` warns too (:meth:`held_out_errors`).
+
+        Raises :class:`DataError` for bad tables, and if every series is too short for the requested ``look_back``.
         """
         panels = self._as_panels(data)
         recipe = self._recipe()
@@ -119,9 +124,14 @@ class Forecaster:
                 f"{longest.name} has {longest.rows} rows, fewer than look-back + horizon = {asked} + {self.horizon}: "
                 "give more rows, a shorter look-back or a shorter horizon"
             )
+        if find_model(self.model).kind == "gradient":
+            recipe = replace(recipe, baselines=BASELINES)
         self.panels = [fit_panel(panel, recipe) for panel in panels]
         for warning in self.warnings:
             fit_warning(warning)
+        errors = self.held_out_errors()
+        if len(errors) and errors["mse"].idxmin() != self.model:
+            fit_warning(comparison(errors))
         return self
 
     def predict(
@@ -131,13 +141,13 @@ class Forecaster:
         data: Table | None = None,
         reading: Reading | None = None,
     ) -> pd.DataFrame:
-        """The next rows as ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
+        """Forecast the next rows: ``unique_id, ds, y_hat, lo-80, hi-80, …`` in original units.
 
         Args:
             horizon: steps; the fitted horizon or fewer.
-            data: newer rows of the same series, from which the forecast continues without fitting again: all of them
-                or some, in any order, each with at least the look-back of its model.
-            reading: how ``data`` is read; as the table of the fit by default.
+            data: newer rows of the same series, to continue from without another fit. They may hold all series or
+                some, in any order, each with at least as many rows as the look-back of its model.
+            reading: options for reading ``data``; by default those of the fit.
 
         Raises :class:`DataError` if ``data`` holds other series, another frequency, or too few rows.
         """
@@ -161,10 +171,16 @@ class Forecaster:
         return forecasts.iloc[by_fit].reset_index(drop=True)
 
     def cross_validation(self, data: Table, *, windows: int = 10, step: int | None = None) -> pd.DataFrame:
-        """Forecasts from ``windows`` past origins, ``step`` rows apart (the horizon by default), by a model fitted once
-        on the rows before the first: ``unique_id, ds, cutoff, y, y_hat, lo-80, hi-80, …``.
+        """Backtest from past origins (rolling origin): ``unique_id, ds, cutoff, y, y_hat, lo-80, hi-80, …``.
 
-        A series with fewer rows has the last windows that fit, or is left out; a :class:`FitWarning` names it.
+        The model is fitted once, on the rows before the first origin.
+
+        Args:
+            data: the table.
+            windows: number of origins.
+            step: rows between two origins; the horizon by default.
+
+        A shorter series has as many of the last windows as fit, or is left out; a :class:`FitWarning` names it.
         Raises :class:`DataError` if no series has a window.
         """
         step = self.horizon if step is None else step
@@ -173,7 +189,7 @@ class Forecaster:
         frames = []
         panels = self._as_panels(data)
         for panel in panels:
-            # two rows more than a horizon to fit on
+            # at least a horizon and two rows are left to fit on
             fitting = min(windows, (panel.rows - 2 * self.horizon - 2) // step + 1)
             if fitting < windows:
                 fit_warning(
@@ -202,7 +218,7 @@ class Forecaster:
         return pd.concat(frames, ignore_index=True)
 
     def coverage(self) -> pd.DataFrame:
-        """Measured coverage of the intervals by level and step: ``panel, level, step, coverage``."""
+        """Measured coverage of the prediction intervals: ``panel, level, step, coverage``."""
         rows = [
             (part.panel.name, level, step + 1, part.intervals.coverage[index, step])
             for part in self._fitted()
@@ -212,12 +228,33 @@ class Forecaster:
         ]
         return pd.DataFrame(rows, columns=["panel", "level", "step", "coverage"])
 
+    def held_out_errors(self) -> pd.DataFrame:
+        """Held-out errors by model, with the columns ``mse, mae, windows``; the fitted model is the first row.
+
+        The errors are those of the calibration windows, the last fifth of the rows or a little more, of standardised
+        values and over all series. Every model was fitted on the rows before these windows. A model trained by
+        gradient descent stands beside ``closed-form-auto`` and ``seasonal-naive``, any other model stands alone. The
+        frame is empty without ``levels``, with too few rows, and after :meth:`load`.
+        """
+        rows = []
+        fitted = [part.held_out for part in self._fitted() if part.held_out]
+        for name in fitted[0] if fitted else ():
+            parts = [held_out[name] for held_out in fitted]
+            share = np.array([part.values for part in parts]) / sum(part.values for part in parts)
+            mse, mae = (float(share @ [getattr(part, kind) for part in parts]) for kind in ("mse", "mae"))
+            rows.append((name, mse, mae, sum(part.windows for part in parts)))
+        return pd.DataFrame(rows, columns=["model", "mse", "mae", "windows"]).set_index("model")
+
     @property
     def warnings(self) -> tuple[str, ...]:
+        """Warnings of the fit, each once; they are saved with the forecaster."""
         return tuple(warning for part in self.panels for warning in part.warnings)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with JSON in its header and a digest, atomically; nothing is pickled."""
+        """Write one safetensors file with a JSON header and a digest, atomically; nothing is pickled.
+
+        Raises :class:`ArgumentError` for a model that cannot be stored.
+        """
         arrays: dict[str, np.ndarray] = {}
         described = []
         for index, part in enumerate(self._fitted()):
@@ -237,7 +274,7 @@ class Forecaster:
                 "coverage": None if part.intervals is None else part.intervals.coverage,
             }
             kept = {key: np.ascontiguousarray(value) for key, value in named.items() if value is not None}
-            # a linear map is stored as the first release did, which reads it
+            # a linear map is stored in the format of the first release, which can still read it
             kept |= {key if plain else f"model.{key}": np.ascontiguousarray(value) for key, value in model.items()}
             arrays |= {f"{index}.{key}": value for key, value in kept.items()}
             stamps = part.panel.stamps
@@ -262,7 +299,7 @@ class Forecaster:
 
     @classmethod
     def load(cls, path: str | Path) -> Forecaster:
-        """Read what :meth:`save` wrote. Raises :class:`CheckpointError` for any other file."""
+        """Read a file of :meth:`save`. Raises :class:`CheckpointError` for any other file."""
         fix = "fit again, or name a file that 'manyheads forecasting fit' or Forecaster.save wrote"
         arrays, header = load_arrays(path, kind=KIND, fix=fix)
         if header.get("format") != FORMAT:
@@ -334,7 +371,7 @@ class Forecaster:
         return self.panels
 
     def _forecast(self, part: FittedPanel, panel: Panel, columns: np.ndarray, steps: int) -> pd.DataFrame:
-        """The forecast after a panel of some channels, ``columns`` of those that were fitted."""
+        """Forecast the rows after ``panel``, whose channels are the ``columns`` of the fitted panel."""
         window = np.tile(part.scaler.mean, (part.map.look_back, 1))
         window[:, columns] = panel.values[panel.rows - part.map.look_back :]
         point = part.scaler.inverse(part.map.forecast(part.scaler.transform(window)[None])[0])[:steps, columns]
@@ -350,6 +387,17 @@ class Forecaster:
                 frame[f"lo-{100 * level:g}"] = (point - width).T.reshape(-1)
                 frame[f"hi-{100 * level:g}"] = (point + width).T.reshape(-1)
         return pd.DataFrame(frame)
+
+
+def comparison(errors: pd.DataFrame) -> str:
+    """One line that compares the models of :meth:`Forecaster.held_out_errors` and names the best."""
+    listing = ", ".join(f"{name} {mse:.4g}" for name, mse in errors["mse"].items())
+    best = errors["mse"].idxmin()
+    verdict = f"{best} is the best" + ("" if best == errors.index[0] else f": use model {best!r} instead")
+    return (
+        f"held-out MSE ({errors['windows'].iloc[0]} windows, standardised values, models fitted on the rows before): "
+        f"{listing}: {verdict}"
+    )
 
 
 def _head(panel: Panel, rows: int) -> Panel:

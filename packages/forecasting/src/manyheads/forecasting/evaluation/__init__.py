@@ -1,1 +1,1 @@
-"""The benchmark, its page and its plots."""
+"""Evaluation: the benchmark, its page, plots, and the errors of a backtest."""

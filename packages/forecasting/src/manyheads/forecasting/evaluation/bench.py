@@ -1,7 +1,7 @@
-"""The benchmark: every set, horizon and model under one protocol, or under both side by side.
+"""The benchmark: every set, horizon and model, under one protocol or both.
 
-``honest``: all windows of the test part. ``paper``: the last incomplete batch of windows is dropped, as the loaders of
-the Transformer papers (and of Table 2 of 2205.13504) did; the size of the effect depends on the batch size.
+``honest``: all windows of the test part. ``paper``: the last incomplete batch of windows is dropped, as in the loaders
+of the Transformer papers and of Table 2 of 2205.13504; the size of the effect depends on the batch size.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ DEFAULT_MODELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Where one fit serves several horizons, or several models share their moments, the CPU
-    seconds are the row's share of them."""
+    """One line of the table.
+
+    If one fit serves several horizons, or several models share their moments, the CPU seconds are the share of the row.
+    """
 
     set: str
     horizon: int
@@ -59,26 +61,27 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All rows; the error by horizon step of each; one forecast a set to look at; what was left out and why."""
+    """The rows, their error by horizon step, panels and fitted models for plots, and the sets left out with reasons."""
 
     rows: list[Row]
     mse_by_step: dict[tuple[str, int, str, str], np.ndarray]
     panels: dict[str, Panel]
     fitted: dict[tuple[str, int, str], FittedModel]
     left_out: dict[str, str]
-    notes: dict[str, list[str]] = field(default_factory=dict)  # by set: oddities of the data, warnings of the models
+    notes: dict[str, list[str]] = field(default_factory=dict)  # by set: faults of the data, warnings of the models
 
 
 def choose_sets(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Canonical names of the sets to run, and those left out with the reason.
+    """Canonical names of the sets to run, and the sets left out with the reason.
 
-    Without names: all that are found here. A set that is asked for by name and is not found raises.
+    Without names, all sets that are found on this machine. An unknown name raises :class:`UnknownNameError`; a named
+    set without a file raises :class:`DataError` when it is loaded.
     """
     if names:
         return list(dict.fromkeys(find(name, datasets).name for name in names)), {}
     found = [dataset.name for dataset in datasets if where(dataset) is not None]
-    mend = "not found here: manyheads data list says where it comes from"
-    return found, {dataset.name: mend for dataset in datasets if dataset.name not in found}
+    reason = "not found here: manyheads data list says where it comes from"
+    return found, {dataset.name: reason for dataset in datasets if dataset.name not in found}
 
 
 def run_bench(
@@ -94,15 +97,29 @@ def run_bench(
     keep: bool = False,
     advance: Callable[[str], None] = lambda message: None,
 ) -> BenchResult:
-    """Fits and scores every model on every set and horizon.
+    """Fit and score every model on every set and horizon.
 
-    ``horizons`` and ``look_back`` default to the paper's, per set. ``clean`` mends what is odd in the data
-    (the published figures include it); ``keep`` keeps panels and fitted models for drawing.
-    Raises :class:`UnknownNameError`, :class:`ArgumentError` and :class:`DataError`.
+    Args:
+        sets: names; all that are found here by default.
+        horizons: steps; the paper's by default.
+        models: names; see :data:`manyheads.forecasting.models.MODELS`.
+        protocols: ``honest``, ``paper`` or both.
+        batch: batch size of the protocol ``paper``.
+        look_back: steps; the paper's by default.
+        seed: seed of the models trained by gradient descent.
+        clean: repair faults of the data (the published figures include them).
+        keep: keep panels and fitted models for plots.
+        advance: called with a message before each fit.
+
+    Raises:
+        UnknownNameError: an unknown set or model.
+        ArgumentError: a batch, look-back or horizon below 1.
+        DataError: no set found, or too few rows for the look-back and horizon.
     """
     groups = fitted_together(models)
     for group in groups:
-        load(find_model(group[0]).fit)  # now, so that no import is timed
+        # import now, so that no import is timed
+        load(find_model(group[0]).fit)
     for label, value in (
         ("batch", batch),
         ("look-back", 1 if look_back is None else look_back),
@@ -145,7 +162,7 @@ def _bench_group(
     seed: int,
     keep: bool,
 ) -> None:
-    """Models that are fitted together, one horizon after the other where each needs a fit of its own."""
+    """Fit and score models that are fitted together, for all horizons at once if one fit serves them."""
     values, _ = standardise(panel)
     past = history(panel)
     for steps in [horizons] if find_model(group[0]).joint else [[h] for h in horizons]:
@@ -170,7 +187,7 @@ def _score_group(
     drop: int | None,
     fit_cpu_s: float,
 ) -> None:
-    """Absolute errors from the forecasts, squared ones of linear maps from the moments, which all of them share."""
+    """Score models; squared errors of linear maps come from shared moments, all other errors from forecasts."""
     split = panel.split
     assert split is not None
     first, last = split.validation_end, split.test_end
@@ -207,7 +224,7 @@ def _score_group(
 
 
 def as_table(rows: Sequence[Row], command: str) -> list[dict[str, Any]]:
-    """The rows for a CSV file, with the command that made them in the last column."""
+    """The rows for a CSV file; the last column is the command that made them."""
     written = []
     for row in rows:
         fields = asdict(row) | {"command": command}

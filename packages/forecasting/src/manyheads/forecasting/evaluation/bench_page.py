@@ -1,4 +1,4 @@
-"""The benchmark for people: a table at the terminal and a page with plots."""
+"""The benchmark as a table for the terminal and as an HTML page with plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOTH_HEADER = ("set", "horizon", "model", "MSE honest", "MSE paper", "change", "
 
 
 def table_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and cells: one protocol as it is; two side by side, so that the effect of dropping windows is seen."""
+    """Header and cells; two protocols stand side by side, to show the effect of the dropped windows."""
     protocols = {row.protocol for row in rows}
     if len(protocols) == 1:
         return HEADER, [
@@ -52,10 +52,11 @@ def table_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ..
 
 
 def summary_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and one line a set and protocol: each model's test MSE, averaged over the horizons.
+    """Header, and one line for each set and protocol: the test MSE of each model, averaged over the horizons.
 
-    The last column is 100 (m / n - 1), where n is the lowest naive error and m the lowest of the other models; it is
-    empty if one of them did not run."""
+    The last column is ``100 (m / n - 1)`` with ``n`` the lowest naive error and ``m`` the lowest error of the other
+    models. It is empty if one of the two kinds did not run.
+    """
     models = list(dict.fromkeys(row.model for row in rows))
     cells = []
     for name, protocol in dict.fromkeys((row.set, row.protocol) for row in rows):
@@ -71,7 +72,7 @@ def summary_rows(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, 
 
 
 def best_cells(rows: list[tuple[Any, ...]], column: int = 3) -> set[tuple[int, int]]:
-    """The lowest figure of each (set, horizon)."""
+    """The cells ``(row, column)`` with the lowest figure of each set and horizon."""
     lowest: dict[tuple[Any, Any], tuple[float, int]] = {}
     for index, row in enumerate(rows):
         candidate = (float(row[column]), index)
@@ -80,7 +81,7 @@ def best_cells(rows: list[tuple[Any, ...]], column: int = 3) -> set[tuple[int, i
 
 
 def write_report(result: BenchResult, path: Path, command: str) -> Path:
-    """Writes the page and gives its path."""
+    """Write the HTML page and return its path."""
     report = HtmlReport(
         "Long-term forecasting, honestly",
         "Test errors on standardised values. Under the protocol 'honest' every window of the test part counts; under "
@@ -106,6 +107,7 @@ def write_report(result: BenchResult, path: Path, command: str) -> Path:
 
 
 def _draw_set(report: HtmlReport, result: BenchResult, name: str) -> None:
+    """Add the plots of one set at its longest horizon: error by step, first forecast and weights of the best model."""
     from manyheads.forecasting.evaluation import plots
 
     rows = [row for row in result.rows if row.set == name]

@@ -1,4 +1,4 @@
-"""Pictures of forecasts and of what a linear forecaster has learnt. Each function gives a matplotlib figure."""
+"""Plots of forecasts, errors and the weights of a linear forecaster. Each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def forecast_fan(
     title: str = "",
     unit: str = "",
 ) -> Figure:
-    """The end of the past ``(P,)``, the forecast ``(H,)``, and bands ``{coverage: (low, high)}`` of one channel."""
+    """Fan chart of one channel: the end of the past ``(P,)``, the forecast ``(H,)`` and its prediction intervals.
+
+    ``intervals`` maps a coverage to ``(low, high)``, each ``(H,)``; ``actual (H,)`` draws the values that followed.
+    """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     before = np.arange(-len(past), 0) if past_stamps is None else past_stamps
@@ -32,7 +35,7 @@ def forecast_fan(
     if actual is not None:
         axes.plot(after, actual, color="0.35", linewidth=1, linestyle=":", label="what happened")
     for index, (coverage, (low, high)) in enumerate(sorted((intervals or {}).items(), reverse=True)):
-        # opaque, so that the legend shows each band as dark as it is where they overlap
+        # opaque, so that the colour in the legend is the colour of the overlapping bands
         colour = 1 - (0.2 + 0.25 * min(index, 2)) * (1 - np.array(to_rgb("C0")))
         axes.fill_between(after, low, high, color=colour, linewidth=0, label=f"{coverage:.0%} interval")
     axes.plot(after, forecast, color="C0", linewidth=1.4, label="forecast")
@@ -48,7 +51,7 @@ def forecast_fan(
 
 
 def error_by_step(curves: Mapping[str, np.ndarray], *, title: str = "") -> Figure:
-    """Mean squared error ``(H,)`` of each model at each step of the horizon."""
+    """Mean squared error ``(H,)`` of each model by step of the horizon."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
@@ -62,7 +65,7 @@ def error_by_step(curves: Mapping[str, np.ndarray], *, title: str = "") -> Figur
 
 
 def weight_map(linear_map: LinearMap, *, channel: int = 0, title: str = "") -> Figure:
-    """Heat map ``(H, L)`` of the weights of one channel: what each step of the forecast takes from each lag."""
+    """Heat map ``(H, L)`` of the weights of one channel: forecast steps by lags."""
     weight_LH = linear_map.weight[0 if linear_map.shared else channel]
     look_back, horizon = weight_LH.shape
     bound = float(np.quantile(np.abs(weight_LH), 0.995)) or 1.0
@@ -84,7 +87,7 @@ def weight_map(linear_map: LinearMap, *, channel: int = 0, title: str = "") -> F
 
 
 def look_back_curve(look_backs: Sequence[int], errors: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
-    """Error of each model against the length of the look-back (the paper's Figure 5 as a picture of ours)."""
+    """Error of each model against the length of the look-back window, like the paper's Figure 5."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, curve in errors.items():

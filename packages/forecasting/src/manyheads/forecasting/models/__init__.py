@@ -1,7 +1,7 @@
-"""Every forecasting model by name.
+"""The registry of forecasting models.
 
-``fit_models(["nlinear-cf"], history, [96, 192], look_back=336)`` gives a fitted model a name and horizon. The module
-behind a name is imported when it is first fitted: only the models trained by gradient descent load torch.
+``fit_models(["nlinear-cf"], history, [96, 192], look_back=336)`` returns one fitted model for each name and horizon.
+The module behind a name is imported at the first fit: only the models trained by gradient descent load torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from manyheads.lab.domain import load
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model and the function that fits it:
-    ``fit(history, horizons, *, look_back, seed, **options) -> dict[horizon, FittedModel]``, or, where a ``family``
-    shares its work, ``fit(history, horizons, members, *, look_back)``: the options of several in, as many such
-    dicts out."""
+    """A model and the function that fits it.
+
+    The signature is ``fit(history, horizons, *, look_back, seed, **options) -> dict[horizon, FittedModel]``. A
+    ``family`` of models shares its work: ``fit(history, horizons, members, *, look_back)`` takes the options of several
+    models and returns one such dict for each.
+    """
 
     name: str
     title: str
@@ -30,8 +32,8 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False  # one fit serves all horizons
     family: bool = False  # models with the same ``fit`` are fitted together
-    own_look_back: bool = False  # takes its own, whatever is asked for
-    usual_look_back: int = 336  # without another one, at most
+    own_look_back: bool = False  # the model chooses its look-back; a requested one is not used
+    usual_look_back: int = 336  # default look-back, at most
 
 
 _NAIVE = "manyheads.forecasting.models.naive:fit_naive"
@@ -79,11 +81,16 @@ def _entries() -> list[ModelSpec]:
     ]
     auto = [
         ModelSpec(
-            "closed-form-auto", "One rule, nothing to tune", "closed-form", _AUTO, joint=True, own_look_back=True
+            "closed-form-auto",
+            "Averaged ridge regressions, nothing to tune",
+            "closed-form",
+            _AUTO,
+            joint=True,
+            own_look_back=True,
         ),
         ModelSpec(
             "closed-form-auto-train",
-            "The same rule, validation rows not used",
+            "The same, validation rows not used",
             "closed-form",
             _AUTO,
             {"train_only": True},
@@ -110,9 +117,10 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _entries()}
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model of that name; ``transformer:routing`` is the network ``transformer`` around the layer ``routing``.
+    """Look a model up by name; ``transformer:routing`` is the network ``transformer`` around the layer ``routing``.
 
-    Raises :class:`UnknownNameError` with the nearest, and :class:`ArgumentError` for a layer in a model that has none.
+    Raises :class:`UnknownNameError` with the nearest name, and :class:`ArgumentError` for a layer in a model that is
+    not a network.
     """
     plain, colon, layer = name.partition(":")
     if plain not in MODELS:
@@ -129,7 +137,7 @@ def find_model(name: str) -> ModelSpec:
 
 
 def fitted_together(names: Sequence[str]) -> list[list[str]]:
-    """The names in groups that one call fits: the members of a family, every other model alone."""
+    """Group the names by the call that fits them: the members of a family together, every other model alone."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         spec = find_model(name)
@@ -140,7 +148,7 @@ def fitted_together(names: Sequence[str]) -> list[list[str]]:
 def fit_models(
     names: Sequence[str], history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0
 ) -> dict[str, dict[int, FittedModel]]:
-    """Fits the models ``names``, each for all of ``horizons``."""
+    """Fit several models, each for all of ``horizons``; returns the fitted models by name and horizon."""
     fitted: dict[str, dict[int, FittedModel]] = {}
     for group in fitted_together(names):
         specs = [find_model(name) for name in group]
@@ -156,5 +164,5 @@ def fit_models(
 def fit_model(
     name: str, history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0
 ) -> dict[int, FittedModel]:
-    """Fits one model for each of ``horizons``."""
+    """Fit one model for each of ``horizons``; returns the fitted models by horizon."""
     return fit_models([name], history, horizons, look_back=look_back, seed=seed)[name]

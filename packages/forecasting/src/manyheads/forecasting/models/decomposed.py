@@ -1,16 +1,17 @@
-"""Autoformer and FEDformer (2106.13008, 2201.12740) as forecasters, around any layer.
+"""Autoformer and FEDformer (2106.13008, 2201.12740) as forecasters: series decomposition, around any layer.
 
-    encoder    blocks that remove the trend after each part, then the seasonal norm
-    decoder    seasonal part: from [seasonal(x)_{L-label+1 … L}, 0 … 0]; trend: from [trend(x)_{…}, mean x … mean x]
+    encoder    blocks that remove the trend (moving average) after each sublayer, then the seasonal norm
+    decoder    seasonal part starts as [seasonal(x)_{L-label+1 … L}, 0 … 0]
+               trend starts as [trend(x)_{L-label+1 … L}, mean x … mean x]
                each block removes a trend t_m of width D and adds Conv_3(t_m) to the trend
     y = seasonal W + b + trend, the last H steps
 
-Autoformer's decoder reads the encoder with Auto-Correlation, FEDformer's with frequency-enhanced attention; any other
-layer is read with softmax attention.
+The cross-attention of the decoder is Auto-Correlation in Autoformer and frequency-enhanced attention in FEDformer; with
+any other layer it is softmax attention.
 
 Shapes: N windows, L look-back, H horizon, C channels.
 
-Differs from the papers: no calendar features are embedded, so that any series will do.
+Differs from the papers: no calendar features are embedded, so that the model fits any series.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from manyheads.forecasting.models.networks import DecoderConfig, make_layer
 
 @dataclass(frozen=True)
 class DecomposedConfig(DecoderConfig):
-    """An encoder and a decoder that take seasonal part and trend apart."""
+    """Encoder and decoder with series decomposition into a seasonal part and a trend."""
 
     windows: tuple[int, ...] = (25,)
-    """Of the moving average."""
+    """Lengths of the moving averages that give the trend."""
 
     def make(self, look_back: int, horizon: int, channels: int) -> Decomposed:
         return Decomposed(self, look_back, horizon, channels)
 
 
 class Decomposed(nn.Module):
-    """``(N, L, C)`` -> ``(N, H, C)``; see the module for the equations."""
+    """Autoformer or FEDformer, ``(N, L, C)`` -> ``(N, H, C)``; the module docstring has the equations."""
 
     def __init__(self, config: DecomposedConfig, look_back: int, horizon: int, channels: int) -> None:
         super().__init__()

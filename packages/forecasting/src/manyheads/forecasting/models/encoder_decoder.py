@@ -1,14 +1,15 @@
-"""Transformer and Informer (1706.03762, 2012.07436) as forecasters, around any layer.
+"""Transformer and Informer (1706.03762, 2012.07436) as forecasters: encoder and decoder, around any layer.
 
-    E = LN(blocks(embed(x) + p)),   between the blocks of Informer: distilling, which halves the tokens
+    E = LN(blocks(embed(x) + p)),   Informer: distilling between the blocks halves the number of tokens
     D = LN(blocks([embed(x_{L-label+1} … x_L, 0 … 0) + p] | E)),   y = the last H tokens of D W + b
 
-Blocks are post-norm with GELU; the decoder's layer is causal if it has a causal form, and softmax attention reads E.
+Blocks are post-norm with GELU. The layer of the decoder is causal if it has a causal form. The cross-attention to E is
+softmax attention.
 
 Shapes: N windows, L look-back, H horizon, C channels.
 
-Differs from the papers: no calendar features are embedded, so that any series will do. Informer's decoder reads E with
-full attention, as in its own code (that of 2205.13504 reads it with ProbSparse attention).
+Differs from the papers: no calendar features are embedded, so that the model fits any series. The cross-attention of
+Informer is full attention, as in its own code (the code of 2205.13504 uses ProbSparse attention).
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from manyheads.forecasting.models.networks import DecoderConfig, make_layer
 
 @dataclass(frozen=True)
 class EncoderDecoderConfig(DecoderConfig):
-    """An encoder of the look-back and a decoder of its end and the horizon."""
+    """An encoder of the look-back, and a decoder of the label (its last steps) and the horizon."""
 
     distil: bool = False
-    """Halve the tokens between the blocks of the encoder."""
+    """Halve the number of tokens between the blocks of the encoder."""
 
     def make(self, look_back: int, horizon: int, channels: int) -> EncoderDecoder:
         return EncoderDecoder(self, look_back, horizon, channels)
 
 
 class EncoderDecoder(nn.Module):
-    """``(N, L, C)`` -> ``(N, H, C)``; see the module for the equations."""
+    """Transformer or Informer, ``(N, L, C)`` -> ``(N, H, C)``; the module docstring has the equations."""
 
     def __init__(self, config: EncoderDecoderConfig, look_back: int, horizon: int, channels: int) -> None:
         super().__init__()

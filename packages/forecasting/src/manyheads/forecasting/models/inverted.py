@@ -1,13 +1,13 @@
 """iTransformer: Inverted Transformers Are Effective for Time Series Forecasting (2310.06625), around any layer.
 
-    z_c = (x_c - mean x_c) / sd x_c,   token h_c = z_c W + b, one for each channel c
+    z_c = (x_c - mean x_c) / sd x_c,   one token for each channel c: h_c = z_c W + b
     y_c = (LN(blocks(h))_c V + b) sd x_c + mean x_c
 
-The layer mixes channels, the feed-forward network works on time. Blocks are post-norm.
+The layer mixes channels; the feed-forward network works along time. Blocks are post-norm.
 
 Shapes: N windows, L look-back, H horizon, C channels.
 
-Differs from the paper: calendar features are no tokens here, so that any series will do.
+Differs from the paper: calendar features are not tokens, so that the model fits any series.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InvertedConfig(NetworkConfig):
 
 
 class Inverted(nn.Module):
-    """``(N, L, C)`` -> ``(N, H, C)``; see the module for the equations."""
+    """iTransformer, ``(N, L, C)`` -> ``(N, H, C)``; the module docstring has the equations."""
 
     def __init__(self, config: InvertedConfig, look_back: int, horizon: int, channels: int) -> None:
         super().__init__()

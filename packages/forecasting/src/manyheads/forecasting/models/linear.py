@@ -1,16 +1,18 @@
-"""Are Transformers Effective for Time Series Forecasting? (2205.13504): Linear, NLinear and DLinear as modules, and
-RLinear (2305.10721), for training by gradient descent.
+"""Are Transformers Effective for Time Series Forecasting? (2205.13504): Linear, NLinear and DLinear as modules.
+
+With RLinear (2305.10721), for training by gradient descent:
 
     Linear    y = W x + b
     NLinear   y = W (x - x_L) + b + x_L
     DLinear   y = W_s (x - A x) + b_s + W_t A x + b_t,    A a moving average over 25 steps, edges repeated
     RLinear   y = sd(x) (W (x - mean(x)) / sd(x) + b) + mean(x)
 
-Shapes: N windows, L look-back, H horizon, C channels; ``(N, L, C) -> (N, H, C)``; channels never mix. With
-``individual`` each channel has weights of its own. Parameters: ``H (L + 1)``, DLinear twice that; times C if so.
+Shapes: N windows, L look-back, H horizon, C channels; ``(N, L, C) -> (N, H, C)``. Channels never mix (channel
+independence). The weights are shared by all channels or, with ``channels``, each channel has its own. Parameters:
+``H (L + 1)``, DLinear twice that; times C with weights for each channel.
 
-Differs from the papers: the last value, mean and deviation carry no gradient because the input has none; RLinear has no
-learnt affine transform (it is absorbed by ``W`` and ``b``), and the deviation is floored at 1e-5.
+Differs from the papers: the last value, mean and standard deviation carry no gradient because the input has none.
+RLinear has no learnt affine transform (``W`` and ``b`` absorb it), and its standard deviation is at least 1e-5.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ _FLOOR = 1e-5
 
 
 class ChannelLinear(nn.Module):
-    """``(N, L, C) -> (N, H, C)``: one affine map along time, shared by the channels or one a channel; torch's own
-    initialisation, uniform within ``1 / sqrt(L)``."""
+    """An affine map along time, ``(N, L, C) -> (N, H, C)``, shared by the channels or one for each channel.
+
+    Weights start uniform in ``+-1 / sqrt(L)``, as in :class:`torch.nn.Linear`.
+    """
 
     def __init__(self, look_back: int, horizon: int, channels: int | None) -> None:
         super().__init__()
@@ -45,12 +49,16 @@ class ChannelLinear(nn.Module):
 
 
 class LinearForecaster(nn.Module):
-    """The linear family; see the module for the equations.
+    """A member of the linear family; the module docstring has the equations.
 
     Args:
         form: ``linear``, ``nlinear``, ``dlinear`` or ``rlinear``.
         look_back, horizon: steps L and H.
-        channels: C for weights of its own for each channel, None for shared ones.
+        channels: C for weights for each channel, None for shared weights.
+
+    Raises:
+        ArgumentError: a look-back or horizon below 1.
+        UnknownNameError: an unknown form.
     """
 
     trend_matrix: Tensor
@@ -81,14 +89,19 @@ class LinearForecaster(nn.Module):
 
     @torch.no_grad()
     def as_linear_map(self) -> LinearMap:
-        """The trained model as one matrix a channel (and, for RLinear, a bias that scales with the deviation)."""
+        """The trained model as a :class:`LinearMap`: one matrix for each set of weights.
+
+        RLinear has, in addition, a bias that is multiplied by the standard deviation of the window.
+        """
         weight, bias = (t.double().numpy() for t in (self.main.weight.cpu(), self.main.bias.cpu()))
         look_back = weight.shape[1]
         if self.trend is not None:
+            # W_s'(x - A x) + W_t'A x = ((I - A)'W_s + A'W_t)' x
             average = moving_average(look_back)
             trend = self.trend.weight.cpu().double().numpy()
             weight = (np.eye(look_back) - average).T @ weight + average.T @ trend
             return LinearMap(weight, bias + self.trend.bias.cpu().double().numpy())
+        # W'(x - v'x) + v'x = (W + v (1 - sum_l W_l))' x, with v the last step or the mean
         left = 1.0 - weight.sum(axis=1, keepdims=True)
         if self.form == "nlinear":
             weight = weight.copy()

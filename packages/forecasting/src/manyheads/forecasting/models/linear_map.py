@@ -1,7 +1,7 @@
-"""A forecast that is linear in the look-back, as one matrix a channel.
+"""A forecast that is linear in the look-back, as one matrix for each channel.
 
-Repeat, seasonal naive, drift, window mean, Linear, NLinear, DLinear and their closed forms all end as this (2205.13504;
-the equivalences: 2403.14587); RLinear has one more term, the standard deviation of the window times a bias.
+Repeat, seasonal naive, drift, window mean, Linear, NLinear, DLinear and their closed forms all reduce to this form
+(2205.13504; equivalences in 2403.14587). RLinear has one more term: a bias times the standard deviation of the window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 class LinearMap:
     """``y[n, h, c] = sum_l x[n, l, c] weight[c, l, h] + bias[c, h] + sd(x[n, :, c]) scale_bias[c, h]``
 
-    The leading axis of each array is ``C``, or 1 where all channels share it.
+    The leading axis of each array is ``C``, or 1 if all channels share it.
     """
 
     weight: np.ndarray  # (C or 1, L, H)
@@ -39,7 +39,7 @@ class LinearMap:
     KIND: ClassVar[str] = "linear-map"
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name, and JSON."""
+        """Arrays by name, and a JSON document (empty here)."""
         arrays = {"weight": self.weight, "bias": self.bias, "scale_bias": self.scale_bias}
         return {name: array for name, array in arrays.items() if array is not None}, {}
 
@@ -47,7 +47,7 @@ class LinearMap:
     def restored(
         cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> LinearMap:
-        """What :meth:`stored` gave. Raises :class:`ValueError` or :class:`KeyError` for anything else."""
+        """Rebuild the map from :meth:`stored`. Raises :class:`ValueError` or :class:`KeyError` for anything else."""
         shared, look_back = arrays["weight"].shape[0], arrays["weight"].shape[1]
         if shared not in (1, channels) or look_back < 1:
             raise ValueError(f"weight of shape {arrays['weight'].shape} for {channels} channels")
@@ -64,7 +64,7 @@ class LinearMap:
         return cls(arrays["weight"], arrays["bias"], arrays.get("scale_bias"))
 
     def head(self, horizon: int) -> LinearMap:
-        """The first ``horizon`` steps of the forecast."""
+        """The map of the first ``horizon`` steps of the forecast."""
         scale_bias = None if self.scale_bias is None else self.scale_bias[:, :horizon]
         return LinearMap(self.weight[:, :, :horizon], self.bias[:, :horizon], scale_bias)
 
@@ -75,11 +75,12 @@ class LinearMap:
         return LinearMap(self.weight[pick], self.bias[pick], scale_bias)
 
     def astype(self, dtype: type) -> LinearMap:
+        """A copy in another floating-point type."""
         scale_bias = None if self.scale_bias is None else self.scale_bias.astype(dtype)
         return LinearMap(self.weight.astype(dtype), self.bias.astype(dtype), scale_bias)
 
     def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
-        """``(N, L', C)`` with ``L' >= L`` -> ``(N, H, C)``; a longer window is cut to its last ``L`` steps."""
+        """Forecasts ``(N, H, C)`` of look-backs ``(N, L', C)``; only the last ``L <= L'`` steps are used."""
         windows_CNL = np.ascontiguousarray(windows_NLC[:, -self.look_back :, :].transpose(2, 0, 1))
         forecast_CNH = windows_CNL @ self.weight
         forecast_CNH += self.bias[:, None, :]

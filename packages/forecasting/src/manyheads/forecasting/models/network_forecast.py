@@ -1,4 +1,4 @@
-"""A trained module as a fitted model, and its tensors and JSON."""
+"""A trained torch module as a fitted model, and how it is stored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from manyheads.lab.data.fields import from_json
 from manyheads.lab.data.storage import checked_tensors
 from manyheads.lab.domain import load
 
-_CHUNK = 1024  # windows at a time
-_SMALL = 1 << 22  # numbers that any machine has room for
+_CHUNK = 1024  # windows in one forward pass
+_SMALL = 1 << 22  # parameters that fit into the memory of any machine
 
 
 @dataclass(frozen=True)
 class ModuleForecast:
-    """A trained module as a :class:`FittedModel`: it is run on the windows as it is, in its own dtype and place."""
+    """A trained module as a :class:`FittedModel`; it runs in its own dtype and on its own device."""
 
     module: nn.Module
     look_back: int
@@ -46,7 +46,7 @@ class NetworkForecast(ModuleForecast):
     KIND: ClassVar[str] = "network"
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors by name, and JSON."""
+        """Tensors by name, and a JSON document with the name, the config and the look-back."""
         tensors = {name: tensor.cpu().numpy() for name, tensor in self.module.state_dict().items()}
         described = {"network": self.network, "settings": asdict(self.config), "look_back": self.look_back}
         return tensors, described
@@ -55,11 +55,14 @@ class NetworkForecast(ModuleForecast):
     def restored(
         cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> NetworkForecast:
-        """What :meth:`stored` gave. Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError`."""
+        """Rebuild the network from :meth:`stored`.
+
+        Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError` for anything else.
+        """
         spec, look_back = find_network(described["network"]), described["look_back"]
         config: NetworkConfig = from_json(load(spec.config), described["settings"])
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        # a damaged number could ask for any amount of memory: compare the sizes before any is taken
+        # a damaged number could request any amount of memory: compare the sizes before allocating
         if _numbers(config) > max(_SMALL, 64 * sum(t.numel() for t in tensors.values())):
             raise ValueError(f"{described['network']}: settings of another size than its {len(tensors)} tensors")
         if not 1 <= look_back <= rows:
@@ -71,5 +74,5 @@ class NetworkForecast(ModuleForecast):
 
 
 def _numbers(config: NetworkConfig) -> float:
-    """About the parameters of a network of these settings."""
+    """Approximate number of parameters of a network with this config."""
     return config.depth * config.width**2 * max(1.0, config.expansion)

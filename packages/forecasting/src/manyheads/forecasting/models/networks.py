@@ -1,7 +1,7 @@
-"""Networks by name, their sizes, and how any registered layer of the core goes into one.
+"""The registry of networks, their configs, and any registered layer of the core inside them.
 
-A network is one file with a frozen config, whose ``make(look_back, horizon, channels)`` gives a module from
-``(N, L, C)`` to ``(N, H, C)``, and one entry of :data:`NETWORKS`.
+A network is one file with a frozen config and one entry of :data:`NETWORKS`. ``config.make(look_back, horizon,
+channels)`` returns a module from ``(N, L, C)`` to ``(N, H, C)``.
 """
 
 from __future__ import annotations
@@ -25,42 +25,49 @@ _HERE = "manyheads.forecasting.models"
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What every network has."""
+    """The config fields of every network."""
 
     layer: str = "softmax"
-    """A name of ``manyheads list``: the layer that mixes the tokens."""
+    """The layer that mixes the tokens, a name of ``manyheads list``."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the layer, over those that the network sets."""
+    """Further arguments of the layer; they override those that the network sets."""
     width: int = 32
+    """Width of a token."""
     depth: int = 2
     """Blocks of the encoder."""
     expansion: float = 2.0
-    """Width of the feed-forward network over the width."""
+    """Hidden width of the feed-forward network, as a multiple of the width."""
     heads: int = 4
+    """Attention heads."""
     dropout: float = 0.1
+    """Dropout rate."""
 
     def make(self, look_back: int, horizon: int, channels: int) -> nn.Module:
-        """The module, with torch's generator as it stands. Raises :class:`ArgumentError` for settings that no network
-        can have."""
+        """Build the module, with weights from torch's global random generator.
+
+        Raises :class:`ArgumentError` for a config that cannot be built.
+        """
         raise NotImplementedError
 
     def build(self, splits: Splits) -> nn.Module:
-        """The module for the windows of an experiment."""
+        """Build the module for the windows of an experiment."""
         return self.make(*(splits.facts[name] for name in ("look_back", "horizon", "channels")))
 
 
 @dataclass(frozen=True)
 class DecoderConfig(NetworkConfig):
-    """What every network with a decoder has."""
+    """The config fields of every network with a decoder."""
 
     decoder_depth: int = 1
     """Blocks of the decoder."""
     label: int | None = None
-    """Known steps that the decoder begins with; half of the look-back by default."""
+    """Known steps at the start of the decoder input (label length); half of the look-back by default."""
 
     def label_of(self, look_back: int) -> int:
-        """The known steps of the decoder. Raises :class:`ArgumentError` for more than the look-back, and for depths
-        below 1."""
+        """The label length in steps.
+
+        Raises :class:`ArgumentError` for a label longer than the look-back, and for depths below 1.
+        """
         label = look_back // 2 if self.label is None else self.label
         if not 0 <= label <= look_back or min(self.depth, self.decoder_depth) < 1:
             raise ArgumentError(
@@ -72,14 +79,14 @@ class DecoderConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network by name."""
+    """An entry of the registry of networks."""
 
     title: str
     paper: str  # arXiv id
     config: str  # "module:class"
-    look_back: int = 96  # steps that it reads unless told otherwise, at most
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    published: Mapping[str, Any] = field(default_factory=dict)  # over the settings: the size of the paper
+    look_back: int = 96  # default look-back in steps, at most
+    settings: Mapping[str, Any] = field(default_factory=dict)  # config fields
+    published: Mapping[str, Any] = field(default_factory=dict)  # config fields of the published size
 
 
 _LARGE = {"width": 512, "heads": 8, "expansion": 4.0, "dropout": 0.05}
@@ -117,7 +124,7 @@ NETWORKS: Mapping[str, NetworkSpec] = {
         _LARGE,
     ),
     "patchtst": NetworkSpec(
-        "PatchTST: patches of each channel alone",
+        "PatchTST: patches, channel independence",
         "2211.14730",
         f"{_HERE}.patches:PatchesConfig",
         336,
@@ -136,16 +143,16 @@ NETWORKS: Mapping[str, NetworkSpec] = {
 
 
 def find_network(name: str) -> NetworkSpec:
-    """The network of that name; raises :class:`UnknownNameError` with the nearest."""
+    """Look a network up by name. Raises :class:`UnknownNameError` with the nearest name."""
     if name not in NETWORKS:
         raise UnknownNameError("network", name, NETWORKS)
     return NETWORKS[name]
 
 
 def network_config(name: str, *, published: bool = False, **changes: Any) -> NetworkConfig:
-    """The settings of a network: a size for two CPU cores, or the published one, with ``changes``.
+    """The config of a network: a size for two CPU cores or the published size, with ``changes``.
 
-    Raises :class:`UnknownNameError` and, for settings that the network does not have, :class:`ArgumentError`.
+    Raises :class:`UnknownNameError`, and :class:`ArgumentError` for a field that the config does not have.
     """
     spec = find_network(name)
     kind = load(spec.config)
@@ -167,14 +174,14 @@ def make_layer(
     causal: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Layer:
-    """A registered layer for sequences of ``tokens`` tokens.
+    """Build a registered layer for sequences of ``tokens`` tokens.
 
-    Its arguments for the number of heads, the number of tokens and causality are set if it has them. A layer without a
-    causal form mixes all tokens: in a decoder these are the known steps and zeros.
+    The arguments for the number of heads, the number of tokens and causality are set if the layer has them. A layer
+    without a causal form mixes all tokens; in a decoder these are the known steps and zeros, so nothing leaks.
 
     Raises:
         UnknownNameError: a name that is not registered.
-        ArgumentError: a layer that does not take a sequence, or needs a context; arguments that it refuses.
+        ArgumentError: a layer that does not take a sequence or needs a context, or invalid arguments of the layer.
     """
     from manyheads.core.registry import find_layer
 

@@ -1,4 +1,4 @@
-"""A model of some channels beside the naive forecast of the others."""
+"""A fitted model for some channels, the naive forecast for the others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from manyheads.forecasting.series.panels import FittedModel
 
 @dataclass(frozen=True)
 class Patched:
-    """A model of some channels beside the naive forecast of the others."""
+    """A :class:`FittedModel` made of a model for some channels and the naive forecast for the others."""
 
     model: FittedModel
-    columns: np.ndarray  # the channels that the model reads
-    kept: np.ndarray  # (C,) bool: the channels that it forecasts
-    naive: LinearMap  # of all channels
+    columns: np.ndarray  # indices of the channels that the model reads
+    kept: np.ndarray  # (C,) bool: channels whose forecast is that of the model
+    naive: LinearMap  # for all channels
 
     KIND: ClassVar[str] = "patched"
 
@@ -40,7 +40,7 @@ class Patched:
         return everything
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name, and JSON."""
+        """Arrays by name, and a JSON document with that of the inner model."""
         inner, described = stored_model(self.model)
         naive, _ = self.naive.stored()
         arrays = {"columns": self.columns, "kept": self.kept}
@@ -52,7 +52,10 @@ class Patched:
     def restored(
         cls, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
     ) -> Patched:
-        """What :meth:`stored` gave. Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError`."""
+        """Rebuild the model from :meth:`stored`.
+
+        Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError` for anything else.
+        """
         columns, kept = arrays["columns"], arrays["kept"]
         whole = columns.dtype.kind == "i" and columns.ndim == 1 and kept.dtype == bool and kept.shape == (channels,)
         if not whole or len(set(columns.tolist()) & set(range(channels))) != len(columns):

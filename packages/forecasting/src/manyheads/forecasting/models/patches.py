@@ -1,13 +1,13 @@
 """A Time Series is Worth 64 Words: Long-term Forecasting with Transformers (2211.14730): PatchTST, around any layer.
 
-    z_c = (x_c - mean x_c) / sd x_c,   each channel c alone
+    z_c = (x_c - mean x_c) / sd x_c,   each channel c on its own (channel independence)
     h = blocks(patches(z_c) W + p),    blocks: post-norm with batch norm
     y_c = (flatten(h) V + b) sd x_c + mean x_c
 
 Shapes: N windows, L look-back, H horizon, C channels.
 
-Differs from the paper: the instance norm has no learned affine transform. The authors' attention adds the scores of the
-block before (residual attention); ours does not.
+Differs from the paper: the instance normalisation has no learnt affine transform. The authors' attention adds the
+scores of the previous block (residual attention); this one does not.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from manyheads.forecasting.models.networks import NetworkConfig, make_layer
 
 @dataclass(frozen=True)
 class PatchesConfig(NetworkConfig):
-    """An encoder of patches, each channel alone."""
+    """An encoder of patches, with channel independence."""
 
     width: int = 16
     depth: int = 3
     expansion: float = 8.0
     dropout: float = 0.3
     patch: int = 16
-    """Steps of a patch."""
+    """Steps in a patch."""
     stride: int = 8
-    """Steps between patches."""
+    """Steps between the starts of two patches."""
 
     def make(self, look_back: int, horizon: int, channels: int) -> Patches:
         return Patches(self, look_back, horizon)
 
 
 class Patches(nn.Module):
-    """``(N, L, C)`` -> ``(N, H, C)``; see the module for the equations."""
+    """PatchTST, ``(N, L, C)`` -> ``(N, H, C)``; the module docstring has the equations."""
 
     def __init__(self, config: PatchesConfig, look_back: int, horizon: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Store any fitted model as arrays and JSON, and restore it.
 
-A fitted model that can be stored has a ``KIND``, ``stored() -> (arrays, JSON)`` and a class method
-``restored(arrays, JSON, horizon, channels, rows)``; its class is an entry of :data:`KINDS`.
+A model that can be stored has a ``KIND``, a method ``stored() -> (arrays, JSON)`` and a class method
+``restored(arrays, JSON, horizon, channels, rows)``. Its class is an entry of :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ KINDS: Mapping[str, str] = {
 
 
 def stored_model(model: FittedModel) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays by name, and JSON with the model's ``kind``. Raises :class:`ArgumentError` for a model that has none."""
+    """Arrays by name, and a JSON document with the ``kind`` of the model.
+
+    Raises :class:`ArgumentError` for a model that cannot be stored.
+    """
     kind = getattr(model, "KIND", None)
     if kind not in KINDS:
         raise ArgumentError(
@@ -37,7 +40,7 @@ def stored_model(model: FittedModel) -> tuple[dict[str, np.ndarray], dict[str, A
 def restored_model(
     arrays: Mapping[str, np.ndarray], described: Mapping[str, Any], horizon: int, channels: int, rows: int
 ) -> FittedModel:
-    """What :func:`stored_model` gave; ``rows`` is the length of the past that the file holds.
+    """Rebuild a model from :func:`stored_model`; ``rows`` is the number of past rows in the file.
 
     Raises :class:`ArgumentError`, :class:`ValueError` or :class:`KeyError` for arrays that do not fit the description.
     """

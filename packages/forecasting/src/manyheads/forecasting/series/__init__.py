@@ -1,1 +1,1 @@
-"""From a user's table to panels of series: cells, time stamps, frequencies, values."""
+"""Read a user's table into panels of series: cells, time stamps, frequencies, values."""

@@ -1,7 +1,7 @@
-"""Cells as written: a CSV or parquet file, or a table in memory, as one pandas frame whose rows can be named.
+"""Read a CSV or parquet file, or a table in memory, into one pandas frame whose rows errors can point to.
 
-Ids and stamps of a file stay text, so that ``NA`` and ``007`` are what they were. Whatever cannot be read raises
-:class:`DataError` in one line.
+Ids and stamps of a file stay text, so that the ids ``NA`` and ``007`` are kept as written. Anything that cannot be read
+raises :class:`DataError` with a message of one line.
 """
 
 from __future__ import annotations
@@ -17,53 +17,57 @@ import numpy as np
 import pandas as pd
 
 from manyheads.core.errors import DataError
-from manyheads.forecasting.series.csv_files import TIME_NAMES, check_unique, read_csv, said
+from manyheads.forecasting.series.csv_files import TIME_NAMES, check_unique, one_line, read_csv
 from manyheads.forecasting.series.stamps import is_stamps, reads_as_dates
 from manyheads.lab.data.registry import read_unpacked
 from manyheads.lab.install import missing
 
 IN_MEMORY = "the table"
-_CELLS = 1000  # most cells for each byte of a parquet file
+_CELLS = 1000  # cells for each byte of a parquet file, at most
 # pyarrow and pandas raise these, and their subclasses, for damaged parquet files
 _DAMAGE = (ValueError, OSError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a long table; ``time`` also names the time column of a wide one."""
+    """Names of the columns of a long table; --time also names the time column of a wide table."""
 
     id: str = "unique_id"
-    """Name of the series column of a long table."""
+    """Name of the column with the series ids of a long table."""
     time: str | None = None
-    """Name of the time column; by default the first of ds, date, time, timestamp, datetime that is there."""
+    """Name of the time column; by default the first column named ds, date, time, timestamp or datetime."""
     target: str = "y"
-    """Name of the value column of a long table."""
+    """Name of the column with the values of a long table."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as it was written."""
+    """A table before its stamps, ids and values are interpreted."""
 
-    frame: pd.DataFrame  # its columns are unique texts
-    time: str  # the time column
-    place: str  # how errors name the table
-    rows: np.ndarray  # number of each row, as its owner counts
+    frame: pd.DataFrame  # column names are unique texts
+    time: str  # name of the time column
+    place: str  # name of the table in errors
+    rows: np.ndarray  # number of each row in errors: the line of a file, or the position in memory
     notes: tuple[str, ...] = ()
 
     def at(self, row: int) -> str:
-        """Rows of a table in memory count from 0, lines of a file as an editor counts them."""
+        """The place of a row for errors: rows in memory count from 0, lines of a file as in an editor."""
         kind = "row" if self.place == IN_MEMORY or self.place.endswith(".parquet") else "line"
         return f"{self.place}, {kind} {self.rows[row]}"
 
     def without(self, names: Sequence[str]) -> Cells:
+        """The table without some columns."""
         return replace(self, frame=self.frame.drop(columns=list(names)))
 
 
 def read_cells(source: Any, columns: Columns) -> Cells:
-    """A path, a DataFrame, a Series, or any table that speaks Arrow (polars, pyarrow) as :class:`Cells`.
+    """Read a path, a DataFrame, a Series, or any table with the Arrow interface (polars, pyarrow).
 
-    Stamps and ids may be in the index. Raises :class:`DataError`, and :class:`MissingPackageError` if pyarrow is needed
-    and not installed.
+    Stamps and ids may be in the index.
+
+    Raises:
+        DataError: anything that is not a table with a time column.
+        MissingPackageError: pyarrow is needed and not installed.
     """
     if isinstance(source, str | os.PathLike):
         return _of_file(Path(source), columns)
@@ -80,7 +84,7 @@ def read_cells(source: Any, columns: Columns) -> Cells:
 
 
 def listed(names: Sequence[object] | pd.Index) -> str:
-    """The first eight names."""
+    """The first eight names, separated by commas."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:8]) + (", …" if len(texts) > 8 else "")
 
@@ -97,7 +101,7 @@ def _of_arrow(source: Any) -> pd.DataFrame:
     except ImportError as error:
         raise missing("pyarrow", "manyheads-forecasting", "parquet", place=f"{IN_MEMORY} of type {kind}") from error
     except _DAMAGE as error:
-        raise DataError(f"{IN_MEMORY}: found {kind} that is no table ({said(error)}): {fix}") from error
+        raise DataError(f"{IN_MEMORY}: found {kind} that is no table ({one_line(error)}): {fix}") from error
 
 
 def _of_frame(frame: pd.DataFrame, place: str, columns: Columns) -> Cells:
@@ -112,7 +116,10 @@ def _of_frame(frame: pd.DataFrame, place: str, columns: Columns) -> Cells:
 
 
 def _with_index(frame: pd.DataFrame, place: str, columns: Columns) -> tuple[pd.DataFrame, str | None]:
-    """The stamps and ids of the index as columns, and its name if it holds the stamps; any other index is left out."""
+    """The frame with stamps and ids of its index as columns, and the name of the time column if it was the index.
+
+    Any other index is dropped.
+    """
     index, plain = frame.index, frame.reset_index(drop=True)
     if isinstance(index, pd.MultiIndex):
         return _with_levels(index, plain, place, columns)
@@ -158,7 +165,7 @@ def _with_column(plain: pd.DataFrame, name: str, values: pd.Index, place: str) -
 
 
 def _dates(index: pd.Index) -> bool:
-    """Whether an index of texts, or of whole numbers with a name, is made of dates; without one it counts the rows."""
+    """Whether an index of texts or of named whole numbers holds dates; unnamed whole numbers count rows."""
     counts = pd.api.types.is_numeric_dtype(index.dtype) and index.name is None
     return not counts and len(index) > 0 and reads_as_dates(index)
 
@@ -214,4 +221,4 @@ def _parquet(path: Path) -> pd.DataFrame:
     except (*_DAMAGE, ArrowException) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is no parquet file that can be read ({said(error)}): check the file") from error
+        raise DataError(f"{path} is no parquet file that can be read ({one_line(error)}): check the file") from error

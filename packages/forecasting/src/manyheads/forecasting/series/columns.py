@@ -1,4 +1,4 @@
-"""Ids as text and values as numbers, or the row that is neither."""
+"""Series ids as text and values as numbers; errors name the row that is neither."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import pandas as pd
 from manyheads.core.errors import DataError
 from manyheads.forecasting.series.cells import Cells
 
-_Kinded = tuple[str, object]  # a cell and its kind
+_Kinded = tuple[str, object]  # the type of a cell, and the cell
 _NUMBERS = (str, Real, Decimal, np.bool_)
-_EXACT = 2**53  # whole numbers above it share a float
+_EXACT = 2**53  # above it, several whole numbers have the same float
 
 
 def id_texts(cells: Cells, name: str) -> np.ndarray:
-    """The ids as text, as they are written.
+    """The series ids as text, exactly as written.
 
-    Raises :class:`DataError` for a missing id, for a number that is not exact, and if two kinds of id have one text,
-    such as 1 and "1".
+    Raises :class:`DataError` for a missing id, for a number that is not exact, and if ids of two types have the same
+    text, such as 1 and "1".
     """
     column = cells.frame[name]
-    if column.dtype == object:  # pandas takes 1, 1.0 and True for one
+    # pandas counts 1, 1.0 and True as equal: factorise the type with the cell
+    if column.dtype == object:
         column = pd.Series(_with_kinds(column), dtype=object)
     codes, unique = pd.factorize(column, use_na_sentinel=False)
     rows = np.unique(codes, return_index=True)[1]
     texts = np.empty(len(unique), dtype=object)
-    kinds: dict[str, str] = {}  # of each text, and of each whole number
+    kinds: dict[str, str] = {}  # the type by text, and by whole number
     for code, row in enumerate(rows):
         cell = cells.frame[name].iloc[row]
         at = f"{cells.at(int(row))}, column {name!r}"
@@ -76,7 +77,16 @@ def _id_text(cell: object, at: str) -> str:
 
 
 def numbers(cells: Cells, name: str, what: Callable[[int], str], missing: float | None) -> np.ndarray:
-    """The values of a column, NaN if one is missing. Raises :class:`DataError` for any other cell and for infinity."""
+    """The values of a column as float64, NaN for a missing one.
+
+    Args:
+        cells: the table.
+        name: the column.
+        what: the name of the column, or of the series in it, at a row, for errors.
+        missing: a number that stands for a missing value.
+
+    Raises :class:`DataError` for a cell that is not a number, and for infinity.
+    """
     column = cells.frame[name]
     kind = column.dtype
     if isinstance(kind, pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mMc":
@@ -101,7 +111,7 @@ def numbers(cells: Cells, name: str, what: Callable[[int], str], missing: float 
 
 
 def _from_objects(cells: Cells, name: str, what: Callable[[int], str]) -> np.ndarray:
-    """Numbers among texts, decimals and other objects."""
+    """Convert texts, decimals and other objects to float64."""
     column = cells.frame[name].astype(object)
     found = np.full(len(column), np.nan)
     for row, cell in enumerate(column):

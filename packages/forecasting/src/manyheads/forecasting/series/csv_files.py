@@ -1,4 +1,4 @@
-"""The cells of a CSV of any separator, decimal sign and encoding: ids and stamps as text, values as numbers."""
+"""Read a CSV of any separator, decimal mark and encoding: ids and stamps as text, values as numbers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from manyheads.core.errors import DataError
 from manyheads.forecasting.series.stamps import reads_as_dates
 
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime")
-# Words of pandas' own list that stand for a missing number.
+# the words that pandas reads as a missing number
 MISSING = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A")
 MISSING += ("NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null")
-_SEPARATORS = ("\t", ";", "|", ",")  # the first wins a tie: a comma may stand inside a cell
+_SEPARATORS = ("\t", ";", "|", ",")  # the first wins a tie: a comma may also be part of a cell
 _COMMA = r"[+-]?\d[\d.]*,\d+([eE][+-]?\d+)?"
 _GROUPED = r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?"
 _UNCLEAR = r"[+-]?[1-9]\d{0,2}[.,]\d{3}"
@@ -27,14 +27,15 @@ _UNCLEAR = r"[+-]?[1-9]\d{0,2}[.,]\d{3}"
 def read_csv(
     raw: bytes, place: str, *, id_name: str, time_name: str | None, target: str
 ) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:
-    """The cells, the line of each row, and notes. Raises :class:`DataError` for what is no CSV."""
+    """The cells, the line number of each row, and notes. Raises :class:`DataError` for anything but a CSV."""
     text, notes = _text(raw, place)
     body = text.lstrip("\r\n")
     first = 2 + text[: len(text) - len(body)].count("\n")
-    said_separator = re.match(r"sep=([,;|\t])\r?\n", body)  # a line for Excel
-    if said_separator:
-        body, first = body[said_separator.end() :], first + 1
-    separator = said_separator[1] if said_separator else _separator(body)
+    # a first line such as "sep=;" is the hint for Excel
+    hint = re.match(r"sep=([,;|\t])\r?\n", body)
+    if hint:
+        body, first = body[hint.end() :], first + 1
+    separator = hint[1] if hint else _separator(body)
     try:
         header = _parsed(body, separator, header=None, nrows=1, dtype=str).iloc[0]
         names = [str(name).strip() for name in header]
@@ -65,7 +66,7 @@ def read_csv(
     except (ValueError, OverflowError, pd.errors.ParserError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{place} is not a CSV file: {said(error)}: give a table with commas") from error
+        raise DataError(f"{place} is not a CSV file: {one_line(error)}: give a table with commas") from error
     blank = np.logical_and.reduce([(column.isna() | (column == "")).to_numpy() for _, column in frame.items()])
     kept = frame[~blank].reset_index(drop=True)
     named, more = _without_nameless(kept, names, place)
@@ -73,19 +74,19 @@ def read_csv(
 
 
 def check_unique(names: Sequence[str], place: str) -> None:
-    """Raises :class:`DataError` for a name that is there twice."""
+    """Raise :class:`DataError` for a duplicate name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{place}: column {twice!r} is there twice, expected once: rename or drop one of them")
 
 
-def said(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+def one_line(error: BaseException) -> str:
+    """The message of a library's error in one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _text(raw: bytes, place: str) -> tuple[str, tuple[str, ...]]:
-    """UTF-8, UTF-16 with its byte order mark, or Latin-1."""
+    """Decode UTF-8, UTF-16 with a byte order mark, or else Latin-1, with a note."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             text, notes = raw.decode("utf-16"), ()
@@ -104,7 +105,7 @@ def _text(raw: bytes, place: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _separator(body: str) -> str:
-    """The separator that gives the header and the first rows the same number of cells, and the most."""
+    """The separator that gives the header and the first rows the same, and the largest, number of cells."""
     lines = [line for line in body[: 1 << 20].splitlines() if line.strip()][:20]
     best, most = ",", (False, 1)
     for separator in _SEPARATORS:
@@ -119,15 +120,15 @@ def _separator(body: str) -> str:
 
 
 def _parsed(body: str, separator: str, **options: Any) -> pd.DataFrame:
-    # blank lines are kept, so that the rows have the numbers of their lines
+    # blank lines are kept, so that row numbers are line numbers
     return pd.read_csv(io.StringIO(body), sep=separator, keep_default_na=False, skip_blank_lines=False, **options)
 
 
 def _decimal_commas(frame: pd.DataFrame, texts: pd.DataFrame, values: dict[int, str], place: str) -> None:
-    """Numbers such as 1,5 and 1.234,5 of a file whose cells another character separates, in place.
+    """Convert numbers such as 1,5 and 1.234,5 in place, in a file whose separator is not a comma.
 
-    A comma in one column of values says how the others are written. Raises :class:`DataError` if a comma or a point may
-    begin the decimals or group the thousands.
+    A decimal comma in one column of values decides for all of them. Raises :class:`DataError` if a comma or a point may
+    be a decimal mark or a thousands separator.
     """
     stripped = {n: texts[n].fillna("").str.strip() for n in values}
     if not any(
@@ -139,7 +140,8 @@ def _decimal_commas(frame: pd.DataFrame, texts: pd.DataFrame, values: dict[int, 
         commas, points = given[given.str.contains(",")], given[given.str.contains(".", regex=False)]
         marked = commas if len(commas) else points
         if not len(marked) or not given.str.fullmatch(_GROUPED).all():
-            continue  # read already, or the first cell that is no number will be named
+            # read already, or the first cell that is not a number raises later
+            continue
         if marked.str.fullmatch(_UNCLEAR).all():
             sign = "comma" if len(commas) else "point"
             raise DataError(
@@ -152,7 +154,7 @@ def _decimal_commas(frame: pd.DataFrame, texts: pd.DataFrame, values: dict[int, 
 
 
 def _without_nameless(frame: pd.DataFrame, names: list[str], place: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Columns without a name: an empty one and numbers of rows are left out, stamps are the time column."""
+    """Resolve columns without a name: drop empty ones and row numbers, take stamps as the time column."""
     kept, notes = list(names), []
     for number in [n for n, name in enumerate(names) if not name]:
         column = frame[number].fillna("")

@@ -1,8 +1,8 @@
-"""Any user's table as panels: long (``unique_id, ds, y``) or wide (a time column and one column a channel).
+"""Read any user's table into panels: long (``unique_id, ds, y``) or wide (a time column, one column a channel).
 
-One way for every table: cells as written, ids as text, stamps, one series at a time on its own regular axis, panels of
-the series that share one. Bad input never yields a number: each fault raises :class:`DataError` with the file, the line
-(as an editor counts it, the header being line 1) or the row, what was found, and how to fix it.
+Every table takes the same steps: cells as written, ids as text, time stamps, each series on its own regular time axis,
+panels of the series with the same axis. Bad input never yields a number. Each fault raises :class:`DataError` with the
+file, the line (as in an editor; the header is line 1) or the row, what was found, and how to fix it.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from manyheads.forecasting.series.panels import SENTINEL, Panel
 from manyheads.forecasting.series.stamps import read_stamps
 
 Table = Any
-"""What :func:`read_panels` reads: a path, a pandas frame or series, or another table that speaks Arrow."""
+"""Input of :func:`read_panels`: a path, a pandas frame or series, or another table with the Arrow interface."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a table is read."""
+    """Options for reading a table."""
 
     columns: Columns = field(default_factory=Columns)
     freq: str | None = None
-    """pandas' alias of the frequency; recognised by default."""
+    """Frequency as a pandas alias (h, 15min, D, W, MS); recognised from the stamps by default."""
     season: int | None = None
-    """Rows in a season; from the frequency by default."""
+    """Rows in one season (24 for hourly data); from the frequency by default."""
     missing: float | None = None
-    """A number that stands for a missing value, such as -9999."""
+    """Number that stands for a missing value, such as -9999."""
     fill: Literal["interpolate"] | None = None
-    """What to do with missing values and missing stamps; they are refused by default."""
+    """Fill missing values and missing stamps; by default they are an error."""
     drop: tuple[str, ...] = ()
     """Columns, or series of a long table, to leave out."""
     zone: str | None = None
-    """Time zone, such as Europe/Berlin, of stamps that are written with an offset from UTC."""
+    """Time zone, such as Europe/Berlin, for stamps written with an offset from UTC."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One series as it is in the table; NaN is a missing value."""
+    """One series as in the table; NaN is a missing value."""
 
     name: str
-    what: str  # names the series in errors
+    what: str  # name of the series in errors
     stamps: pd.DatetimeIndex
     values: np.ndarray
-    rows: np.ndarray  # its rows of the table
+    rows: np.ndarray  # row numbers in the table
 
 
 @dataclass(frozen=True)
 class Regular:
-    """One series on its axis, without gaps."""
+    """One series on its regular time axis, without gaps."""
 
     name: str
     freq: str
@@ -70,14 +70,16 @@ class Regular:
 
 
 def read_panels(source: Table, reading: Reading | None = None, *, usual_freq: str | None = None) -> list[Panel]:
-    """The table as panels: series with the same time stamps share one, others get their own.
+    """Read a table into panels: series with the same time stamps share one panel, others get their own.
 
     Args:
         source: path of a CSV (also .gz, .xz, .bz2, .zip) or parquet file, DataFrame, Series, polars or pyarrow table.
-        reading: how it is read.
-        usual_freq: taken for series that fit it, also for those that are too short to show their own.
+        reading: options for reading it.
+        usual_freq: frequency for the series that fit it, also if they are too short to show a frequency.
 
-    Raises :class:`DataError`, and :class:`MissingPackageError` if pyarrow is needed and not installed.
+    Raises:
+        DataError: any fault of the table, with its place and the fix.
+        MissingPackageError: pyarrow is needed and not installed.
     """
     reading = reading or Reading()
     cells = read_cells(source, reading.columns)
@@ -97,7 +99,7 @@ def read_panels(source: Table, reading: Reading | None = None, *, usual_freq: st
 
 
 def _observed(cells: Cells, reading: Reading) -> tuple[list[Observed], tuple[str, ...]]:
-    """The series of a table in the order of their ids or columns, and notes."""
+    """The series of a table, in the order of their ids or columns, and notes."""
     columns, place = reading.columns, cells.place
     if columns.id in cells.frame and columns.target not in cells.frame:
         raise DataError(
@@ -125,9 +127,9 @@ def _observed(cells: Cells, reading: Reading) -> tuple[list[Observed], tuple[str
                 f"{place}: only the time column {cells.time!r} was found: add at least one column of values"
             )
         if columns.target in others and len(others) > 1:
-            others_said = listed([name for name in others if name != columns.target])
+            listing = listed([name for name in others if name != columns.target])
             notes += (
-                f"{place}: {others_said} are forecast as series of their own, beside {columns.target!r}: drop them "
+                f"{place}: {listing} are forecast as series of their own, beside {columns.target!r}: drop them "
                 "(--drop) if they explain it",
             )
         rows = np.arange(len(cells.frame))
@@ -148,7 +150,10 @@ def _observed(cells: Cells, reading: Reading) -> tuple[list[Observed], tuple[str
 
 
 def _on_axes(kept: list[Observed], cells: Cells, reading: Reading, usual: str | None) -> list[Regular]:
-    """Every series on the axis of its own stamps; a frequency that fits is taken from the others by the short ones."""
+    """Put every series on a regular axis of its own stamps.
+
+    Short series take the most usual frequency of the others if their stamps fit it.
+    """
     for series in kept:
         _check_rising(series, cells)
     freqs: dict[bytes, str | None] = {}
@@ -184,14 +189,17 @@ def _check_rising(series: Observed, cells: Cells) -> None:
 
 
 def _fits_better(stamps: pd.DatetimeIndex, common: str, own: str) -> bool:
-    """Whether all stamps are on the grid of the other series, and complete there or incomplete on their own."""
+    """Whether the frequency of the other series describes the stamps better than their own.
+
+    It does if all stamps are on its grid, and either leave no gap there or leave gaps on their own grid.
+    """
     if is_complete(stamps, common):
         return True
     return not is_complete(stamps, own) and bool(stamps.isin(axis(common, stamps[0], stamps[-1])).all())
 
 
 def _where(series: Observed, row: int, cells: Cells) -> str:
-    """The place of a stamp: its series too if every one has stamps of its own."""
+    """The place of a stamp for errors, with the series in a long table."""
     own = f", series {series.name!r}" if series.what.startswith("series") else ""
     return f"{cells.at(int(series.rows[row]))}{own}"
 
@@ -199,7 +207,7 @@ def _where(series: Observed, row: int, cells: Cells) -> str:
 def _axis(
     series: Observed, freq: str | None, common: str | None, cells: Cells, reading: Reading
 ) -> tuple[str, pd.DatetimeIndex]:
-    """The frequency and the axis of one series."""
+    """The frequency and the regular axis of one series; raises :class:`DataError` for stamps that do not fit."""
     stamps = series.stamps
     if common is not None and common != freq and (freq is None or _fits_better(stamps, common, freq)):
         freq = common
@@ -245,7 +253,7 @@ def _axis(
 
 
 def _filled(series: Observed, freq: str, stamps: pd.DatetimeIndex, cells: Cells, reading: Reading) -> Regular:
-    """Missing rows and values between their neighbours on a line; refused unless that is asked for."""
+    """Interpolate missing rows and values linearly if ``fill`` is set; else a missing value raises."""
     known = ~np.isnan(series.values)
     if reading.fill is None and not known.all():
         row = int(np.argmin(known))
@@ -261,7 +269,7 @@ def _filled(series: Observed, freq: str, stamps: pd.DatetimeIndex, cells: Cells,
 
 
 def _panels(regular: list[Regular], place: str, reading: Reading, notes: tuple[str, ...]) -> list[Panel]:
-    """Series with the same axis together."""
+    """Join the series with the same axis into one panel."""
     groups: dict[tuple[str, pd.Timestamp, int], list[Regular]] = {}
     for series in regular:
         groups.setdefault((series.freq, series.stamps[0], len(series.stamps)), []).append(series)
@@ -272,7 +280,7 @@ def _panels(regular: list[Regular], place: str, reading: Reading, notes: tuple[s
         if season < 1 or season != int(season):
             raise DataError(f"season: found {season}, expected 1 or more rows")
         values = np.stack([series.values for series in members], axis=1)
-        said = [note for series in members if (note := _sentinel_note(series, place))]
+        sentinels = [note for series in members if (note := _sentinel_note(series, place))]
         panels.append(
             Panel(
                 values,
@@ -280,7 +288,7 @@ def _panels(regular: list[Regular], place: str, reading: Reading, notes: tuple[s
                 members[0].stamps,
                 season,
                 name=name,
-                notes=(*_fill_notes(members, place), *said),
+                notes=(*_fill_notes(members, place), *sentinels),
                 freq=freq,
             )
         )
@@ -288,7 +296,7 @@ def _panels(regular: list[Regular], place: str, reading: Reading, notes: tuple[s
 
 
 def _fill_notes(members: list[Regular], place: str) -> tuple[str, ...]:
-    """How many rows and cells were filled: one note for all channels whose rows are the same."""
+    """Notes on filled rows and cells; channels with the same missing rows share one note."""
     notes = []
     rows = {(one.rows_filled, one.first_filled): [] for one in members if one.rows_filled}
     for one in members:

@@ -1,7 +1,7 @@
-"""Frequencies: recognised from stamps through gaps, and the axis of stamps that one makes.
+"""Frequencies: recognise one from stamps with gaps, and make the regular time axis of one.
 
-Frequencies below a day count absolute time; days, weeks, months, quarters and years follow the local clock. So both go
-through a change of the clock as their rows do: that day has 23 or 25 hourly rows and one daily row.
+Frequencies below a day count absolute time; days, weeks, months, quarters and years follow the local clock. The day of
+a daylight-saving change therefore has 23 or 25 hourly rows and one daily row.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from manyheads.forecasting.series.panels import Panel
 _HOUR = np.timedelta64(1, "h")
 _DAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_LONGEST = 10_000_000  # stamps of an axis
+_LONGEST = 10_000_000  # stamps of an axis, at most
 
 
 def offset_of(freq: str | pd.Timedelta) -> Any:
-    """Raises :class:`DataError` for what is no frequency that goes forward."""
+    """The pandas offset of a frequency. Raises :class:`DataError` for anything that does not go forward in time."""
     try:
         offset = to_offset(freq)
         if offset.n < 1 or _usual_length(offset) <= pd.Timedelta(0):
@@ -36,9 +36,9 @@ def offset_of(freq: str | pd.Timedelta) -> Any:
 def axis(
     freq: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None, periods: int | None = None
 ) -> pd.DatetimeIndex:
-    """Stamps at a frequency: two of ``start``, ``end`` and ``periods``.
+    """Stamps at a frequency, from two of ``start``, ``end`` and ``periods``.
 
-    Raises :class:`DataError` if they leave the calendar of pandas, or are more than ten millions.
+    Raises :class:`DataError` for stamps outside the range of pandas, and for more than ten million of them.
     """
     offset, anchor = offset_of(freq), start if start is not None else end
     assert anchor is not None
@@ -50,19 +50,22 @@ def axis(
             return pd.date_range(start, end, periods, freq=freq)
         clocks = [None if stamp is None else stamp.tz_localize(None) for stamp in (start, end)]
         made = pd.date_range(*clocks, periods, freq=freq)
-        # where a day has no midnight, its first stamp
+        # a day without a midnight (daylight saving) gets its first time of day
         local = made.tz_localize(zone, nonexistent="shift_forward", ambiguous=np.ones(len(made), dtype=bool))
     except (pd.errors.OutOfBoundsDatetime, OverflowError, ValueError) as error:
         raise DataError(f"stamps at frequency {freq} from {anchor} leave the calendar: correct them") from error
     try:
         return pd.DatetimeIndex(local, freq=freq)
-    except ValueError:  # pandas knows no frequency with a shifted stamp
+    except ValueError:
+        # an index with a shifted stamp cannot carry a frequency in pandas
         return pd.DatetimeIndex(local)
 
 
 def recognise(stamps: pd.DatetimeIndex) -> str | None:
-    """The frequency that most rising stamps lie on, and of several the one with the fewest missing; None if the stamps
-    are fewer than 3."""
+    """The frequency on whose grid most of the rising stamps lie; of several, the one with the fewest gaps.
+
+    None for fewer than 3 stamps.
+    """
     if len(stamps) < 3:
         return None
     best, fewest = None, (1, 0)
@@ -77,7 +80,7 @@ def recognise(stamps: pd.DatetimeIndex) -> str | None:
 
 
 def is_regular(stamps: pd.Series) -> bool:
-    """Whether the different ones of some stamps are at one frequency without a gap."""
+    """Whether the distinct stamps are at one frequency without a gap."""
     found = pd.DatetimeIndex(stamps.unique()).sort_values()
     freq = recognise(found)
     return freq is not None and is_complete(found, freq)
@@ -89,7 +92,7 @@ def is_complete(stamps: pd.DatetimeIndex, freq: str) -> bool:
 
 
 def _candidates(stamps: pd.DatetimeIndex) -> Iterator[str]:
-    """By the usual step between two stamps; the more usual frequency of several with equal stamps first."""
+    """Candidate frequencies from the most frequent step between two stamps; the more common alias first."""
     steps = np.diff(stamps.tz_convert("UTC").tz_localize(None) if stamps.tz else stamps)
     step, clock = _mode(steps), pd.DatetimeIndex(stamps.tz_localize(None))
     if step < 23 * _HOUR:
@@ -111,10 +114,11 @@ def _candidates(stamps: pd.DatetimeIndex) -> Iterator[str]:
 
 
 def _inferred(clock: pd.DatetimeIndex) -> Iterator[str]:
-    """What pandas finds if no row is missing, such as the third Friday of each month or the hours of an office."""
+    """The frequency that pandas infers from stamps without gaps, such as the third Friday of each month."""
     try:
         found = pd.DatetimeIndex(clock, freq="infer").freqstr
-    except ValueError:  # an hour that comes twice on the clock
+    except ValueError:
+        # an hour that occurs twice on the clock
         return
     if found is not None:
         yield found
@@ -155,9 +159,9 @@ def _usual_length(offset: Any) -> pd.Timedelta:
 
 
 def season_of(freq: str) -> int:
-    """Rows in a season: a day for less than a day, a week for days (5 for business days), a year for the rest.
+    """Rows in one season: a day for frequencies below a day, a week for days (5 business days), a year for the rest.
 
-    Raises nothing: 1, no season, if the frequency has none of these.
+    1 (no season) if the frequency has none of these; it never raises.
     """
     offset = to_offset(freq)
     base = offset.rule_code.split("-")[0]
@@ -177,7 +181,7 @@ def season_of(freq: str) -> int:
 
 
 def same_frequency(one: str, other: str) -> bool:
-    """Whether two aliases mean the same step, such as ``24h`` and ``D``."""
+    """Whether two aliases are the same step, such as ``24h`` and ``D``."""
     first, second = to_offset(one), to_offset(other)
     try:
         return first == second or pd.Timedelta(first) == pd.Timedelta(second)
@@ -186,7 +190,7 @@ def same_frequency(one: str, other: str) -> bool:
 
 
 def frequency(panel: Panel) -> str:
-    """pandas' alias of a panel's frequency. Raises :class:`DataError` if its stamps have none."""
+    """The frequency of a panel as a pandas alias. Raises :class:`DataError` for stamps without one."""
     found = panel.freq or panel.stamps.freqstr
     if found is not None:
         return found
@@ -199,7 +203,7 @@ def frequency(panel: Panel) -> str:
 
 
 def future_stamps(panel: Panel, horizon: int) -> pd.DatetimeIndex:
-    """The next ``horizon`` stamps, in the zone of the past."""
+    """The next ``horizon`` stamps, in the time zone of the panel."""
     last = panel.stamps[-1]
     made = axis(frequency(panel), last, periods=horizon + 2)
     return made[made > last][:horizon]

@@ -1,4 +1,4 @@
-"""What every other module of this package speaks of: a panel of series, its split, and the past that a model may see.
+"""The shared data types: panel of series, split, scaler, history (the rows a model may use), fitted model, warnings.
 
 Shapes: ``T`` rows (time), ``C`` channels, ``L`` look-back, ``H`` horizon, ``N`` windows.
 """
@@ -17,13 +17,16 @@ import pandas as pd
 
 from manyheads.core.errors import DataError, ManyheadsWarning
 
-SENTINEL = -9999.0  # how weather stations, and the weather set, write a missing value
+SENTINEL = -9999.0  # a missing value in the files of weather stations, and in the set weather
 
 
 @dataclass(frozen=True)
 class Split:
-    """Borders of the target rows: train ``[0, train_end)``, validation ``[train_end, validation_end)``,
-    test ``[validation_end, test_end)``. The look-back of a part's first window reaches into the part before."""
+    """The rows of the targets of each part.
+
+    Train ``[0, train_end)``, validation ``[train_end, validation_end)``, test ``[validation_end, test_end)``. The
+    look-back of the first window of a part lies in the part before.
+    """
 
     train_end: int
     validation_end: int
@@ -34,38 +37,44 @@ class Split:
             raise DataError(f"the borders {self.train_end}, {self.validation_end}, {self.test_end} must not fall")
 
     def test_windows(self, horizon: int) -> int:
-        """How many windows have all ``horizon`` targets inside the test part (whatever the look-back)."""
+        """Number of windows with all ``horizon`` targets in the test part; it does not depend on the look-back."""
         return max(0, self.test_end - self.validation_end - horizon + 1)
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """Standardises each channel with the mean and the population standard deviation of the train rows.
-    A constant channel gets a scale of 1."""
+    """Standardise each channel by the mean and the population standard deviation of the rows it was fitted on.
+
+    A constant channel gets a scale of 1.
+    """
 
     mean: np.ndarray  # (C,)
     scale: np.ndarray  # (C,)
 
     @classmethod
     def fit(cls, values_TC: np.ndarray) -> Scaler:
-        unit = power_of_two(values_TC)  # so that no square leaves the range of the numbers
+        """Mean and scale of ``values_TC``."""
+        # divide first, so that no square overflows
+        unit = power_of_two(values_TC)
         mean, deviation = (values_TC / unit).mean(axis=0) * unit, (values_TC / unit).std(axis=0) * unit
         return cls(mean, np.where(constant_channels(values_TC) | (deviation == 0), 1.0, deviation))
 
     def transform(self, values: np.ndarray) -> np.ndarray:
+        """Original units to standardised values; the last axis is ``C``."""
         return (values - self.mean) / self.scale
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
+        """Standardised values to original units; the last axis is ``C``."""
         return values * self.scale + self.mean
 
 
 def power_of_two(values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` powers of two near the largest value of each channel; a division by them rounds nothing."""
+    """Powers of two ``(C,)`` near the largest absolute value of each channel; division by them is exact."""
     return np.exp2(np.frexp(np.abs(values_TC).max(axis=0))[1].clip(-1000, 1000))
 
 
 def constant_channels(values_TC: np.ndarray) -> np.ndarray:
-    """``(C,)`` bool: channels whose values differ by rounding errors at most, such as 0.3 and 0.1 + 0.2."""
+    """Whether each channel is constant up to rounding errors, such as 0.3 and 0.1 + 0.2; ``(C,)`` bool."""
     highest, lowest = values_TC.max(axis=0), values_TC.min(axis=0)
     largest = np.maximum(np.abs(highest), np.abs(lowest))
     return highest / 2 - lowest / 2 <= 4 * np.finfo(np.float64).eps * largest
@@ -73,7 +82,7 @@ def constant_channels(values_TC: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Panel:
-    """Channels on one regular time axis, in their original units."""
+    """Channels (series) on one regular time axis, in their original units."""
 
     values: np.ndarray  # (T, C) float64
     channels: tuple[str, ...]
@@ -81,8 +90,8 @@ class Panel:
     season: int  # rows in one season (24 for hourly data)
     split: Split | None = None
     name: str = "series"
-    notes: tuple[str, ...] = field(default=())  # what the loader found, left alone or filled
-    freq: str | None = None  # pandas' alias; that of the stamps by default
+    notes: tuple[str, ...] = field(default=())  # remarks of the loader: faults that it kept or filled
+    freq: str | None = None  # pandas alias; by default that of the stamps
 
     @property
     def rows(self) -> int:
@@ -91,19 +100,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class History:
-    """All that a model may see while it is fitted: standardised rows up to the end of validation. The test part is
-    not in here, so that no model can look at it.
+    """The rows that a model may use while it is fitted: standardised, up to the end of the validation part.
 
-    A model that does not choose anything on the validation rows may ignore them; one that refits on train and
-    validation says so. With ``refit`` the closed forms fit once more on all rows after their choices; the protocol of
-    the benchmark fits on the train rows alone.
+    The test part is not included, so that no model can use it. A model that chooses nothing on the validation rows may
+    ignore them; a model that refits on train and validation rows says so. With ``refit`` the closed forms fit once more
+    on all rows after their choices; the benchmark protocol fits on the train rows only.
     """
 
     values: np.ndarray  # (validation_end, C) float64, standardised by the train rows
     train_end: int
     season: int
     refit: bool = False
-    names: tuple[str, ...] = ()  # of the channels, for warnings
+    names: tuple[str, ...] = ()  # channel names, for warnings
 
     @property
     def rows(self) -> int:
@@ -118,14 +126,14 @@ class History:
 
 
 class FitWarning(ManyheadsWarning):
-    """Something about the data or the fit that the user should know; the benchmark and the commands show it."""
+    """A warning about the data or the fit; the benchmark and the commands show it."""
 
 
 _kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
 
 def fit_warning(message: str) -> None:
-    """Add the message to the list of :func:`collected_warnings`, or warn with :class:`FitWarning` outside of it."""
+    """Warn with :class:`FitWarning`, or append to the list inside of :func:`collected_warnings`."""
     kept = _kept.get()
     if kept is None:
         warnings.warn(message, FitWarning, stacklevel=3)
@@ -135,7 +143,7 @@ def fit_warning(message: str) -> None:
 
 @contextmanager
 def collected_warnings(kept: list[str]) -> Generator[None]:
-    """Append every :func:`fit_warning` of this thread to ``kept`` (once); filters of the process stay as they are."""
+    """Append each :func:`fit_warning` of this thread to ``kept``, once; the warning filters are not changed."""
     token = _kept.set(kept)
     try:
         yield
@@ -144,7 +152,7 @@ def collected_warnings(kept: list[str]) -> Generator[None]:
 
 
 class FittedModel(Protocol):
-    """What fitting gives: windows in, forecasts out, both in the units of the :class:`History`."""
+    """The result of a fit: maps windows to forecasts, both in the units of the :class:`History`."""
 
     @property
     def look_back(self) -> int: ...
@@ -153,5 +161,5 @@ class FittedModel(Protocol):
     def horizon(self) -> int: ...
 
     def forecast(self, windows_NLC: np.ndarray) -> np.ndarray:
-        """``(N, L, C)`` look-backs -> ``(N, H, C)`` forecasts."""
+        """Forecasts ``(N, H, C)`` of look-backs ``(N, L, C)``."""
         ...

@@ -1,4 +1,4 @@
-"""A column of time stamps: dates and times, texts of them, periods, and whole numbers that are years or dates."""
+"""Read a column of time stamps: dates, times, their texts, periods, and whole numbers such as 2024 or 20240131."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _YEAR = r"(?<!\d)\d{4}(?!\d)|^\d{8}"
 _OFFSET = r"(?<=\d)\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 _QUARTERS = (r"^(?P<year>\d{4})[- ]?Q(?P<quarter>[1-4])$", r"^Q(?P<quarter>[1-4])[-/ ](?P<year>\d{4})$")
 _MONTH = r"^(\d{1,2})[./-](\d{4})$"
-# dateutil would pass over any other word, among them the names of time zones
+# dateutil would ignore any other word, for example the name of a time zone
 _WORDS = re.compile(
     r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|st|nd|rd|th|of|t|z"
     "|utc|gmt",
@@ -28,7 +28,7 @@ _WORDS = re.compile(
 
 
 def is_stamps(column: Any) -> bool:
-    """Whether the type of a column or an index holds stamps, dates or periods."""
+    """Whether the type of a column or an index is stamps, dates or periods."""
     kind = getattr(column, "dtype", None)
     if isinstance(kind, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(kind):
         return True
@@ -41,7 +41,7 @@ def is_stamps(column: Any) -> bool:
 
 
 def reads_as_dates(column: Any) -> bool:
-    """Whether a column or an index of texts or whole numbers is made of dates."""
+    """Whether all cells of a column or an index of texts or whole numbers are dates."""
     try:
         read_stamps(pd.Series(column).reset_index(drop=True), "", lambda row: "")
     except DataError:
@@ -50,7 +50,7 @@ def reads_as_dates(column: Any) -> bool:
 
 
 def zone_name(zone: datetime.tzinfo | None) -> str | None:
-    """A name that pandas finds the zone by."""
+    """The name of a time zone that pandas accepts."""
     if zone is None or hasattr(zone, "key"):
         return getattr(zone, "key", None)
     fixed = zone.utcoffset(None)
@@ -60,18 +60,19 @@ def zone_name(zone: datetime.tzinfo | None) -> str | None:
 def read_stamps(
     column: pd.Series, name: str, at: Callable[[int], str], zone: str | None = None
 ) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
-    """The stamps of a column, in their zone or without one, and notes.
+    """The stamps of a column, with or without a time zone, and notes.
 
-    Texts whose offsets from UTC differ are given in ``zone``; without it in UTC, or without a zone if all are at the
-    same time of the day by their own clock. Periods are their first stamp.
+    Texts with several offsets from UTC are converted to ``zone``. Without ``zone`` they are converted to UTC, or lose
+    their offset if all are at the same time of day on their own clock. A period becomes its first stamp.
 
     Args:
         column: the cells.
-        name: of the column, for errors.
+        name: name of the column, for errors.
         at: place of a row, for errors.
-        zone: name of the time zone in which stamps with an offset are given.
+        zone: time zone of the result, for stamps with an offset.
 
-    Raises :class:`DataError`.
+    Raises :class:`DataError` for an empty cell, a cell that is not a stamp, an ambiguous order of day and month, and an
+    unknown or unusable zone.
     """
     if zone is not None:
         try:
@@ -88,7 +89,8 @@ def read_stamps(
             f"({column.iloc[0]}): correct it"
         )
     notes: tuple[str, ...] = ()
-    column = column.infer_objects()  # stamps of one zone keep it
+    # stamps of one time zone keep it
+    column = column.infer_objects()
     if isinstance(column.dtype, pd.PeriodDtype):
         found = pd.DatetimeIndex(column.dt.to_timestamp(how="start"))
     elif pd.api.types.is_datetime64_any_dtype(column.dtype):
@@ -107,7 +109,7 @@ def read_stamps(
 
 
 def _as_texts(column: pd.Series, name: str, at: Callable[[int], str]) -> pd.Series:
-    """Dates, stamps and periods among texts as texts."""
+    """Convert dates, stamps and periods among texts to texts."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
     texts = []
@@ -174,15 +176,15 @@ def _of_texts(
     if zone is not None:
         return instants, ()
     if (parsed - parsed.dt.normalize()).nunique() == 1:
-        said = "stamps have no zone, as the local clock says them"
+        result = "stamps have no zone, as the local clock says them"
         instants = pd.DatetimeIndex(parsed.to_numpy()[codes])
     else:
-        said = "stamps are given in UTC"
-    return instants, (f"column {name!r} has several offsets from UTC: {said}; name the zone for others (--zone)",)
+        result = "stamps are given in UTC"
+    return instants, (f"column {name!r} has several offsets from UTC: {result}; name the zone for others (--zone)",)
 
 
 def _seconds(offset: str) -> int:
-    """+01:00, +0100, +01, Z -> seconds."""
+    """Seconds of an offset such as +01:00, +0100, +01 or Z."""
     digits = re.sub(r"\D", "", offset)
     if not digits:
         return 0
@@ -190,6 +192,7 @@ def _seconds(offset: str) -> int:
 
 
 def _refuse(texts: pd.Series, wrong: np.ndarray, name: str, at: Callable[[int], str]) -> None:
+    """Raise :class:`DataError` for the first wrong cell."""
     if wrong.any():
         row = int(np.argmax(wrong))
         raise DataError(
@@ -199,7 +202,11 @@ def _refuse(texts: pd.Series, wrong: np.ndarray, name: str, at: Callable[[int], 
 
 
 def _iso(texts: pd.Series, name: str, ends: str, at: Callable[[int], str]) -> pd.Series:
-    """13.01.2024 and 01/13/2024 with the year first, whichever order gives a date to every row; both must not."""
+    """Rewrite dates such as 13.01.2024 and 01/13/2024 with the year first.
+
+    The order of day and month is the one that makes every row a date. If several do, the one that gives a regular
+    series is taken; else :class:`DataError` is raised.
+    """
     for quarter in _QUARTERS:
         texts = texts.str.replace(quarter, lambda m: f"{m['year']}-{3 * int(m['quarter']) - 2:02}-01", regex=True)
     texts = texts.str.replace(_MONTH, lambda m: f"{m[2]}-{m[1].zfill(2)}-01", regex=True)
@@ -224,7 +231,7 @@ def _iso(texts: pd.Series, name: str, ends: str, at: Callable[[int], str]) -> pd
 
 
 def _parsed(texts: pd.Series) -> pd.Series:
-    """ISO 8601 and dates with names of months; NaT for anything else."""
+    """Parse ISO 8601 and dates with names of months; NaT for anything else."""
     parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce").astype("datetime64[us]")
     rest = np.flatnonzero(parsed.isna().to_numpy())
     rest = [n for n in rest if re.search(_YEAR, texts.iloc[n]) and _only_known_words(texts.iloc[n])]

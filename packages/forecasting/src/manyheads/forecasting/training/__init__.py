@@ -1,1 +1,1 @@
-"""Training by gradient descent on windows, its scoring, and the experiments."""
+"""Training by gradient descent on windows, scoring on windows, experiments and published figures."""

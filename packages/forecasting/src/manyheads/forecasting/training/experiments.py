@@ -1,8 +1,8 @@
-"""The linear and the Transformer rows of Table 2 of 2205.13504 as experiments, and two Transformers since.
+"""The experiments: the linear and Transformer rows of Table 2 of 2205.13504, PatchTST and iTransformer.
 
-Names are ``<set>-<horizon>-<model>`` in lower case, for instance ``etth1-96-dlinear``; ``-i`` has weights for each
-channel. The networks have the size for two CPU cores; ``--model.width 512 --model.heads 8 --model.expansion 4`` is the
-published one.
+Names are ``<set>-<horizon>-<model>`` in lower case, for instance ``etth1-96-dlinear``. The suffix ``-i`` means weights
+for each channel. The networks have a size for two CPU cores; the published size is
+``--model.width 512 --model.heads 8 --model.expansion 4``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from manyheads.forecasting.training.windows import LinearModel, SetWindows, Squa
 from manyheads.lab.training.experiment import Budget, Experiment, Source
 from manyheads.lab.training.optimisers import Optimiser
 
-# batch size and learning rate of the authors' scripts, by set and where they differ by position of the horizon
+# batch size and learning rate of the authors' scripts by set; recipe() has those that depend on the horizon
 _BATCH = {"ETTm1": 8, "electricity": 16, "traffic": 16, "weather": 16}
 _RATE = {
     "ETTh1": 0.005,
@@ -31,14 +31,14 @@ _RATE = {
 
 
 def recipe(set_name: str, horizon: int) -> tuple[int, float]:
-    """Batch size and learning rate."""
+    """Batch size and learning rate of the authors' scripts."""
     long = horizon > 192
     batch = (32 if long else 8) if set_name == "exchange_rate" else _BATCH.get(set_name, 32)
     return batch, (0.01 if long else 0.001) if set_name == "ETTm2" else _RATE[set_name]
 
 
 def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bool = False) -> Experiment:
-    """One cell of Table 2 with the paper's recipe."""
+    """The experiment of one cell of Table 2, with the paper's recipe."""
     batch, rate = recipe(set_name, horizon)
     name = f"{set_name.lower()}-{horizon}-{form}{'-i' if individual else ''}"
     published = None if individual else published_mse(set_name, horizon, form)
@@ -55,7 +55,7 @@ def linear_experiment(set_name: str, horizon: int, form: Form, *, individual: bo
 
 
 def network_experiment(set_name: str, horizon: int, network: str) -> Experiment:
-    """One of the networks, at the size for two CPU cores, with the look-back of the Transformers' tables."""
+    """The experiment of one network at the size for two CPU cores, with the look-back of the published tables."""
     published = published_mse(set_name, horizon, network)
     optimiser, budget = network_recipe(19 if set_name == "national_illness" else 200)  # at least 200 steps an epoch
     source = Source(find_network(network).paper, published[1], {"mse": published[0]}) if published else None
@@ -71,7 +71,7 @@ def network_experiment(set_name: str, horizon: int, network: str) -> Experiment:
 
 
 def experiments() -> list[Experiment]:
-    """All sets, horizons and models, shared and per channel."""
+    """Every set, horizon and model; the linear ones with shared weights and with weights for each channel."""
     networks = [
         network_experiment(set_name, horizon, network)
         for set_name in SEASONS

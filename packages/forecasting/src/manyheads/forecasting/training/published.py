@@ -1,7 +1,7 @@
-"""Figures that others published, printed beside ours, each with its source.
+"""Published test errors, shown beside ours, each with its source.
 
-Table 2 of 2205.13504 (multivariate, MSE) was measured without the last incomplete batch of the test part; the figures
-of the Transformers in it are quotations of its authors from FEDformer's paper.
+Table 2 of 2205.13504 (multivariate, MSE) was measured without the last incomplete batch of the test part. Its authors
+quote the figures of the Transformers from the FEDformer paper.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _TABLE_2_MSE: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 
-# patchtst: on all test windows, as the authors of FITS measured it again; itransformer: look-back 96, by SearchCast
+# patchtst: on all test windows, measured again by the authors of FITS; itransformer: look-back 96, from SearchCast
 FITS = "FITS, README (all windows)"
 _PATCHTST_MSE = {"ETTh1": (0.385, 0.413, 0.440, 0.456), "ETTm1": (0.292, 0.330, 0.365, 0.419)}
 _ITRANSFORMER_MSE = {"ETTh1": (0.386, 0.441, 0.487, 0.503)}
@@ -119,9 +119,9 @@ def horizons_of(set_name: str) -> tuple[int, ...]:
 
 
 def look_back_of(set_name: str, usual: int = 336) -> int:
-    """The look-back of the papers: that of the linear family, or, with ``usual=96``, that of the Transformers.
+    """The look-back of the papers: 336 steps for the linear family, ``usual=96`` for the Transformers.
 
-    For illness 104 weeks, and 36 for the Transformers.
+    For illness it is 104 weeks for the linear family and 36 weeks for the Transformers.
     """
     if set_name != "national_illness":
         return usual
@@ -129,10 +129,15 @@ def look_back_of(set_name: str, usual: int = 336) -> int:
 
 
 def published_mse(set_name: str, horizon: int, model: str) -> tuple[float, str] | None:
-    """The published test MSE and its source, or None: for ``closed-form-auto`` the best published linear forecaster,
-    for the others the model of that name in Table 2 (per-channel variants and closed forms beside their own form)."""
+    """The published test MSE of a model and its source, or None.
+
+    ``closed-form-auto`` stands beside the best published linear forecaster. PatchTST and iTransformer have sources of
+    their own. Every other model stands beside the model of its name in Table 2, also as a per-channel variant or in
+    closed form.
+    """
     horizons = horizons_of(set_name)
-    if horizon not in horizons or ":" in model:  # a network around another layer is published nowhere
+    # a network around another layer is published nowhere
+    if horizon not in horizons or ":" in model:
         return None
     index = horizons.index(horizon)
     if model.startswith("closed-form-auto"):

@@ -1,4 +1,4 @@
-"""Scoring on every window of a part, in chunks: memory does not grow with the number of windows."""
+"""Errors of a fitted model on every window of a part, in chunks: memory does not grow with the number of windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2 << 20
 
 @dataclass(frozen=True)
 class Score:
-    """Errors over windows, steps and channels alike."""
+    """Mean errors; every window, step and channel counts the same."""
 
     mse: float
     mae: float
@@ -29,8 +29,11 @@ class Score:
 
 
 def count_windows(first_target: int, last_target: int, horizon: int, *, drop_to_multiple_of: int | None = None) -> int:
-    """Windows whose ``horizon`` targets lie in rows ``[first_target, last_target)``; with ``drop_to_multiple_of`` only
-    as many as fill whole batches of that size, as a loader does that drops the last incomplete batch."""
+    """Number of windows with all ``horizon`` targets in rows ``[first_target, last_target)``.
+
+    ``drop_to_multiple_of`` is a batch size: the last incomplete batch is then not counted, as in the loaders of the
+    Transformer papers.
+    """
     windows = last_target - first_target - horizon + 1
     if drop_to_multiple_of:
         windows = windows // drop_to_multiple_of * drop_to_multiple_of
@@ -47,11 +50,18 @@ def score(
     dtype: type = np.float64,
     mse_by_step: np.ndarray | None = None,
 ) -> Score:
-    """Errors of the forecasts of all windows with targets in rows ``[first_target, last_target)``, stride 1.
+    """Errors on all windows with targets in rows ``[first_target, last_target)``, stride 1.
 
-    ``mse_by_step`` are squared errors that are known already, from moments: then only the absolute ones are measured.
-    ``dtype=np.float32`` makes the forecasts in single precision (sums stay in double): twice as fast, about 1e-6 off.
-    Raises :class:`DataError` where there is no such window or the look-back leaves the series.
+    Args:
+        model: the fitted model.
+        values_TC: the series, in the units of the model.
+        first_target: first row of the part.
+        last_target: one past its last row.
+        drop_to_multiple_of: batch size, to drop the last incomplete batch; see :func:`count_windows`.
+        dtype: ``np.float32`` makes forecasts in single precision and sums in double: twice as fast, 1e-6 less exact.
+        mse_by_step: squared errors ``(H,)`` that are known from moments; then only absolute errors are measured.
+
+    Raises :class:`DataError` if there is no such window, or a look-back begins before the series.
     """
     horizon, look_back = model.horizon, model.look_back
     windows = count_windows(first_target, last_target, horizon, drop_to_multiple_of=drop_to_multiple_of)
@@ -72,7 +82,7 @@ def score(
 
 
 def _errors(model: FittedModel, values_TC: np.ndarray, start: int, windows: int) -> Iterator[np.ndarray]:
-    """Forecast minus target, ``(windows of a chunk, H)`` or, for several channels at once, ``(windows * C, H)``."""
+    """Forecast minus target in chunks: ``(windows, H)`` of one channel, or ``(windows * C, H)`` of all."""
     look_back, horizon, channels = model.look_back, model.horizon, values_TC.shape[1]
     if isinstance(model, LinearMap):
         yield from _linear_errors(model.astype(values_TC.dtype.type), values_TC, start, windows)
@@ -86,10 +96,14 @@ def _errors(model: FittedModel, values_TC: np.ndarray, start: int, windows: int)
 
 
 def _linear_errors(linear_map: LinearMap, values_TC: np.ndarray, start: int, windows: int) -> Iterator[np.ndarray]:
-    """A linear forecast of every window is a filter of the series, made by FFT in overlapping blocks: a twentieth of
-    the multiplications of the product with the weights."""
+    """Errors of a linear map, ``(windows, H)`` of one channel at a time, by FFT in overlapping blocks (overlap-save).
+
+    The forecast of every window is a correlation of the series with the weights. The FFT takes a twentieth of the
+    multiplications of the matrix product.
+    """
     look_back, horizon = linear_map.look_back, linear_map.horizon
     size = next_fast_len(max(3 * look_back, 512), real=True)
+    # of a block of `size` rows, this many windows do not wrap around
     fresh = size - look_back + 1
     spectrum_HF = None
     for channel, column in enumerate(values_TC.T):

@@ -1,4 +1,4 @@
-"""Windows as training data, and the linear family by gradient descent with the paper's recipe (2205.13504)."""
+"""Windows as training data; the linear family by gradient descent with the recipe of 2205.13504."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from manyheads.lab.training.optimisers import Optimiser
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a stretch of rows, gathered by index: ``batch(i)`` is ``((n, L, C), (n, H, C))``."""
+    """All windows of consecutive rows; ``batch(indices)`` returns past ``(n, L, C)`` and future ``(n, H, C)``."""
 
     values: Tensor  # (T, C)
     look_back: int
@@ -40,7 +40,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class TestPart:
-    """What the final errors are computed on: all windows of the test part."""
+    """The rows from which the final errors are computed, on all windows of the test part."""
 
     values: np.ndarray  # (T, C) standardised
     first_target: int
@@ -50,7 +50,7 @@ class TestPart:
 
 
 def as_fitted(module: nn.Module, look_back: int, horizon: int) -> FittedModel:
-    """The trained module as one matrix where it is a member of the linear family, as it is otherwise."""
+    """The trained module as a fitted model: one matrix for a member of the linear family, else the module itself."""
     if isinstance(module, LinearForecaster):
         return module.as_linear_map()
     return ModuleForecast(module, look_back, horizon)
@@ -58,7 +58,7 @@ def as_fitted(module: nn.Module, look_back: int, horizon: int) -> FittedModel:
 
 @dataclass(frozen=True)
 class SetWindows:
-    """The windows of a benchmark set, standardised by its train rows."""
+    """The windows of a benchmark set, standardised by the train rows."""
 
     set: str
     look_back: int
@@ -78,7 +78,7 @@ class SetWindows:
 
 @dataclass(frozen=True)
 class HistoryWindows:
-    """The windows of a history that is already in memory; there is no test part."""
+    """The windows of a history in memory; there is no test part."""
 
     history: History
     look_back: int
@@ -89,7 +89,7 @@ class HistoryWindows:
 
 
 def history_splits(history: History, look_back: int, horizon: int) -> Splits:
-    """Train and validation windows. Raises :class:`DataError` where the train part has no window."""
+    """Train and validation windows of a history. Raises :class:`DataError` if the train part has no window."""
     values = torch.from_numpy(history.values).to(torch.get_default_dtype())
     train = Windows(values[: history.train_end], look_back, horizon)
     validation = Windows(values[max(0, history.train_end - look_back) :], look_back, horizon)
@@ -104,10 +104,12 @@ def history_splits(history: History, look_back: int, horizon: int) -> Splits:
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A member of the linear family."""
+    """A member of the linear family as the model of an experiment."""
 
     form: Form = "dlinear"
+    """linear, nlinear, dlinear or rlinear."""
     individual: bool = False
+    """Weights for each channel instead of shared ones."""
 
     def build(self, splits: Splits) -> nn.Module:
         facts = splits.facts
@@ -117,14 +119,15 @@ class LinearModel:
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Mean squared error; reported with the mean absolute error over all test windows."""
+    """Mean squared error as the loss; MSE and MAE over all test windows as the metrics."""
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         past, future = batch
         return nn.functional.mse_loss(model(past), future)
 
     def metrics(self, model: nn.Module, part: TestPart | Windows) -> dict[str, float]:
-        if not isinstance(part, TestPart):  # a history has none
+        # a history has no test part
+        if not isinstance(part, TestPart):
             return {}
         fitted = as_fitted(model, part.look_back, part.horizon)
         found = score(fitted, part.values, part.first_target, part.last_target)
@@ -135,7 +138,7 @@ RECIPE = Optimiser("adam", 0.005, schedule="halving")
 BUDGET = Budget(epochs=10, batch_size=32, patience=3)
 
 
-# the generator of torch, which the training seeds, is one for all threads
+# training seeds the random generator of torch, which all threads share
 _one_training = threading.Lock()
 
 
@@ -150,7 +153,7 @@ def fit_gradient(
     optimiser: Optimiser = RECIPE,
     budget: Budget = BUDGET,
 ) -> dict[int, FittedModel]:
-    """One training a horizon, with the recipe of the paper's ETTh1 scripts unless told otherwise."""
+    """Train one model for each horizon; by default with the recipe of the paper's ETTh1 scripts."""
     from manyheads.lab.training.loop import train_model
 
     fitted: dict[int, FittedModel] = {}

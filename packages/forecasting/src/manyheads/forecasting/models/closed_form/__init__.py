@@ -1,4 +1,4 @@
-"""Closed forms of the linear family: exact solutions, and exact errors, from the second moments of all windows."""
+"""The linear family in closed form: exact ridge solutions and exact errors from the second moments of all windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def fit_family(
     *,
     look_back: int,
 ) -> list[dict[int, FittedModel]]:
-    """One ridge regression a member (``form``, ``individual``) and horizon. Warns by :func:`fit_warning`."""
+    """Fit one ridge regression for each member (``form``, ``individual``) and horizon.
+
+    Returns the fitted maps by horizon, one dict for each member. Warns by :func:`fit_warning`.
+    """
     pairs = [(member["form"], member["individual"]) for member in members]
     fits = {h: fit_ridges(history, h, pairs, look_back=look_back) for h in horizons}
     _warn(message for of_horizon in fits.values() for fit in of_horizon for message in fit.warnings)
@@ -29,9 +32,9 @@ def fit_family(
 def fit_chosen(
     history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0, form: Form
 ) -> dict[int, FittedModel]:
-    """Look-back and sharing chosen on validation with the penalty; ``look_back`` and ``seed`` are not used.
+    """Fit a ridge regression whose look-back, sharing of weights and penalty are chosen on the validation part.
 
-    Warns by :func:`fit_warning`.
+    ``look_back`` and ``seed`` are not used: they keep the signature of all models. Warns by :func:`fit_warning`.
     """
     fits = {h: fit_ridge(history, h, form=form, look_back=None, individual=None) for h in horizons}
     _warn(message for fit in fits.values() for message in fit.warnings)
@@ -41,9 +44,10 @@ def fit_chosen(
 def fit_auto_maps(
     history: History, horizons: Sequence[int], *, look_back: int, seed: int = 0, train_only: bool = False
 ) -> dict[int, FittedModel]:
-    """``closed-form-auto`` for all horizons at once; it takes its own look-backs, so that ``look_back`` is not used.
+    """Fit ``closed-form-auto`` once for all horizons.
 
-    Warns by :func:`fit_warning`.
+    ``train_only`` leaves the validation rows out. The rule has its own look-backs: ``look_back`` and ``seed`` are not
+    used. Warns by :func:`fit_warning`.
     """
     if train_only:
         history = replace(history, values=history.values[: history.train_end])

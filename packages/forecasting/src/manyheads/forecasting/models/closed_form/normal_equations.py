@@ -1,6 +1,7 @@
-"""From window moments to the least-squares problem of each member of the linear family.
+"""The normal equations (least-squares problem) of each member of the linear family, from window moments.
 
-All four forecast ``y = level + W' z + b f`` from the look-back ``x`` with ``level = v'x`` and ``z = x - level``:
+All four members forecast ``y = level + W' z + b f`` from the look-back ``x``, with ``level = v'x`` and
+``z = x - level``; they differ in the level, the side feature ``f`` and the penalty:
 
 ========  =================  ===========================  =========================================================
 form      v                  f (side feature)             penalty on W
@@ -11,8 +12,8 @@ dlinear   0                  1                            ``|W_s|^2 + |W_t|^2``,
 rlinear   1/L (the mean)     deviation of the look-back   ``|W|^2``
 ========  =================  ===========================  =========================================================
 
-``A`` is the moving average of DLinear (2205.13504); ``b`` is never penalised. Minimising DLinear's penalty over all
-pairs that give the same ``W`` leaves ``W' P^-1 W`` with ``P = (I - A)'(I - A) + A'A``.
+``A`` is the moving average of DLinear (2205.13504). ``b`` is never penalised. Many pairs ``(W_s, W_t)`` of DLinear give
+the same ``W``; the smallest penalty among them is ``W' P^-1 W`` with ``P = (I - A)'(I - A) + A'A``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ KERNEL_SIZE = 25  # DLinear's moving average, fixed in the authors' code
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Sums over windows: ``z`` past and ``r`` future, both relative to the level; ``f`` side feature."""
+    """Sums over windows of ``z`` (past minus level), ``r`` (future minus level) and ``f`` (side feature)."""
 
     gram: np.ndarray  # (L, L): sum z z'
     cross: np.ndarray  # (L, H): sum z r'
@@ -48,24 +49,34 @@ class NormalEquations:
         return NormalEquations(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def without_side(self, fitted_on: NormalEquations) -> NormalEquations:
-        """The same with the side feature regressed out of ``z`` and ``r`` by the coefficients of ``fitted_on``."""
-        energy = fitted_on.side_energy or 1.0  # 0 where every look-back is flat: then the sums with f are 0 too
+        """The normal equations of ``z - a f`` and ``r - c f``: the side feature is regressed out.
+
+        The coefficients come from the windows of ``fitted_on``: ``a = sum f z / sum f^2``, ``c = sum f r / sum f^2``.
+        This removes the unpenalised ``b`` from the problem (Frisch-Waugh-Lovell theorem).
+        """
+        # sum f^2 is 0 if every look-back is flat; then the sums with f are 0 too
+        energy = fitted_on.side_energy or 1.0
         a, c = fitted_on.side_gram / energy, fitted_on.side_cross / energy
         u, w, e = self.side_gram, self.side_cross, self.side_energy
+        # with u = sum f z, w = sum f r and e = sum f^2 of these windows:
+        # sum (z - a f)(z - a f)' = G - u a' - a u' + e a a'
         half = np.outer(u - 0.5 * e * a, a)
         gram = self.gram - half - half.T
+        # sum (z - a f)(r - c f)' = B - u c' - a w' + e a c'
         cross = self.cross - np.outer(u, c) - np.outer(a, w - e * c)
+        # sum (r - c f)^2 = sum r^2 - 2 c w + e c^2
         energy = self.energy - 2 * c * w + e * c * c
         return NormalEquations(gram, cross, energy, u - e * a, w - e * c, e, self.windows, self.noise)
 
 
 def check_form(form: str) -> None:
+    """Raise :class:`UnknownNameError` for a form that is not in the table of the module."""
     if form not in get_args(Form):
         raise UnknownNameError("form", form, get_args(Form))
 
 
 def level_weights(form: Form, look_back: int) -> np.ndarray:
-    """``v`` of the table above, ``(L,)``."""
+    """``v`` of the table in the module, ``(L,)``."""
     weights = np.zeros(look_back)
     if form == "nlinear":
         weights[-1] = 1.0
@@ -75,25 +86,31 @@ def level_weights(form: Form, look_back: int) -> np.ndarray:
 
 
 def normal_equations(moments: Moments, form: Form) -> NormalEquations:
-    """The sums for ``form``; linear in the moments, so that sums over channels may be taken before or after."""
+    """The normal equations of ``form`` from window moments.
+
+    They are linear in the moments: a sum over channels may be taken before or after.
+    """
     look_back = moments.look_back
     past, future = moments.products[:, :look_back], moments.products[:, look_back:]
     energy, noise = moments.squares[look_back:], moments.noise
     side_past, side_future = moments.side[:look_back], moments.side[look_back:]
     if form in ("nlinear", "rlinear"):
         v = level_weights(form, look_back)
+        # with m = v'x: sum x m = S v, sum m y = v'S_xy, sum m^2 = v'S v
         level_past, level_future, side_level = past @ v, v @ future, v @ side_past
         level_energy = v @ level_past
+        # sum (x_i - m)(x_j - m) = S_ij - sum x_i m - sum x_j m + sum m^2, and likewise for x_i and y_h
         past = past - level_past[:, None] - level_past[None, :] + level_energy
         future = future - level_past[:, None] - level_future[None, :] + level_energy
         energy = energy - 2 * level_future + level_energy
         side_past, side_future = side_past - side_level, side_future - side_level
-        noise *= 4.0  # four sums, each with its own
+        # each entry is a sum of four terms with the same bound
+        noise *= 4.0
     return NormalEquations(past, future, energy, side_past, side_future, moments.side_energy, moments.windows, noise)
 
 
 def moving_average(look_back: int, kernel_size: int = KERNEL_SIZE) -> np.ndarray:
-    """``A`` ``(L, L)``: DLinear's trend is ``A x``, a mean over ``kernel_size`` steps with the edges repeated."""
+    """The matrix ``A (L, L)`` of DLinear: the trend ``A x`` is a mean over ``kernel_size`` steps, edges repeated."""
     half = (kernel_size - 1) // 2
     rows = np.repeat(np.arange(look_back), kernel_size)
     columns = np.clip(rows + np.tile(np.arange(-half, kernel_size - half), look_back), 0, look_back - 1)
@@ -104,7 +121,10 @@ def moving_average(look_back: int, kernel_size: int = KERNEL_SIZE) -> np.ndarray
 
 @cache
 def penalty_root(form: Form, look_back: int) -> np.ndarray | None:
-    """``R`` with ``W = R U`` and the penalty ``|U|^2``; None where ``R`` is the identity."""
+    """``R (L, L)`` with ``W = R U`` and the penalty ``|U|^2``; None if ``R`` is the identity.
+
+    For DLinear ``P = R R'`` (Cholesky), so that ``W' P^-1 W = |R^-1 W|^2 = |U|^2``.
+    """
     if form != "dlinear":
         return None
     trend = moving_average(look_back)
@@ -113,8 +133,9 @@ def penalty_root(form: Form, look_back: int) -> np.ndarray | None:
 
 
 def as_linear_map(form: Form, weights_CLH: np.ndarray, bias_CH: np.ndarray) -> LinearMap:
-    """``level + W' z + b f`` as one matrix on the raw look-back."""
+    """``level + W' z + b f`` as one linear map on the raw look-back ``x``."""
     v = level_weights(form, weights_CLH.shape[1])
+    # v'x + W'(x - v'x 1) = (W + v (1 - sum_l W_l))' x
     if v.any():
         weights_CLH = weights_CLH + v[None, :, None] * (1.0 - weights_CLH.sum(axis=1, keepdims=True))
     if form == "rlinear":

@@ -1,10 +1,11 @@
 """Linear, NLinear, DLinear and RLinear by ridge regression on all windows, in closed form (2205.13504; 2403.14587).
 
-    W(lambda) = (G + lambda I)^-1 B          G = sum z z',  B = sum z r',  side feature regressed out (never penalised)
+    W(lambda) = (G + lambda I)^-1 B,    G = sum z z',    B = sum z r'
 
-with ``z``, ``r`` as in :mod:`normal_equations`. One eigen-decomposition of ``G`` serves every penalty: with
-``G = V diag(d) V'`` the errors on validation and test windows are quadratic in ``1 / (d + lambda)`` and come from the
-moments of those windows, so that no forecast is ever made.
+``z`` and ``r`` are those of :mod:`normal_equations`, with the unpenalised side feature regressed out. One
+eigen-decomposition ``G = V diag(d) V'`` serves every penalty: ``W(lambda) = V diag(1 / (d + lambda)) V' B``. The
+squared error on the validation windows is quadratic in the factors ``1 / (d + lambda)``. Its coefficients come from the
+moments of those windows: no forecast is made to choose the penalty.
 
 Cost: ``O(C (T log T + L (L + H)))`` for the moments and ``O(L^3 + L^2 H)`` for the solution, ``C`` channels.
 """
@@ -29,21 +30,24 @@ from manyheads.forecasting.models.closed_form.normal_equations import (
 from manyheads.forecasting.models.linear_map import LinearMap
 from manyheads.forecasting.series.panels import History
 
-PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)  # of the sums over all windows and channels
-LOOK_BACKS = (96, 192, 336, 512, 720)  # tried where the look-back is to be chosen
-_RANK_TOLERANCE = 1e-11  # eigenvalues below this share of the largest count as zero in plain least squares
+# lambda, in units of G: a sum over all windows and channels
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+# candidates if the look-back is to be chosen
+LOOK_BACKS = (96, 192, 336, 512, 720)
+# in ordinary least squares, smaller eigenvalues (as a share of the largest) count as zero
+_RANK_TOLERANCE = 1e-11
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A fitted member of the linear family and how it was chosen."""
+    """A fitted member of the linear family, with the choices made on the validation part."""
 
     map: LinearMap
     form: Form
     look_back: int
     individual: bool
-    penalties: tuple[float, ...]  # one, or one a channel; 0 is plain least squares
-    validation_mse: float | None  # None where the validation part has no window
+    penalties: tuple[float, ...]  # one, or one for each channel; 0 is ordinary least squares
+    validation_mse: float | None  # None if the validation part has no window
     warnings: tuple[str, ...] = ()
 
 
@@ -56,15 +60,23 @@ def fit_ridge(
     individual: bool | None = False,
     penalties: Sequence[float] = PENALTIES,
 ) -> RidgeFit:
-    """Fits on the train windows; chooses the penalty by the exact error on all validation windows.
+    """Fit ridge regression on the train windows, with the penalty of the lowest error on all validation windows.
 
-    With ``history.refit`` the chosen penalty is fitted once more on the windows of all rows.
-    ``look_back=None`` and ``individual=None`` are chosen the same way, among :data:`LOOK_BACKS` and both kinds of
-    sharing. Where there are fewer validation windows than coefficients a step (``look_back``), nothing can be chosen
-    on them: plain least squares (shared, with the shortest look-back) is fitted and a warning says so.
+    If there are fewer validation windows than coefficients a step (``look_back``), nothing can be chosen on them:
+    ordinary least squares (shared weights, the shortest look-back) is fitted, with a warning.
 
-    Raises :class:`DataError` where the train part is shorter than ``look_back + horizon``, :class:`ArgumentError` for
-    a penalty below 0 and an empty list of penalties.
+    Args:
+        history: the rows. With ``history.refit`` the chosen penalty is fitted once more on the windows of all rows.
+        horizon: steps to forecast.
+        form: ``linear``, ``nlinear``, ``dlinear`` or ``rlinear``.
+        look_back: steps of the past; None chooses among :data:`LOOK_BACKS` on the validation part.
+        individual: weights for each channel; None chooses on the validation part.
+        penalties: values of ``lambda`` to choose from.
+
+    Raises:
+        DataError: a train part shorter than ``look_back + horizon``.
+        ArgumentError: a penalty below 0, or no penalty.
+        UnknownNameError: an unknown form.
     """
     look_backs = (
         [length for length in LOOK_BACKS if length + horizon <= history.train_end] if look_back is None else [look_back]
@@ -75,8 +87,8 @@ def fit_ridge(
         for length in look_backs
         for fit in fit_ridges(history, horizon, members, look_back=length, penalties=penalties)
     ]
-    able = [fit for fit in fits if not fit.warnings] or fits[:1]
-    return min(able, key=lambda fit: np.inf if fit.validation_mse is None else fit.validation_mse)
+    comparable = [fit for fit in fits if not fit.warnings] or fits[:1]
+    return min(comparable, key=lambda fit: np.inf if fit.validation_mse is None else fit.validation_mse)
 
 
 def fit_ridges(
@@ -87,10 +99,10 @@ def fit_ridges(
     look_back: int,
     penalties: Sequence[float] = PENALTIES,
 ) -> list[RidgeFit]:
-    """Several members ``(form, individual)`` of the family at once: they share the moments, which cost most.
+    """Fit several members ``(form, individual)`` of the family on the same window moments, which cost most.
 
-    Channels are taken one by one, so that memory grows with the number of fitted weights alone. Warns and raises like
-    :func:`fit_ridge`.
+    Channels are processed one by one, so that memory grows only with the number of fitted weights. Warns and raises
+    like :func:`fit_ridge`.
     """
     for form, _ in members:
         check_form(form)
@@ -103,7 +115,8 @@ def fit_ridges(
         )
     train_windows = history.train_end - look_back - horizon + 1
     validation_windows = max(history.rows - history.train_end - horizon + 1, 0)
-    first_validation = history.train_end - look_back  # its targets begin with the validation part
+    # the first window whose targets begin at the first validation row
+    first_validation = history.train_end - look_back
     tried, warnings = tuple(penalties), ()
     if validation_windows < look_back:
         warnings = (
@@ -158,24 +171,33 @@ def _as_fit(solutions: list[_Solution], form: Form, individual: bool, warnings: 
 
 
 def _solve(problems: Sequence[NormalEquations], form: Form, penalties: tuple[float, ...], *, refit: bool) -> _Solution:
-    """From the sums over the train windows, over the validation windows where there are any, and, with ``refit``, over
-    the windows of all rows, which the chosen penalty is fitted on in the end."""
+    """Choose the penalty on the validation windows and solve.
+
+    ``problems`` are the normal equations of the train windows, of the validation windows (if there are any) and, with
+    ``refit``, of the windows of all rows, on which the chosen penalty is fitted in the end.
+    """
     *chosen_on, final = problems if refit else (*problems, problems[0])
     train = _Decomposed.of(chosen_on[0], form)
     best, error = penalties[0], None
     if len(chosen_on) > 1:
-        held = chosen_on[1].without_side(chosen_on[0])
-        held_gram = train.basis.T @ held.gram @ train.basis
-        agreement = np.einsum("ih,ih->i", train.rotated, train.basis.T @ held.cross)
-        overlap = held_gram * (train.rotated @ train.rotated.T)
-        energy = held.energy.sum()
+        # the side feature is removed with the coefficients of the train windows, as in the forecast
+        validation = chosen_on[1].without_side(chosen_on[0])
+        # W = Q diag(s) C with Q the basis, C the rotated B, s = 1 / (d + lambda). On the validation sums G, B:
+        #   sum |r - W'z|^2 = sum |r|^2 - 2 <W, B> + <W, G W>
+        #                   = energy - 2 s'agreement + s' overlap s
+        #   agreement_i = sum_h C_ih (Q'B)_ih,    overlap_ij = (Q'G Q)_ij (C C')_ij
+        validation_gram = train.basis.T @ validation.gram @ train.basis
+        agreement = np.einsum("ih,ih->i", train.rotated, train.basis.T @ validation.cross)
+        overlap = validation_gram * (train.rotated @ train.rotated.T)
+        energy = validation.energy.sum()
         errors = [
-            float(energy - 2.0 * (s @ agreement) + s @ overlap @ s) / (held.windows * len(held.energy))
+            float(energy - 2.0 * (s @ agreement) + s @ overlap @ s) / (validation.windows * len(validation.energy))
             for s in map(train.shrink, penalties)
         ]
         index = int(np.argmin(errors))
         best, error = penalties[index], errors[index]
     fitted = _Decomposed.of(final, form) if refit else train
+    # W = Q diag(s) C, and the unpenalised b = (sum f r - W' sum f z) / sum f^2
     weights = fitted.basis @ (fitted.shrink(best)[:, None] * fitted.rotated)
     bias = (final.side_cross - final.side_gram @ weights) / (final.side_energy or 1.0)
     return _Solution(weights, bias, best, error)
@@ -183,12 +205,16 @@ def _solve(problems: Sequence[NormalEquations], form: Form, penalties: tuple[flo
 
 @dataclass(frozen=True)
 class _Decomposed:
-    """The eigen-decomposition of one Gram matrix, in the coordinates of the penalty."""
+    """The eigen-decomposition ``R'G R = V diag(d) V'`` of one problem.
 
-    values: np.ndarray  # (L,)
-    basis: np.ndarray  # (L, L): from eigenvectors to weights
-    rotated: np.ndarray  # (L, H): the cross products in eigenvectors
-    noise: float  # eigenvalues below it are rounding errors
+    ``R`` is the root of the penalty, ``W = R U`` with penalty ``|U|^2``; it is the identity except for DLinear. Then
+    ``U = V diag(1 / (d + lambda)) V' R'B`` and ``W = (R V) diag(1 / (d + lambda)) (V' R'B)``.
+    """
+
+    values: np.ndarray  # (L,): d
+    basis: np.ndarray  # (L, L): Q = R V
+    rotated: np.ndarray  # (L, H): C = V' R' B
+    noise: float  # smaller eigenvalues are rounding errors
 
     @classmethod
     def of(cls, problem: NormalEquations, form: Form) -> _Decomposed:
@@ -201,7 +227,7 @@ class _Decomposed:
         return cls(values, basis, vectors.T @ cross, free.noise * len(values))
 
     def shrink(self, penalty: float) -> np.ndarray:
-        """The factor of each eigenvector; plain least squares leaves out those without energy."""
+        """``1 / (d + lambda)`` for each eigenvector; with ``lambda = 0`` the eigenvectors without energy get 0."""
         if penalty > 0:
             return 1.0 / (np.maximum(self.values, 0.0) + penalty)
         kept = self.values > max(_RANK_TOLERANCE * self.values[-1], self.noise)
