@@ -165,7 +165,7 @@ class _Signature:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """With annotations as values; as they are written if one is imported for the type checker only, but for shapes."""
+    """With annotations as values; as text if a name is imported for type checkers only, other than those of shapes."""
     try:
         signature = inspect.signature(function, locals=_SHAPED, eval_str=True)
     except NameError:
