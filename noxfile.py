@@ -93,6 +93,7 @@ DEMO_FILES = {
 }
 
 
+SHAPE_TOOLS = ["jaxtyping", "beartype"]
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow", "polars"]
 SPOTTER_TOOLS = ["kaldi-native-fbank", *ONNX_TOOLS, "nir"]
 RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
@@ -101,7 +102,8 @@ RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff (format and lint), ty and import-linter."""
-    install(session, "ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
+    tools = ["ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SHAPE_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS]
+    install(session, *tools)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("ty", "check", "shared/src", "packages")
@@ -152,6 +154,13 @@ def core(session: nox.Session) -> None:
     """Run the tests of the core with nothing but torch installed."""
     install(session, "pytest", "pytest-xdist", "hypothesis", packages=["shared"])
     session.run("pytest", "-n", "2", "-m", "not slow", "tests/core", *session.posargs)
+
+
+@nox.session
+def shapes(session: nox.Session) -> None:
+    """Run the tests of the core with its shape annotations checked in every call."""
+    install(session, "pytest", "pytest-xdist", "hypothesis", *SHAPE_TOOLS, packages=["shared"])
+    session.run("pytest", "-n", "2", "-m", "not slow", "--shapes", "tests/core", *session.posargs)
 
 
 @nox.session

@@ -17,6 +17,17 @@ settings.register_profile("manyheads", deadline=None, derandomize=True)
 settings.load_profile("manyheads")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shapes", action="store_true", help="check the shape annotations of manyheads.core")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--shapes"):
+        from tests.shapes import install
+
+        install()
+
+
 @pytest.fixture(autouse=True)
 def _torch_settings(request: pytest.FixtureRequest):
     """Only for tests that use torch: importing it costs seconds."""

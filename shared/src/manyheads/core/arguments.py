@@ -35,6 +35,16 @@ WIDTH = (1, LARGEST, "1 or more, up to 2**24")
 OTHER = (-LARGEST, LARGEST, "a whole number up to 2**24")
 
 
+class _Shaped:
+    """jaxtyping's ``Float[Tensor, "b t d"]``, which is imported for type checkers only: stands for ``Tensor``."""
+
+    def __class_getitem__(cls, kind_and_axes: tuple[type, str]) -> type:
+        return kind_and_axes[0]
+
+
+_SHAPED = dict.fromkeys(("Bool", "Float", "Int", "Shaped"), _Shaped)
+
+
 def describe(value: Any) -> str:
     """A value in a few words on one line, for an error message."""
     if isinstance(value, Tensor):
@@ -155,9 +165,9 @@ class _Signature:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """With annotations as values; as they are written if one is imported for the type checker only."""
+    """With annotations as values; as text if a name is imported for type checkers only, other than those of shapes."""
     try:
-        signature = inspect.signature(function, eval_str=True)
+        signature = inspect.signature(function, locals=_SHAPED, eval_str=True)
     except NameError:
         signature = inspect.signature(function)
     return list(signature.parameters.values())

@@ -1,9 +1,10 @@
-"""What a layer may not look at, as one value."""
+"""Masks: which tokens a layer may read, as one value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,27 +12,35 @@ from torch import Tensor
 from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import MaskError
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
 
 @checked_constructor
 @dataclass(frozen=True)
 class Mask:
-    """Restrictions on one call. Each may be None; a layer that cannot honour one that is set raises.
+    """Masks of one call. Each may be None; a layer raises for a mask that it cannot honour.
 
-    Shapes: B batch, T tokens, S context tokens.
+    Axes: b batch, t tokens, s context tokens.
     """
 
-    padding: Tensor | None = None  # (B, T) bool, True for a real token; others are neither read nor kept in the state
-    reset: Tensor | None = None  # (B, T) bool, True where a new episode starts: nothing before it is seen
-    window: int | None = None  # each token sees at most this many of the latest tokens, itself among them
-    blocks: Tensor | None = None  # (B, T) int64: a token sees only tokens of its own block
-    context_padding: Tensor | None = None  # (B, S) bool, True for a real context token
+    padding: Bool[Tensor, "b t"] | None = None
+    """True for a real token; padding is neither read nor kept in the state."""
+    reset: Bool[Tensor, "b t"] | None = None
+    """True at the first token of an episode, which sees nothing before it."""
+    window: int | None = None
+    """Each token sees at most this many of the latest tokens, itself included."""
+    blocks: Int[Tensor, "b t"] | None = None
+    """The block of each token (int64), which sees only tokens of its own block."""
+    context_padding: Bool[Tensor, "b s"] | None = None
+    """True for a real context token."""
 
     def names(self) -> tuple[str, ...]:
-        """The restrictions that are set."""
+        """Names of the masks that are set."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     def check(self, batch: int, tokens: int, context_tokens: int | None, device: torch.device) -> None:
-        """Raises :class:`MaskError` for a wrong shape, dtype or device."""
+        """Raise :class:`MaskError` for a wrong shape, dtype or device, or a window below 1."""
         expected = {
             "padding": ((batch, tokens), torch.bool),
             "reset": ((batch, tokens), torch.bool),

@@ -1,28 +1,31 @@
-"""Helpers for states: nested tuples (named or not) of tensors with the batch on the first axis, never changed in place.
+"""Operations on states: nested tuples (named or not) of tensors with the batch on the first axis.
 
-The empty tuple is the state that a layer returns if it keeps none; such a layer takes no state and refuses a stream.
+States are immutable. A layer without a state returns the empty tuple; it takes no state and refuses a stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, Shaped
 
 State = Any  # a Tensor or a (named) tuple of States
 
 
 def tree_map(function: Callable[..., Any], state: State, *others: State) -> State:
-    """``function`` on every tensor; ``others`` have the same structure."""
+    """Apply ``function`` to every tensor, and to the tensors of ``others`` at the same place of the same structure."""
     if isinstance(state, Tensor):
         return function(state, *others)
     children = [tree_map(function, *parts) for parts in zip(state, *others, strict=True)]
     return type(state)(*children) if hasattr(state, "_fields") else tuple(children)
 
 
-def leaves(state: State) -> list[Tensor]:
+def leaves(state: State) -> list[Shaped[Tensor, "..."]]:
     """All tensors in order."""
     if isinstance(state, Tensor):
         return [state]
@@ -30,22 +33,22 @@ def leaves(state: State) -> list[Tensor]:
 
 
 def detach(state: State) -> State:
-    """Cuts the gradient, as truncated backpropagation through time does between chunks."""
+    """Detach the state from the graph, as truncated backpropagation through time does between chunks."""
     return tree_map(lambda leaf: leaf.detach(), state)
 
 
 def to(state: State, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
-    """Moves all leaves; ``dtype`` is applied to floating point leaves only."""
+    """Move all tensors to a device; convert floating point tensors to ``dtype``."""
     return tree_map(lambda leaf: leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None), state)
 
 
-def select(state: State, rows: Tensor) -> State:
-    """The batch rows ``rows`` (int64): reorder, repeat or drop streams, as beam search and environments need."""
+def select(state: State, rows: Int[Tensor, "r"]) -> State:
+    """Select batch rows: reorder, repeat or drop streams, for beam search and environments."""
     return tree_map(lambda leaf: leaf.index_select(0, rows), state)
 
 
-def where(condition: Tensor, state: State, other: State) -> State:
-    """Row by row ``state`` where ``condition`` ``(B,)`` holds, else ``other``."""
+def where(condition: Bool[Tensor, "b"], state: State, other: State) -> State:
+    """Batch rows of ``state`` if ``condition`` holds, else of ``other``."""
 
     def choose(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
@@ -54,21 +57,22 @@ def where(condition: Tensor, state: State, other: State) -> State:
 
 
 def concat(states: Sequence[State]) -> State:
-    """Joins along the batch."""
+    """Concatenate states along the batch."""
     first, *rest = states
     return tree_map(lambda *parts: torch.cat(parts), first, *rest)
 
 
 def nbytes(state: State) -> int:
-    """Memory of all leaves in bytes."""
+    """Memory of all tensors in bytes."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(state))
 
 
 def zeros_like(state: State) -> State:
+    """Zeros of the same structure."""
     return tree_map(torch.zeros_like, state)
 
 
 def batch_size(state: State) -> int | None:
-    """Rows of the first leaf; None for a state without leaves."""
+    """Batch rows of the first tensor; None for a state without tensors."""
     found = leaves(state)
     return found[0].shape[0] if found else None

@@ -3,16 +3,16 @@
     logits[t] = U h[t],   h = stack(E[ids] + positions),   U = E if ``tied``
 
 ``generate`` feeds the prompts once and then one token at a time, with the states of the layers as cache. Prompts of
-unequal length are padded on the right: a state does not change at padding, so that each row goes on as if it were
-alone. Layers that keep no state as configured are run on the whole sequence at every step.
+unequal length are padded on the right: a state does not change at padding, so that each row continues as if it were
+alone. Layers without a state run on the whole sequence at every step.
 
-Shapes: B batch, T tokens, V vocabulary, D width.
+Axes: b batch, t tokens, v vocabulary, d width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,13 @@ from manyheads.core.layer import LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 
 @checked_constructor
 class LanguageModel(nn.Module):
-    """Next-token logits; see the module for the equation.
+    """Predict the logits of the next token; see the module for the equation.
 
     Args:
         stack: causal blocks; :func:`~manyheads.core.backbones.stack.build_stack` makes them.
@@ -69,9 +72,14 @@ class LanguageModel(nn.Module):
             self.output.weight = self.embed.weight
 
     def forward(
-        self, ids: Tensor, state: State | None = None, *, first: Tensor | int = 0, mask: Mask | None = None
+        self,
+        ids: Int[Tensor, "b t"],
+        state: State | None = None,
+        *,
+        first: Int[Tensor, "b"] | Int[Tensor, ""] | int = 0,
+        mask: Mask | None = None,
     ) -> LayerOutput:
-        """``ids (B, T)`` -> logits ``(B, T, V)``; ``first`` is the position of the first token, one or one a row."""
+        """Logits ``(B, T, V)``; ``first`` is the position of the first token, one number, or one for each row."""
         h = self.embed(ids)
         if self.positions is not None:
             h = self.positions(h, first=first)
@@ -94,12 +102,12 @@ class LanguageModel(nn.Module):
 
         Args:
             prompts: token ids, one or more each, of any lengths.
-            new_tokens: most tokens to add.
+            new_tokens: the largest number of tokens to add.
             temperature: of the softmax; 0 takes the most probable token.
-            top_k: draw among the k most probable tokens only.
-            top_p: draw among the fewest tokens whose probabilities sum to p or more.
+            top_k: sample from the k most probable tokens only.
+            top_p: sample from the fewest tokens whose probabilities sum to p or more.
             stop: a row ends with this token, which is kept.
-            generator: of the draws; torch's own by default.
+            generator: random generator of the samples; torch's own by default.
 
         Returns:
             The new tokens of each prompt.
@@ -149,7 +157,7 @@ class LanguageModel(nn.Module):
         return made
 
     def _whole(self, ids: Tensor, known: Tensor) -> tuple[Tensor, State]:
-        """Logits after the last known token of each row, and the state there."""
+        """Logits after the last known token of each row, and the state after it."""
         real = torch.arange(ids.shape[1], device=ids.device) < known[:, None]
         padded = not bool(real.all())
         logits, state, _ = self(ids, mask=Mask(padding=real) if padded else None)
@@ -175,7 +183,7 @@ class LanguageModel(nn.Module):
 
 
 class _Sampler:
-    """Draws a token a row from logits ``(B, V)``."""
+    """Sample one token for each row of logits ``(B, V)``."""
 
     def __init__(
         self, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
@@ -192,7 +200,7 @@ class _Sampler:
         if self.top_p is not None:
             ordered, index = logits.sort(descending=True)
             probability = ordered.softmax(-1)
-            # a token stays if those before it sum to less than p
+            # Keep a token if more probable ones sum to less than p.
             beyond = probability.cumsum(-1) - probability >= self.top_p
             logits = logits.masked_fill(beyond.gather(-1, index.argsort(-1)), float("-inf"))
         return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]

@@ -1,13 +1,13 @@
-"""A sequence encoder: tokens or vectors in, one vector a token or a sequence out, around any layer.
+"""A sequence encoder around any layer: from tokens or vectors to one vector for each token, or for the sequence.
 
     h = stack(embed(x) + positions);   "tokens": W h[t] + b,   "mean": W mean_t h[t] + b over the real tokens
 
-Shapes: B batch, T tokens, C inputs, K outputs.
+Axes: b batch, t tokens, c inputs, k outputs.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ from manyheads.core.blocks.embeddings import LearnedPositions, SinusoidalPositio
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import blank
 from manyheads.core.mask import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 Positions = Literal["none", "sinusoidal", "learned"]
 
@@ -30,7 +33,7 @@ class SequenceEncoder(nn.Module):
         outputs: K.
         inputs: C of vectors ``(B, T, C)``; None for token ids.
         vocabulary: number of token ids; None for vectors.
-        pool: "mean" for one output a sequence, "tokens" for one a token.
+        pool: "mean" for one output of a sequence, "tokens" for one of each token.
         positions: added to the embedded tokens.
         max_len: number of learned positions.
 
@@ -58,8 +61,10 @@ class SequenceEncoder(nn.Module):
         self.stack, self.pool = stack, pool
         self.head = nn.Linear(dim, outputs)
 
-    def forward(self, x: Tensor, *, mask: Mask | None = None) -> Tensor:
-        """``x (B, T, C)``, or ids ``(B, T)`` -> ``(B, K)``, or ``(B, T, K)`` with ``pool="tokens"``."""
+    def forward(
+        self, x: Float[Tensor, "b t c"] | Int[Tensor, "b t"], *, mask: Mask | None = None
+    ) -> Float[Tensor, "b k"] | Float[Tensor, "b t k"]:
+        """Encode vectors or token ids: ``(B, K)``, or ``(B, T, K)`` with ``pool="tokens"``."""
         h = self.embed(x)
         h = self.stack(h if self.positions is None else self.positions(h), mask=mask).y
         if self.pool == "tokens":
@@ -71,7 +76,7 @@ class SequenceEncoder(nn.Module):
 
 
 def make_positions(kind: Positions, dim: int, max_len: int | None) -> nn.Module | None:
-    """The positions of that kind. Raises :class:`ArgumentError` for learned ones without ``max_len``."""
+    """Build position embeddings. Raises :class:`ArgumentError` for learned ones without ``max_len``."""
     if kind == "learned":
         if max_len is None:
             raise ArgumentError("max_len: found none with positions='learned', expected the number of positions")

@@ -1,15 +1,15 @@
-"""Residual blocks around any registered layer, one after the other: what every backbone is made of.
+"""A stack of residual blocks around any registered layer, the body of every backbone.
 
     stack = build_stack("routing", 64, depth=2, options={"causal": True, "shared_qk": True})
     y, state, aux = stack(x)
 
-Shapes: B batch, D width; ``(B, *grid, D)`` to ``(B, *grid, D)``.
+Axes: b batch, d width, s context tokens, c context width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from manyheads.core.mask import Mask
 from manyheads.core.registry import create
 from manyheads.core.state import State
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 MakeLayer = Callable[[int], Layer]
 
 
@@ -30,7 +33,7 @@ class Stack(nn.Module):
     """Residual blocks and, after pre-norm blocks, a last norm; the state is the tuple of the blocks' states.
 
     Raises:
-        ArgumentError: no block.
+        ArgumentError: no block; in ``forward`` a state of another number of blocks.
     """
 
     def __init__(self, blocks: Sequence[ResidualBlock], *, norm: nn.Module | None = None) -> None:
@@ -42,6 +45,7 @@ class Stack(nn.Module):
 
     @property
     def residual_blocks(self) -> list[ResidualBlock]:
+        """The blocks in order."""
         return list(self.blocks)  # ty: ignore[invalid-explicit-return]
 
     @property
@@ -51,7 +55,7 @@ class Stack(nn.Module):
 
     @property
     def streaming(self) -> bool:
-        """Whether every layer keeps a state as configured."""
+        """Whether every layer, as configured, has a state."""
         return all(layer.state_kind != "none" for layer in self.layers)
 
     @property
@@ -60,12 +64,18 @@ class Stack(nn.Module):
         return all(layer.is_causal for layer in self.layers)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        """The initial states of all layers."""
         return tuple(layer.init_state(batch, device=device, dtype=dtype) for layer in self.layers)
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, context: Tensor | None = None, mask: Mask | None = None
+        self,
+        x: Float[Tensor, "b *grid d"],
+        state: State | None = None,
+        *,
+        context: Float[Tensor, "b s c"] | None = None,
+        mask: Mask | None = None,
     ) -> LayerOutput:
-        """``x (B, *grid, D)``; ``aux`` of block n is named ``n.…``."""
+        """Run all blocks; the names in ``aux`` of block n begin with ``n.``."""
         given = (None,) * len(self.blocks) if state is None else state
         if len(given) != len(self.blocks):
             raise ArgumentError(f"stack: state: found {len(given)} parts, expected {len(self.blocks)} (init_state)")
@@ -80,9 +90,9 @@ class Stack(nn.Module):
 
 @checked
 def make_layers(layer: str | MakeLayer, dim: int, depth: int, options: Mapping[str, Any] | None = None) -> list[Layer]:
-    """``depth`` layers of width ``dim``: by registered name with ``options``, or from a function of the width.
+    """Build ``depth`` layers of width ``dim``: by registered name with ``options``, or by a function of the width.
 
-    A layer that draws by a seed gets another seed in each block unless ``options`` sets one.
+    A layer with a seed gets another seed in each block unless ``options`` sets one.
 
     Raises:
         ArgumentError: a depth below 1, options beside a function, a layer of another width.
@@ -120,7 +130,7 @@ def build_stack(
     dropout: float = 0.0,
     cross: MakeLayer | None = None,
 ) -> Stack:
-    """Residual blocks around any layer.
+    """Build a stack of residual blocks around any layer.
 
     Args:
         layer: a registered name, or a function from the width to a layer.

@@ -1,1 +1,1 @@
-"""What goes round a layer: gates, feed-forward networks, residual blocks. A block is handed its layer."""
+"""Blocks around a layer: gates, feed-forward networks, residual blocks. A block receives its layer as an argument."""

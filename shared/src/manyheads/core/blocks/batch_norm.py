@@ -1,6 +1,8 @@
-"""Batch normalisation of sequences: the statistics run over real tokens only."""
+"""Batch normalisation of sequences, with the statistics of real tokens only."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +11,24 @@ from torch.nn import functional
 from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 
 @checked_constructor
 class SequenceBatchNorm(nn.BatchNorm1d):
-    """``x (B, T, C)``, ``real (B, T)`` bool or None for all. In evaluation an affine map a channel with the running
-    statistics; in training the statistics of this call, which update the running ones (cumulative average where
-    ``momentum`` is None). The arithmetic is in the dtype of ``x``.
+    """Batch norm of ``(B, T, C)`` over the real tokens.
+
+    In training it uses the statistics of the call and updates the running statistics (their cumulative average if
+    ``momentum`` is None). In evaluation it is an affine map for each channel, with the running statistics. The
+    arithmetic is in the dtype of the input.
 
     Raises:
         ArgumentError: fewer than two real tokens in training.
     """
 
-    def forward(self, input: Tensor, real: Tensor | None = None) -> Tensor:
+    def forward(self, input: Float[Tensor, "b t c"], real: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t c"]:
+        """Normalise; ``real`` is False for padding, which becomes 0 in training. None if there is no padding."""
         if not self.training:
             return self._normalise(input.flatten(0, 1), 0.0).view_as(input)
         chosen = input.flatten(0, 1) if real is None else input[real]

@@ -1,21 +1,21 @@
-"""Convolutions along time that stream: over ``(B, T, C)`` and over ``(B, T, M, C)``, time by bins.
+"""Streaming causal convolutions along time: over ``(B, T, C)`` and over ``(B, T, M, C)``, time by bins.
 
     y[j] = b + sum_{i < k} W[i] x[s (j + 1) - 1 - d (k - 1 - i)],   x[t] = 0 for t < 0
 
 with kernel k, stride s and dilation d along time: output j needs the input up to ``s (j + 1) - 1`` and no later. In
 chunks, whose lengths are multiples of s, the state holds the last ``d (k - 1) + 1 - s`` frames.
 
-Look-ahead is a matter of reading: with ``lookahead = a`` the output that appears at step j is meant for step
-``j - a / s``, whose window then reaches a frames beyond it; a centred convolution is the one with a = (k - 1) / 2. The
-first ``a / s`` outputs are meant for steps before the start, and whoever stacks such convolutions blanks them.
+Look-ahead changes the meaning of the output, not the arithmetic: with ``lookahead = a`` output j belongs to step
+``j - a / s``, whose window reaches a frames beyond it. A centred convolution has a = (k - 1) / 2. The first ``a / s``
+outputs belong to steps before the start; a stack of such convolutions must set them to 0.
 
-Axes: B batch, T frames, M bins, C channels. Cost: ``O(T k C C')`` (times M and the kernel over bins), the state
-``O(k C)``.
+Axes: b batch, t frames, m bins, c channels; n = T / s output frames, l = M' output bins, o = C' output channels, p
+frames of the state. Cost: ``O(T k C C')`` (times M and the kernel over bins), the state ``O(k C)``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +24,32 @@ from torch.nn import functional
 from manyheads.core.arguments import checked_constructor
 from manyheads.core.errors import ArgumentError, StateError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class ConvolutionState(NamedTuple):
-    """The frames that later outputs still see."""
+    """The latest ``d (k - 1) + 1 - s`` frames, which later outputs need."""
 
-    frames: Tensor  # (B, d (k - 1) + 1 - s, …)
+    frames: Float[Tensor, "b p *m c"]
 
 
 @checked_constructor
 class CausalConvolution(nn.Module):
-    """``(B, T, C) -> (B, T / s, C')``; the weight is ``(C', C, k)``, as in ``nn.Conv1d``.
+    """Causal convolution of ``(B, T, C)``; the weight is ``(C', C, k)``, as in ``nn.Conv1d``.
 
     Args:
         inputs, outputs: C and C'.
-        kernel: k.
+        kernel: k, taps.
         stride: s; chunks must be multiples of it.
         dilation: d.
         lookahead: a, frames; a multiple of ``stride``, at most ``d (k - 1)``.
-        bias: whether there is b.
+        bias: whether to add b.
 
     Raises:
-        ArgumentError: sizes below 1, a stride beyond the kernel's reach, a look-ahead that does not fit.
+        ArgumentError: sizes below 1, a stride above the window ``d (k - 1) + 1``, a look-ahead out of range; in
+            ``forward`` an input of another width, or frames that are not a multiple of the stride.
+        StateError: in ``forward`` a state of another shape.
     """
 
     row_weight: Tensor | None
@@ -67,22 +72,25 @@ class CausalConvolution(nn.Module):
         self.stride, self.dilation, self.lookahead = stride, dilation, lookahead
         made = nn.Conv1d(inputs, outputs, kernel, bias=bias)
         self.weight, self.bias = made.weight, made.bias
-        self.register_buffer("row_weight", None)  # (C', k C): see freeze
-        self.register_buffer("image_weight", None, persistent=False)  # (C', C, 1, k)
+        # freeze fills both: (C', k C) and (C', C, 1, k).
+        self.register_buffer("row_weight", None)
+        self.register_buffer("image_weight", None, persistent=False)
 
     @property
     def context(self) -> int:
-        """Frames in the state."""
+        """The number of frames in the state."""
         return self.dilation * (self.kernel - 1) + 1 - self.stride
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> ConvolutionState:
-        """Before the first frame."""
+        """The state before the first frame: zeros."""
         return ConvolutionState(torch.zeros(batch, self.context, self.inputs, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, state: ConvolutionState | None = None) -> tuple[Tensor, ConvolutionState]:
-        """Any number of frames that is a multiple of the stride, none included."""
+    def forward(
+        self, x: Float[Tensor, "b t c"], state: ConvolutionState | None = None
+    ) -> tuple[Float[Tensor, "b n o"], ConvolutionState]:
+        """Convolve a chunk of any multiple of ``stride`` frames, zero included; the output and the new state."""
         if x.dim() != 3 or x.shape[2] != self.inputs:
             raise ArgumentError(f"convolution: x: found shape {tuple(x.shape)}, expected (B, T, {self.inputs})")
         state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
@@ -91,39 +99,41 @@ class CausalConvolution(nn.Module):
             return x.new_zeros(x.shape[0], 0, self.outputs), state
         if self.kernel == 1 and self.stride == 1:
             return functional.linear(seen, self.weight[:, :, 0], self.bias), state
-        if seen.shape[1] == self.kernel and self.dilation == 1:  # one output: a product
+        # A single output is a matrix product.
+        if seen.shape[1] == self.kernel and self.dilation == 1:
             if self.row_weight is not None:
                 return functional.linear(seen.flatten(1), self.row_weight, self.bias).unsqueeze(1), state
             window = seen.transpose(1, 2).flatten(1)
             return functional.linear(window, self.weight.flatten(1), self.bias).unsqueeze(1), state
-        # as an image of height 1 with the channels last: in and out lie as they are, nothing is transposed
+        # As an image of height 1 in channels-last order: input and output need no transposed copy.
         image = seen.transpose(1, 2).unsqueeze(2)
         weight = self.weight.unsqueeze(2) if self.image_weight is None else self.image_weight
         y = functional.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation))
         return y.squeeze(2).transpose(1, 2), state
 
     def freeze(self) -> None:
-        """Keeps the weight in the orders of a stream's window and of an image too: it will not change any more."""
+        """Store copies of the weight in the layouts of a single output and of an image; it must not change any more."""
         self.image_weight = self.weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
         self.row_weight = self.weight.detach().transpose(1, 2).flatten(1).contiguous()
 
 
 @checked_constructor
 class CausalConvolution2d(nn.Module):
-    """``(B, T, M, C) -> (B, T / s, M', C')``, causal along time, centred along the bins: M' = ceil(M / bin_stride).
+    """Convolution of ``(B, T, M, C)``, causal along time and centred along the bins: M' = ceil(M / bin_stride).
 
-    The weight is ``(C', C, k, k_bins)``, as in ``nn.Conv2d``; zeros stand beside the outermost bins.
+    The weight is ``(C', C, k, k_bins)``, as in ``nn.Conv2d``; the bins are padded with zeros on both sides.
 
     Args:
         inputs, outputs: C and C'.
         kernel: taps along time and along the bins; the latter odd.
-        stride: along time.
+        stride: s, along time; chunks must be multiples of it.
         bin_stride: along the bins.
-        lookahead: frames; a multiple of ``stride``, at most ``k - 1``.
-        bias: whether there is one.
+        lookahead: a, frames; a multiple of ``stride``, at most ``k - 1``.
+        bias: whether to add a bias.
 
     Raises:
         ArgumentError: as :class:`CausalConvolution`; an even kernel over the bins.
+        StateError: as :class:`CausalConvolution`.
     """
 
     def __init__(
@@ -151,21 +161,23 @@ class CausalConvolution2d(nn.Module):
 
     @property
     def context(self) -> int:
-        """Frames in the state."""
+        """The number of frames in the state."""
         return self.kernel[0] - self.stride
 
     def bins_after(self, bins: int) -> int:
-        """M' for M."""
+        """The number of output bins M' for M = ``bins``."""
         return -(-bins // self.bin_stride)
 
     def init_state(
         self, batch: int, bins: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> ConvolutionState:
-        """Before the first frame."""
+        """The state before the first frame: zeros."""
         return ConvolutionState(torch.zeros(batch, self.context, bins, self.inputs, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, state: ConvolutionState | None = None) -> tuple[Tensor, ConvolutionState]:
-        """Any number of frames that is a multiple of the stride, none included."""
+    def forward(
+        self, x: Float[Tensor, "b t m c"], state: ConvolutionState | None = None
+    ) -> tuple[Float[Tensor, "b n l o"], ConvolutionState]:
+        """Convolve a chunk of any multiple of ``stride`` frames, zero included; the output and the new state."""
         if x.dim() != 4 or x.shape[3] != self.inputs:
             raise ArgumentError(f"convolution: x: found shape {tuple(x.shape)}, expected (B, T, M, {self.inputs})")
         batch, tokens, bins, _ = x.shape
@@ -184,7 +196,7 @@ class CausalConvolution2d(nn.Module):
 
 
 def _extend(x: Tensor, state: ConvolutionState, context: int, stride: int) -> tuple[Tensor, ConvolutionState]:
-    """The frames that this chunk's outputs see, and the state after it."""
+    """The input frames of the outputs of this chunk, and the state after it."""
     if x.shape[1] % stride:
         raise ArgumentError(f"convolution: x: found {x.shape[1]} frames, expected a multiple of the stride {stride}")
     if state.frames.shape != (x.shape[0], context, *x.shape[2:]):

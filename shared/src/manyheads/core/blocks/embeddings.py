@@ -1,15 +1,16 @@
-"""Embeddings: patches and values of a series, and positions.
+"""Embeddings of values and patches of a series, and of positions.
 
-    ValueEmbedding      e[t] = W [x[t-1], x[t], x[t+1]]      a convolution of width 3 on a circle (2012.07436)
+    ValueEmbedding      e[t] = W [x[t-1], x[t], x[t+1]]      a circular convolution of width 3 (2012.07436)
     PatchEmbedding      e[p] = W x[pS : pS + P] + b          patches of P steps, S apart (2211.14730)
     sinusoidal          p[t, 2i] = sin(t / 10000^(2i/D)),  p[t, 2i+1] = cos(t / 10000^(2i/D))   (1706.03762)
 
-Tokens are embedded by ``nn.Embedding``. Shapes: B batch, T tokens, C channels, D width.
+``nn.Embedding`` embeds token ids. Axes: b batch, t tokens or steps, c channels, d width, n positions or patches.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,17 @@ from torch import Tensor, nn
 from manyheads.core.arguments import checked, checked_constructor
 from manyheads.core.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 @checked
-def sinusoidal_positions(count: int, dim: int, *, first: int = 0) -> Tensor:
-    """Sinusoidal positions ``(count, D)`` from position ``first`` on, in float32."""
+def sinusoidal_positions(count: int, dim: int, *, first: int = 0) -> Float[Tensor, "n d"]:
+    """Sinusoidal embeddings of ``count`` positions from ``first`` on, in float32.
+
+    Raises:
+        ArgumentError: a ``count`` below 0, a width below 1.
+    """
     if count < 0 or dim < 1:
         raise ArgumentError(f"sinusoidal_positions: found {count} positions of width {dim}, expected 0 or more of 1")
     place = torch.arange(first, first + count, dtype=torch.float64).unsqueeze(1)
@@ -30,7 +38,12 @@ def sinusoidal_positions(count: int, dim: int, *, first: int = 0) -> Tensor:
 
 @checked_constructor
 class LearnedPositions(nn.Module):
-    """A learned vector for each of ``count`` positions, added to the tokens.
+    """Learned position embeddings for ``count`` positions, added to the tokens.
+
+    Args:
+        count: number of positions.
+        dim: width D.
+        scale: standard deviation of the initial weights.
 
     Raises:
         ArgumentError: a ``count`` or width below 1; in ``forward`` more tokens than positions.
@@ -42,8 +55,10 @@ class LearnedPositions(nn.Module):
             raise ArgumentError(f"learned positions: found {count} of width {dim}, expected 1 or more of 1 or more")
         self.weight = nn.Parameter(torch.randn(count, dim) * scale)
 
-    def forward(self, x: Tensor, *, first: Tensor | int = 0) -> Tensor:
-        """``x (B, T, D)`` whose tokens stand at ``first, first + 1, …``; ``first`` is one number or one a row."""
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, first: Int[Tensor, "b"] | Int[Tensor, ""] | int = 0
+    ) -> Float[Tensor, "b t d"]:
+        """Add the embeddings of the positions ``first, first + 1, …``; ``first`` is one number, or one for each row."""
         place = torch.as_tensor(first, device=x.device).view(-1, 1) + torch.arange(x.shape[1], device=x.device)
         if x.shape[1] and int(place.max()) >= len(self.weight):
             raise ArgumentError(
@@ -54,7 +69,11 @@ class LearnedPositions(nn.Module):
 
 @checked_constructor
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal positions added to the tokens; any number of tokens."""
+    """Sinusoidal position embeddings for any number of tokens, added to these.
+
+    Raises:
+        ArgumentError: a width below 1.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -62,8 +81,10 @@ class SinusoidalPositions(nn.Module):
             raise ArgumentError(f"sinusoidal positions: dim: found {dim}, expected 1 or more")
         self.dim = dim
 
-    def forward(self, x: Tensor, *, first: Tensor | int = 0) -> Tensor:
-        """``x (B, T, D)`` whose tokens stand at ``first, first + 1, …``; ``first`` is one number or one a row."""
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, first: Int[Tensor, "b"] | Int[Tensor, ""] | int = 0
+    ) -> Float[Tensor, "b t d"]:
+        """Add the embeddings of the positions ``first, first + 1, …``; ``first`` is one number, or one for each row."""
         start = torch.as_tensor(first, device=x.device)
         table = sinusoidal_positions(int(start.max()) + x.shape[1], self.dim).to(x)
         return x + table[start.view(-1, 1) + torch.arange(x.shape[1], device=x.device)]
@@ -71,7 +92,7 @@ class SinusoidalPositions(nn.Module):
 
 @checked_constructor
 class ValueEmbedding(nn.Module):
-    """``(B, T, C)`` -> ``(B, T, D)``: each step with its two neighbours on a circle, no bias.
+    """Embed each step with its two neighbours by a circular convolution without bias.
 
     Raises:
         ArgumentError: channels or a width below 1.
@@ -86,14 +107,16 @@ class ValueEmbedding(nn.Module):
         self.weight = nn.Conv1d(channels, dim, 3, padding=1, padding_mode="circular", bias=False)
         nn.init.kaiming_normal_(self.weight.weight, mode="fan_in", nonlinearity="leaky_relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
+        """Embed the channels of each step."""
         return self.weight(x.transpose(1, 2)).transpose(1, 2)
 
 
 @checked_constructor
 class PatchEmbedding(nn.Module):
-    """``(B, T)`` -> ``(B, patches, D)``: patches of ``width`` steps, ``stride`` apart; the last value is repeated
-    ``stride`` times at the end, so that the newest steps are in a patch of their own.
+    """Embed patches of ``width`` steps, ``stride`` apart.
+
+    The series is padded by repeating the last value ``stride`` times, so that the newest steps get their own patch.
 
     Raises:
         ArgumentError: a stride above the width; in ``forward`` fewer steps than one patch has.
@@ -110,7 +133,8 @@ class PatchEmbedding(nn.Module):
         """The number of patches of ``steps`` steps."""
         return (steps + self.stride - self.width) // self.stride + 1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
+        """Embed the patches of each row."""
         if x.shape[1] + self.stride < self.width:
             raise ArgumentError(
                 f"patch embedding: found {x.shape[1]} steps, expected {self.width - self.stride} or more"

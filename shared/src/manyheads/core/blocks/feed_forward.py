@@ -1,12 +1,13 @@
 """Feed-forward networks: plain, ``W2 act(W1 x)``, and gated, ``W3 (act(W1 x) o W2 x)`` (GLU Variants Improve
 Transformer, 2002.05202: GEGLU with ``activation="gelu"``, SwiGLU with ``"silu"``, ReGLU with ``"relu"``).
 
-Shapes: ``(…, D)`` to ``(…, D)``, F hidden width.
+Axes: d width, F hidden width; any leading axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch.nn import functional
 
 from manyheads.core.arguments import checked, checked_constructor
 from manyheads.core.errors import ArgumentError, UnknownNameError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -26,7 +30,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @checked
 def find_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation of that name; raises :class:`UnknownNameError` with the nearest."""
+    """Find an activation by name. Raises :class:`UnknownNameError` with the nearest name."""
     if name not in ACTIVATIONS:
         raise UnknownNameError("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
@@ -34,7 +38,10 @@ def find_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 @checked_constructor
 class FeedForward(nn.Module):
-    """``W2 act(W1 x)``; raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError`."""
+    """Feed-forward network ``W2 act(W1 x)``.
+
+    Raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError` for an unknown activation.
+    """
 
     def __init__(self, dim: int, hidden: int, *, activation: str = "gelu", bias: bool = True) -> None:
         super().__init__()
@@ -43,13 +50,14 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
+        """Map each token."""
         return self.down(self.activation(self.up(x)))
 
 
 @checked_constructor
 class GatedFeedForward(nn.Module):
-    """``W3 (act(W1 x) o W2 x)``; with ``normed`` one layer norm of width F is applied to both factors.
+    """Gated feed-forward network ``W3 (act(W1 x) o W2 x)``; ``normed`` applies one layer norm to both factors.
 
     Raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError` for an unknown activation.
     """
@@ -65,7 +73,8 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=bias)
         self.norm = nn.LayerNorm(hidden) if normed else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
+        """Map each token."""
         return self.down(self.norm(self.activation(self.gate(x))) * self.norm(self.up(x)))
 
 

@@ -1,19 +1,26 @@
-"""A linear map for each token's place: what layers over fields of a record use instead of a shared one."""
+"""A linear map with its own weights for each field of a record."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.arguments import checked_constructor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @checked_constructor
 class FieldLinear(nn.Module):
-    """``y[b, t] = W_t x[b, t] + b_t``: ``(B, T, I)`` -> ``(B, T, O)`` for exactly T = ``fields`` tokens.
+    """Linear map ``y[b, t] = W_t x[b, t] + b_t`` of each token, for exactly T = ``fields`` tokens.
 
     One batched product over the fields. ``y`` is a transposed view of a field-major tensor, and an ``x`` of that layout
-    is read without a copy. ``weight (T, O, I)``, ``bias (T, O)``, each started as nn.Linear's.
+    is read without a copy. ``weight (T, O, I)`` and ``bias (T, O)`` are initialised like those of ``nn.Linear``.
+
+    Axes: b batch, t fields, i inputs, o outputs.
     """
 
     def __init__(self, fields: int, inputs: int, outputs: int) -> None:
@@ -22,7 +29,8 @@ class FieldLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(fields, outputs, inputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(fields, outputs).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        # baddbmm would first write the bias out at full size, for a fourth of the product's time
+    def forward(self, x: Float[Tensor, "b t i"]) -> Float[Tensor, "b t o"]:
+        """Map each token."""
+        # baddbmm would first expand the bias to full size, which takes a fourth of the time of the product.
         y = torch.bmm(x.transpose(0, 1), self.weight.mT).add_(self.bias.unsqueeze(1))
         return y.transpose(0, 1)

@@ -1,13 +1,15 @@
-"""One submodule on a stream with a gate in place of the residual sum, as in GTrXL (1910.06764).
+"""A residual block with a gate instead of the sum, as in GTrXL (1910.06764).
 
     Y = g(X, ReLU(F(LN(X))))
 
-F is handed over: a :class:`~manyheads.core.layer.Layer` or any module from ``(…, D)`` to ``(…, D)``. The norm is on
-F's side only (identity map reordering), so that with a gate near the identity X passes unchanged; the ReLU is there
-because F ends in a linear map and the next submodule begins with one.
+F is a :class:`~manyheads.core.layer.Layer` or any module from ``(…, D)`` to ``(…, D)``. Only the input of F is normed
+(identity map reordering), so that X passes unchanged through a gate near the identity. The ReLU separates the linear
+map at the end of F from the one at the start of the next block.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +21,20 @@ from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @checked_constructor
 class GatedResidual(nn.Module):
-    """Args:
-    dim: width D.
-    inner: F, a layer or any other module.
-    gate: a name of :data:`~manyheads.core.blocks.gates.GATES`; ``"residual"`` is the plain sum.
-    gate_bias: where the gate's bias starts; None for the paper's.
-    norm: False where F norms what it reads itself, what it remembers too.
+    """A gated residual block around a layer or any other module; see the module for the equation.
+
+    Args:
+        dim: width D.
+        inner: F, a layer or any other module.
+        gate: a name of :data:`~manyheads.core.blocks.gates.GATES`; ``"residual"`` is the plain sum.
+        gate_bias: the initial bias of the gate; None for the paper's.
+        norm: False if F norms its input itself, its memory included.
 
     Raises:
         UnknownNameError: a gate that does not exist.
@@ -42,12 +49,17 @@ class GatedResidual(nn.Module):
         self.gate = create_gate(gate, dim, bias=gate_bias)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
-        """The layer's; the empty state for a module that is none."""
+        """The initial state of the layer; the empty state for any other module."""
         return self.inner.init_state(batch, device=device, dtype=dtype) if isinstance(self.inner, Layer) else ()
 
-    def forward(self, x: Tensor, state: State | None = None, *, mask: Mask | None = None) -> LayerOutput:
-        """``x (B, *grid, D)``; state and mask are the layer's. A module that is no layer works token by token, so that
-        no mask concerns it, and gives back the empty state."""
+    def forward(
+        self, x: Float[Tensor, "b *grid d"], state: State | None = None, *, mask: Mask | None = None
+    ) -> LayerOutput:
+        """Run the block; state and mask are passed to the layer.
+
+        Any other module maps each token by itself, so that masks do not apply, and returns the empty state. Raises
+        :class:`StateError` for a state given to such a module.
+        """
         normed = self.norm(x)
         if isinstance(self.inner, Layer):
             y, state, aux = self.inner(normed, state, mask=mask)

@@ -1,10 +1,10 @@
-"""The linear memory of a Legendre memory unit: constants, nothing trained."""
+"""The linear memory of a Legendre memory unit (LMU): constants, no trained weights."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +15,32 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.legendre import LegendreSystem, legendre_memory, legendre_system
 from manyheads.core.functional.recurrent_mask import carried
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 @checked_constructor
 class LegendreMemory(nn.Module):
-    """``m[t] = A' m[t - 1] + B' u[t]``, see :mod:`manyheads.core.functional.legendre`.
+    """The memory ``m[t] = A' m[t - 1] + B' u[t]`` of :mod:`manyheads.core.functional.legendre`.
 
-    The constants are exact in float64 and are held in float64 beside float64 weights, in float32 beside any other, as
-    a transition rounded to 8 bits would be another system. They are no part of the state_dict.
+    The constants are computed in float64. They are stored in float64 if the module is, else in float32: a transition
+    rounded to 8 bits would be another system. They are not in the state_dict.
+
+    Axes: b batch, t tokens, q order, c tokens of a block.
 
     Args:
-        order: q, numbers that are remembered.
+        order: q, coefficients of the memory.
         window: theta in tokens.
-        owner: the name that errors and warnings begin with.
+        owner: the name at the start of errors and warnings.
 
     Raises:
         ArgumentError: order or window below 1.
     """
 
-    transition: Tensor
-    drive: Tensor
-    powers: Tensor
-    responses: Tensor
+    transition: Float[Tensor, "q q"]
+    drive: Float[Tensor, "q"]
+    powers: Float[Tensor, "q c*q"]
+    responses: Float[Tensor, "c q"]
 
     def __init__(self, order: int, window: int, *, owner: str = "legendre-memory") -> None:
         super().__init__()
@@ -55,20 +60,23 @@ class LegendreMemory(nn.Module):
 
     @property
     def system(self) -> LegendreSystem:
+        """The constants."""
         return LegendreSystem(self.transition, self.drive, self.powers, self.responses)
 
-    def initial(self, *rows: int, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-        """The empty memory; float32 under lower precision."""
+    def initial(self, *rows: int, device: torch.device | None, dtype: torch.dtype | None) -> Float[Tensor, "*rows q"]:
+        """The empty memory: zeros, in float32 for half precision."""
         return torch.zeros(*rows, self.order, device=device, dtype=carried(dtype))
 
-    def forward(self, u: Tensor, initial: Tensor, segments: Tensor | None = None) -> Tensor:
-        """``u (B, T)``, ``initial (B, q)`` -> ``(B, T, q)``; ``segments`` as in :func:`legendre_memory`."""
+    def forward(
+        self, u: Float[Tensor, "b t"], initial: Float[Tensor, "b q"], segments: Int[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t q"]:
+        """The memory after every token; arguments as in :func:`legendre_memory`."""
         if u.shape[1] == 1 and segments is None:
             return self.step(u, initial.unsqueeze(1))
         return legendre_memory(u.to(self.drive.dtype), self.system, initial, segments)
 
-    def step(self, u_t: Tensor, memory: Tensor) -> Tensor:
-        """``u_t (…)``, ``memory (…, q)`` -> the next memory."""
+    def step(self, u_t: Float[Tensor, "*rows"], memory: Float[Tensor, "*rows q"]) -> Float[Tensor, "*rows q"]:
+        """The memory after one more token."""
         moved = functional.linear(memory, self.transition)
         return torch.addcmul(moved, u_t.to(self.drive.dtype).unsqueeze(-1), self.drive)
 
@@ -78,7 +86,7 @@ class LegendreMemory(nn.Module):
         return done
 
     def _make_exact(self) -> None:
-        """Casting has rounded the constants: they are taken from their source again."""
+        """Recompute the constants in the new dtype; a cast would keep the old rounding."""
         dtype, device = carried(self.drive.dtype), self.drive.device
         for name, value in legendre_system(self.order, self.window)._asdict().items():
             setattr(self, name, value.to(device=device, dtype=dtype, copy=True))

@@ -1,9 +1,11 @@
-"""A gated recurrent unit over padded rows and episodes, one way with a state or both ways.
+"""A gated recurrent unit (GRU) over padded rows and episodes: forward with a state, or bidirectional.
 
-Shapes: B batch, T tokens, D input width, U units a direction.
+Axes: b batch, t tokens, d input width, u units of a direction, h output width: u, or 2 u for both directions.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,21 @@ from manyheads.core.arguments import checked_constructor
 from manyheads.core.functional import gru_scan, pack, pack_order, segment_ids, unpack
 from manyheads.core.mask import Mask
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 
 @checked_constructor
 class RecurrentEncoder(nn.Module):
-    """torch's unit and weights; honours ``mask.padding`` and ``mask.reset``, each direction of both.
+    """GRU with the weights of ``torch.nn.GRU``; each direction honours ``mask.padding`` and ``mask.reset``.
 
-    Runs :func:`gru_scan`, but on a GPU, where neither a reset nor a reversal under padding stands in the way, torch's
-    fused kernel. The scan is in float32 at least.
+    Runs :func:`gru_scan`, in float32 at least. On a GPU it runs torch's fused kernel instead, unless there is a reset,
+    or padding in a bidirectional encoder.
+
+    Args:
+        dim: input width D.
+        units: U of each direction.
+        both_ways: whether the encoder is bidirectional.
     """
 
     def __init__(self, dim: int, units: int, *, both_ways: bool) -> None:
@@ -26,9 +36,13 @@ class RecurrentEncoder(nn.Module):
         self.both_ways = both_ways
         self.unit = nn.GRU(dim, units, batch_first=True, bidirectional=both_ways)
 
-    def forward(self, x: Tensor, start: Tensor | None, mask: Mask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``x (B, T, D)``, ``start (B, U)`` (None for 0) -> the states ``(B, T, U)`` or ``(B, T, 2 U)``, 0 at the
-        padding; the state that the next chunk starts from, ``(B, U)``; ``(B, T)`` real tokens; ``(B, T)`` episodes."""
+    def forward(
+        self, x: Float[Tensor, "b t d"], start: Float[Tensor, "b h"] | None, mask: Mask
+    ) -> tuple[Float[Tensor, "b t h"], Float[Tensor, "b h"], Bool[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """The states after each token, 0 at padding; the state after the chunk; real tokens; episode numbers.
+
+        ``start`` is the state before the chunk, None for 0.
+        """
         batch, tokens, _ = x.shape
         real = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
         segment = torch.zeros_like(real, dtype=torch.int64) if mask.reset is None else segment_ids(mask.reset)
@@ -40,7 +54,7 @@ class RecurrentEncoder(nn.Module):
         if mask.reset is not None:
             fresh = own != torch.cat([torch.zeros_like(own[:, :1]), own[:, :-1]], 1)
         wide = self._recur(x, start, None if mask.padding is None else filled.sum(1), fresh)
-        # After a reset that no real token followed the state is that of a new episode.
+        # After a reset without a real token behind it the state is that of a new episode.
         count = filled.sum(1)
         at = (count - 1).clamp(min=0)
         last = wide.gather(1, at.view(-1, 1, 1).expand(-1, 1, wide.shape[-1])).squeeze(1)
@@ -52,11 +66,12 @@ class RecurrentEncoder(nn.Module):
         return h if order is None else unpack(h, order, filled), hidden, real, segment
 
     def _recur(self, x: Tensor, start: Tensor | None, lengths: Tensor | None, fresh: Tensor | None) -> Tensor:
-        """Right-padded ``x`` through the unit, in float32 at least."""
+        """Run the unit over right-padded ``x``, in float32 at least."""
         wide = torch.promote_types(x.dtype, torch.float32)
         if x.is_cuda and fresh is None and (not self.both_ways or lengths is None):
             first = None if start is None else start.unsqueeze(0).to(x.dtype)
-            return self.unit(x.contiguous(), first)[0].to(wide)  # one kernel; a scan launches some for every token
+            # One kernel; a scan launches several for every token.
+            return self.unit(x.contiguous(), first)[0].to(wide)
         inputs, suffixes = [x], [""]
         if self.both_ways:
             inputs, suffixes = [x, _mirrored(x, lengths)], ["", "_reverse"]
@@ -69,7 +84,8 @@ class RecurrentEncoder(nn.Module):
             units = w_state.shape[1]
             open_biases = torch.cat([b_state[: 2 * units], torch.zeros_like(b_state[2 * units :])])
             given = nn.functional.linear(given.to(wide).transpose(0, 1), w_in, b_in + open_biases)
-            gates.append(given.to(wide))  # autocast narrows it
+            # Under autocast the product is in half precision.
+            gates.append(given.to(wide))
             weights.append(w_state.mT)
             biases.append(b_state[2 * units :])
         first = x.new_zeros(len(gates), x.shape[0], units, dtype=wide) if start is None else start.unsqueeze(0)
@@ -80,7 +96,7 @@ class RecurrentEncoder(nn.Module):
 
 
 def _mirrored(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Each row of ``x (B, T, …)`` from its last token to its first; what is beyond the length stays."""
+    """Reverse the tokens of each row of ``x (B, T, …)``; padding beyond the length stays in place."""
     if lengths is None:
         return x.flip(1)
     place, end = torch.arange(x.shape[1], device=x.device).unsqueeze(0), lengths.unsqueeze(1)

@@ -1,18 +1,18 @@
-"""One block of a Transformer around any layer: residual connections, norms, a feed-forward network.
+"""A residual block around any layer: residual connections, norms, a feed-forward network.
 
     pre    y = x + drop(F(N(x)));   y = y + drop(C(N(y), context));   z = y + drop(G(N(y)))
     post   y = N(x + drop(F(x)));   y = N(y + drop(C(y, context)));   z = N(y + drop(G(y)))
 
-F is the layer, C an optional layer that reads a context, G the feed-forward network. Post-norm is 1706.03762; pre-norm
-trains without warm-up (2002.04745). All three are handed over: this block imports no layer.
+F is the layer, C an optional layer that reads a context, G the feed-forward network, N a norm. Post-norm is 1706.03762;
+pre-norm trains without warm-up (2002.04745). F, C and G are arguments: this block imports no layer.
 
-Shapes: B batch, T tokens, D width.
+Axes: b batch, d width, s context tokens, c context width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 NormPlace = Literal["pre", "post"]
 
@@ -33,8 +36,8 @@ class ResidualBlock(nn.Module):
     Args:
         layer: F, any layer; its state is the state of the block.
         feed_forward: G, any module from ``(…, D)`` to ``(…, D)``; None for none.
-        cross: C, a layer that takes a context; None for none.
-        norm: where the norms stand.
+        cross: C, a layer that reads a context; None for none.
+        norm: "pre" or "post", the place of the norms.
         make_norm: makes a norm of width D; layer norm by default.
         dropout: share of the outputs of F, C and G that is set to 0 in training.
 
@@ -68,12 +71,18 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        """The initial state of the layer."""
         return self.layer.init_state(batch, device=device, dtype=dtype)
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, context: Tensor | None = None, mask: Mask | None = None
+        self,
+        x: Float[Tensor, "b *grid d"],
+        state: State | None = None,
+        *,
+        context: Float[Tensor, "b s c"] | None = None,
+        mask: Mask | None = None,
     ) -> LayerOutput:
-        """``x (B, *grid, D)``; ``context (B, S, D)`` is read by ``cross``, or by the layer if there is no ``cross``."""
+        """Run the block; ``cross`` reads the context, or the layer does if there is no ``cross``."""
         own = None if self.cross is not None else context
         out = self.layer(self._before(self.layer_norm, x), state, context=own, mask=mask)
         x = self._after(self.layer_norm, x, out.y)

@@ -1,4 +1,4 @@
-"""Maths without parameters, shared by the layers."""
+"""Functions without parameters that the layers share."""
 
 from manyheads.core.functional.attention import (
     attention,

@@ -2,12 +2,12 @@
 
     out[b, h, t] = sum_s softmax_s(scale * q[b, h, t] . k[b, h, s] + mask) v[b, h, s]
 
-Shapes: B batch, H heads, T queries, S keys, E key width, F value width. A row that may attend to nothing gives 0.
+Axes: b batch, h heads, t queries, s keys, e key width, f value width. A query without an allowed key gives 0.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,20 +17,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from manyheads.core.errors import ArgumentError
 from manyheads.core.functional.own_backward import differentiated_twice, must_be_plain, plain_gradients
 
-# Private to torch: named here only, and every use has another way to go.
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+# Private to torch: named here only, and every use has a fallback.
 _CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _CPU_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
-_ROWS = 512  # queries whose scores are materialised at once where there is no fused kernel
+# Queries whose scores are materialised at once if there is no fused kernel.
+_ROWS = 512
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, causal: bool = False, scale: float | None = None
-) -> Tensor:
-    """``q (B, H, T, E)``, ``k (B, H, S, E)``, ``v (B, H, S, F)`` -> ``(B, H, T, F)``.
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
+    *,
+    allowed: Bool[Tensor, "... #t #s"] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """Softmax attention by torch's fused kernel.
 
-    ``allowed`` is a boolean mask that broadcasts to ``(B, H, T, S)``, True where a query may look. ``causal`` needs
-    ``T == S`` and no ``allowed``. Runs on torch's fused kernel; values of another width than the keys are padded to it
-    so that the fused kernel stays in use.
+    Args:
+        allowed: mask that broadcasts to ``(B, H, T, S)``, True if the query may attend to the key.
+        causal: query t attends to keys 0 to t; needs ``T == S`` and no ``allowed``.
+        scale: of the scores, ``E ** -0.5`` by default.
+
+    Keys or values are padded to the same width, because the fused kernel takes only equal widths.
 
     The fused kernels have a first derivative only. A backward pass under ``create_graph`` computes its gradients with
     torch's math kernel instead, which has every derivative and materialises the ``(T, S)`` scores.
@@ -56,8 +69,11 @@ def _by_math(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bo
 
 
 class _Again(torch.autograd.Function):
-    """The fused kernel's output as it is. Its gradient goes to the fused kernel, or under ``create_graph`` past it:
-    to ``q``, ``k`` and ``v`` by the math kernel."""
+    """Identity on the fused kernel's output, with every derivative.
+
+    The gradient goes to the fused kernel. Under ``create_graph`` it goes past it, by the math kernel to ``q``, ``k``
+    and ``v``.
+    """
 
     @staticmethod
     def forward(
@@ -76,11 +92,16 @@ class _Again(torch.autograd.Function):
 
 
 def attention_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its scores, ``(B, H, T, F)`` and ``(B, H, T)``; both are differentiable.
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
+    *,
+    allowed: Bool[Tensor, "... #t #s"] | None = None,
+    scale: float | None = None,
+) -> tuple[Float[Tensor, "b h t f"], Float[Tensor, "b h t"]]:
+    """Softmax attention and the log-sum-exp of its scores; both are differentiable.
 
-    A row that may attend to nothing has log-sum-exp minus infinity. Materialises the ``(T, S)`` scores.
+    A query without an allowed key has log-sum-exp minus infinity. Materialises the ``(T, S)`` scores.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = (q @ k.transpose(-1, -2)) * scale
@@ -95,18 +116,23 @@ def attention_with_lse(
 
 
 def fused_attention_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention and log-sum-exp without the ``(T, S)`` scores: ``(B, H, T, F)`` and ``(B, H, T)``.
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Float[Tensor, "b h t f"], Float[Tensor, "b h t"]]:
+    """Softmax attention and log-sum-exp without the ``(T, S)`` scores in memory.
 
-    No part of the result is differentiable: :func:`fused_attention_backward` gives the gradients, and
-    :func:`attention_with_lse` is differentiable. The CPU runs torch's fused kernel; elsewhere, without keys, or where
-    torch has no such kernel, 512 rows of scores at a time are materialised. ``causal`` aligns the first query with the
-    first key. The log-sum-exp is float32 for the half precisions.
+    The result is not differentiable: :func:`fused_attention_backward` computes the gradients, and
+    :func:`attention_with_lse` is differentiable. The CPU runs torch's fused kernel. On other devices, without keys, or
+    if torch has no such kernel, 512 rows of scores at a time are materialised. ``causal`` aligns the first query with
+    the first key. The log-sum-exp is float32 for half precision.
 
     Raises:
-        ArgumentError: gradients are recorded and an input asks for them; heads of ``k`` or ``v`` that are not those of
-            ``q`` (the kernel would read beside them).
+        ArgumentError: gradients are recorded and an input requires them; ``k`` or ``v`` with other heads than ``q``
+            (the kernel would read out of bounds).
     """
     if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
         raise ArgumentError(
@@ -128,20 +154,20 @@ def fused_attention_with_lse(
 
 
 def fused_attention_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
+    gradient: Float[Tensor, "b h t f"],
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
+    out: Float[Tensor, "b h t f"],
+    lse: Float[Tensor, "b h t"],
     *,
     causal: bool = False,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``q``, ``k`` and ``v`` from that of the attention ``out``.
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h s e"], Float[Tensor, "b h s f"]]:
+    """Gradients of ``q``, ``k`` and ``v`` from the gradient of the attention ``out``.
 
-    With the ``out`` and ``lse`` of a larger set of keys, of which ``k`` and ``v`` are a part, these are that part's
-    share of the gradients: with ``p = exp(scale q k' - lse)`` and ``c = g . out``,
+    ``k`` and ``v`` may be a part of the keys that ``out`` and ``lse`` were computed from: the result is then the share
+    of that part in the gradients. With ``p = exp(scale q k' - lse)`` and ``c = g . out``,
 
         dv = p' g,   ds = p (g v' - c),   dq = scale ds k,   dk = scale ds' q.
     """
@@ -167,7 +193,7 @@ def _same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _scores(q: Tensor, k: Tensor, first: int, causal: bool, scale: float) -> Tensor:
-    """Rows ``first … first + T`` of the scores, in float32 at least."""
+    """Scores of the queries ``first … first + T``, in float32 at least."""
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
     if causal:

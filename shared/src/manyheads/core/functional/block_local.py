@@ -1,6 +1,11 @@
-"""Softmax attention inside blocks of neighbours: time ``O(T W)`` with blocks of W tokens."""
+"""Block-local softmax attention in time ``O(T W)``, with blocks of W tokens.
+
+Axes: b batch, h heads, t tokens, e width, m = 2 W - 1 tokens in the state.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,14 +14,24 @@ from torch.nn import functional
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.windowed_attention import windowed_attention
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 
 def block_local_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, block: int, causal: bool, real: Tensor | None = None, scale: float | None = None
-) -> Tensor:
-    """Each block of queries over its own block and the one before, and the one after unless ``causal``.
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h t e"],
+    v: Float[Tensor, "b h t e"],
+    *,
+    block: int,
+    causal: bool,
+    real: Bool[Tensor, "b t"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t e"]:
+    """Attention of each block of queries over its own block and the previous one, and the next one unless ``causal``.
 
-    ``q``, ``k`` and ``v`` are ``(B, H, T, E)``; any T, the last block may be short. ``real (B, T)`` is True for the
-    first tokens of each row (padding on the right only); what comes out at other tokens means nothing.
+    Any T; the last block may be short. ``real`` is True for the first tokens of each row (padding on the right only);
+    the output at padded tokens is undefined.
     """
     batch, heads, tokens, _ = q.shape
     block = min(block, tokens)
@@ -34,7 +49,7 @@ def block_local_attention(
 
     queries, keys, values = blocks(q), with_neighbours(k), with_neighbours(v)
     if causal:
-        # One mask for all blocks but the first, which has none before it, is much cheaper than one a block.
+        # The first block has no previous one. One mask for all others is much cheaper than a mask for each block.
         own = slice(block, None)
         head = attention(queries[:, :1], keys[:, :1, own], values[:, :1, own], causal=True, scale=scale)
         band = torch.ones(block, 2 * block, dtype=torch.bool, device=q.device).tril(block)
@@ -53,22 +68,26 @@ def block_local_attention(
 
 
 def block_local_stream(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    held: tuple[Tensor, Tensor, Tensor],
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h t e"],
+    v: Float[Tensor, "b h t e"],
+    held: tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h m e"], Int[Tensor, "b"]],
     *,
-    real: Tensor,
-    segment: Tensor,
-    last: Tensor,
+    real: Bool[Tensor, "b t"],
+    segment: Int[Tensor, "b t"],
+    last: Int[Tensor, "b 1"],
     aligned: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Causal :func:`block_local_attention` of a stream; and what is held after it.
+) -> tuple[Float[Tensor, "b h t e"], tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h m e"], Int[Tensor, "b"]]]:
+    """Causal :func:`block_local_attention` of a chunk of a stream, and the state after it.
 
-    ``held`` are the keys and values of the ``2 W - 1`` tokens before, ``(B, H, 2 W - 1, E)`` at the right end, and each
-    row's position ``(B,)``. ``real (B, T)`` is True for the first tokens of each row, ``segment (B, T)`` numbers the
-    episodes (what is held belongs to 0), ``last (B, 1)`` is the number of the one that goes on. ``aligned`` says that
-    all rows are at the start of their only episode: then blocks are cut alike in all rows, which is cheaper.
+    Args:
+        held: the state: keys and values of the previous ``2 W - 1`` tokens, aligned to the right, and the position of
+            each row.
+        real: True for the first tokens of each row (padding on the right only).
+        segment: the number of each token's episode; the state belongs to episode 0.
+        last: the number of the episode that continues after the chunk.
+        aligned: all rows are at the start of their only episode; blocks then start at the same token in every row,
+            which is cheaper.
     """
     (batch, tokens), slots, device = real.shape, held[0].shape[2], q.device
     block, position = (slots + 1) // 2, held[2]

@@ -1,9 +1,11 @@
-"""Attention among the tokens of one cluster, for clusters that are given (2003.05997 and what is near it).
+"""Softmax attention within given clusters of tokens, as in the Routing Transformer (2003.05997) and its relatives.
 
-Shapes: B batch, H heads, T tokens, C clusters, w tokens a cluster, E width.
+Axes: b batch, h heads, t tokens, c clusters, w tokens of a cluster, m = w - 1 of them in the state, e width.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,22 +13,29 @@ from torch import Tensor
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.windowed_attention import windowed_attention
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 
 def clustered_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    queries: Tensor,
-    keys: Tensor | None = None,
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h t e"],
+    v: Float[Tensor, "b h t e"],
+    queries: Int[Tensor, "b h c w"],
+    keys: Int[Tensor, "b h c w"] | None = None,
     *,
     causal: bool = False,
-    real: Tensor | None = None,
+    real: Bool[Tensor, "b h c w"] | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """Attention inside given clusters, and the mean over the clusters of each token; 0 for a token in none.
+) -> Float[Tensor, "b h t e"]:
+    """Attention within each cluster, averaged over the clusters of a token; 0 for a token without a cluster.
 
-    ``q``, ``k``, ``v`` are ``(B, H, T, E)``; ``queries`` and ``keys`` (the same if None) are the members
-    ``(B, H, C, w)``, positions in ascending order; ``real (B, H, C, w)`` is False for key members that do not count.
+    Args:
+        queries: the members of each cluster, positions in ascending order.
+        keys: the members that serve as keys; ``queries`` by default.
+        causal: a token attends to members at its own position and before.
+        real: False for keys that are padding.
+        scale: of the scores, ``E ** -0.5`` by default.
     """
     batch, heads, tokens, width = q.shape
     clusters, size = queries.shape[2:]
@@ -58,30 +67,40 @@ def clustered_attention(
 
 
 def latest_in_cluster(
-    x: Tensor,
-    v: Tensor,
-    cluster: Tensor,
-    held: tuple[Tensor, Tensor, Tensor],
+    x: Float[Tensor, "b h t e"],
+    v: Float[Tensor, "b h t e"],
+    cluster: Int[Tensor, "b h t"],
+    held: tuple[Float[Tensor, "b h c m e"], Float[Tensor, "b h c m e"], Int[Tensor, "b h c"]],
     *,
-    real: Tensor,
-    segment: Tensor,
-    last: Tensor,
+    real: Bool[Tensor, "b t"],
+    segment: Int[Tensor, "b t"],
+    last: Int[Tensor, "b 1"],
     fresh: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Each token over the latest w of its own cluster and episode, itself among them; and what is held after it.
+) -> tuple[
+    Float[Tensor, "b h t e"],
+    tuple[Float[Tensor, "b h c m e"], Float[Tensor, "b h c m e"], Int[Tensor, "b h c"]],
+]:
+    """Attention of each token over the latest w tokens of its cluster and episode, itself included; and the new state.
 
-    ``x (B, H, T, E)`` are queries and keys, ``v`` values, ``cluster (B, H, T)`` int64. ``held`` are keys and values
-    ``(B, H, C, w - 1, E)`` at the right end of their slots, and how many slots are in use, ``(B, H, C)``; ``fresh``
-    says that none is. ``real (B, T)`` is True for the first tokens of each row, ``segment (B, T)`` numbers the
-    episodes (what is held belongs to 0), ``last (B, 1)`` is the number of the one that goes on.
+    Tokens are sorted by episode and cluster, those of the state first; windowed attention runs in that order.
 
-    Tokens are sorted by episode and cluster, those held first; a window in that order does the rest.
+    Args:
+        x: queries and keys.
+        v: values.
+        cluster: the cluster of each token.
+        held: the state: keys and values of the previous tokens of each cluster, aligned to the right, and how many
+            there are.
+        real: True for the first tokens of each row (padding on the right only).
+        segment: the number of each token's episode; the state belongs to episode 0.
+        last: the number of the episode that continues after the chunk.
+        fresh: the state holds no token.
     """
     batch, heads, tokens, width = x.shape
     clusters, slots = held[0].shape[2:4]
     window, device, fold = slots + 1, x.device, batch * heads
     own = torch.arange(clusters, device=device)
-    beyond = clusters * (tokens + 1)  # after all episodes
+    # Sorts after all episodes.
+    beyond = clusters * (tokens + 1)
     group = torch.where(real.unsqueeze(1), segment.unsqueeze(1) * clusters + cluster, beyond)
     keys, values, before = x, v, 0
     if slots and not fresh:
@@ -93,7 +112,8 @@ def latest_in_cluster(
     index = torch.arange(before + tokens, device=device).expand(fold, -1).contiguous()
     place = torch.empty_like(order).scatter(1, order, index)[:, before:]
     keys, values = keys.reshape(fold, -1, width), values.reshape(fold, -1, width)
-    if tokens * 4 <= before:  # a few tokens gather their own windows; the sorted whole is mostly what is held
+    # A few tokens gather their own windows: most of the sorted tokens are those of the state.
+    if tokens * 4 <= before:
         steps = place.unsqueeze(-1) + torch.arange(-slots, 1, device=device)
         reached = steps.clamp(min=0)
         same = (steps >= 0) & (_rows(group, reached.flatten(1)).view_as(steps) == _rows(group, place).unsqueeze(-1))
@@ -119,6 +139,6 @@ def latest_in_cluster(
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x (N, L, …)`` and ``index (N, M)`` -> ``(N, M, …)``."""
+    """Rows ``index (N, M)`` of ``x (N, L, …)``, ``(N, M, …)``."""
     offset = x.shape[1] * torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     return x.flatten(0, 1).index_select(0, (index + offset).flatten()).unflatten(0, index.shape)

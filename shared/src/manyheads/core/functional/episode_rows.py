@@ -1,13 +1,15 @@
-"""Padding and resets become rows: each episode a row of its own, its real tokens on the left.
+"""Split a batch into episodes: one row for each episode, its real tokens on the left.
 
-What is left for a layer to handle is the length of each row. Every episode is padded to the longest, so that the cost
-is (rows) x (longest episode).
+A layer then handles only the length of each row, instead of padding and resets. Every episode is padded to the longest
+one, so that the cost is (rows) x (longest episode).
+
+Axes: b batch, t tokens, r episodes, l tokens of the longest episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,32 +19,47 @@ from manyheads.core.functional.packing import keep_first
 from manyheads.core.functional.segments import segment_ids
 from manyheads.core.state import State
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
+
 Run = Callable[[Any, "Tensor | None", Any], tuple[Tensor, State]]
 
 
 class Episodes(NamedTuple):
-    """Where the tokens of a ``(B, T)`` batch lie in ``(R, L)`` rows, one for each episode, empty ones among them."""
+    """The place of each token of a ``(B, T)`` batch in ``(R, L)`` rows, one for each episode, empty ones included."""
 
-    source: Tensor  # (R,) int64: the batch row of each episode
-    first: Tensor  # (R,) bool: what a state holds from before belongs to this episode
-    last: Tensor  # (B,) int64: the episode that each batch row ends in
-    lengths: Tensor  # (R,) int64: real tokens
-    index: Tensor  # (R, L) int64 into B T; any token beyond the length
-    place: Tensor  # (B, T) int64 into R L; any place where padding is
-    real: Tensor  # (B, T) bool
+    source: Int[Tensor, "r"]
+    """The batch row of each episode."""
+    first: Bool[Tensor, "r"]
+    """The state before the chunk belongs to this episode."""
+    last: Int[Tensor, "b"]
+    """The last episode of each batch row."""
+    lengths: Int[Tensor, "r"]
+    """Real tokens of each episode."""
+    index: Int[Tensor, "r l"]
+    """The token at each place, an index into the flattened ``(B, T)``; an arbitrary token beyond the length."""
+    place: Int[Tensor, "b t"]
+    """The place of each token, an index into the flattened ``(R, L)``; an arbitrary place for padding."""
+    real: Bool[Tensor, "b t"]
+    """False for padding."""
 
-    def take(self, x: Tensor) -> Tensor:
-        """``(B, T, …)`` -> ``(R, L, …)``, 0 beyond the lengths."""
+    def take(self, x: Shaped[Tensor, "b t *rest"]) -> Shaped[Tensor, "r l *rest"]:
+        """The tokens by episode, 0 beyond the lengths."""
         return keep_first(x.flatten(0, 1)[self.index], self.lengths)
 
-    def put(self, y: Tensor) -> Tensor:
-        """``(R, L, …)`` -> ``(B, T, …)``, 0 at the padding."""
+    def put(self, y: Shaped[Tensor, "r l *rest"]) -> Shaped[Tensor, "b t *rest"]:
+        """The inverse of :meth:`take`, 0 at the padding."""
         back = y.flatten(0, 1)[self.place]
         return torch.where(self.real.view(*self.real.shape, *[1] * (y.dim() - 2)), back, 0.0)
 
 
-def split_episodes(real: Tensor, reset: Tensor | None) -> Episodes:
-    """``real (B, T)`` bool, True for a real token; ``reset (B, T)`` bool. ``L`` is ``T`` without resets."""
+def split_episodes(real: Bool[Tensor, "b t"], reset: Bool[Tensor, "b t"] | None) -> Episodes:
+    """The episodes of a batch. ``L`` is ``T`` without resets.
+
+    Args:
+        real: False for padding.
+        reset: True at the first token of an episode.
+    """
     batch, tokens = real.shape
     rows = torch.arange(batch, device=real.device)
     rank = real.cumsum(1) - 1
@@ -77,12 +94,20 @@ def by_episode(
     tokens: Any,
     state: State,
     fresh: Callable[..., State],
-    padding: Tensor | None,
-    reset: Tensor | None,
-) -> tuple[Tensor, State]:
-    """``run(tokens (R, L, …), lengths (R,), state)`` on every episode of ``tokens``, a tensor or a tuple of tensors
-    ``(B, T, …)``. The first of a batch row goes on from ``state``, the others from ``fresh(rows)``, which is a layer's
-    ``init_state``. Without padding and reset it is run as it is, with None for the lengths."""
+    padding: Bool[Tensor, "b t"] | None,
+    reset: Bool[Tensor, "b t"] | None,
+) -> tuple[Float[Tensor, "b t *rest"], State]:
+    """Run a function on every episode of a batch; its output and the states after the last episodes.
+
+    Args:
+        run: ``run(tokens (R, L, …), lengths (R,), state)``. Without padding and reset it gets the batch itself, and
+            None for the lengths.
+        tokens: a tensor ``(B, T, …)`` or a tuple of such tensors.
+        state: the state before the first episode of each batch row.
+        fresh: ``fresh(rows)`` makes the state before every other episode: a layer's ``init_state``.
+        padding: True for a real token.
+        reset: True at the first token of an episode.
+    """
     if padding is None and reset is None:
         return run(tokens, None, state)
     some = trees.leaves(tokens)[0]

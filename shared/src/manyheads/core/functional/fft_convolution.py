@@ -1,18 +1,26 @@
-"""Long causal convolutions through the FFT."""
+"""Long causal convolutions by the FFT."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from manyheads.core.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def fft_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """``y[t] = sum_{k <= t} kernel[k] x[t - k]`` along the last axis: ``x (…, T)``, ``kernel (…, K)`` -> ``(…, T)``.
 
-    The leading axes broadcast; ``T`` and ``K`` are free. Time ``O((T + K) log(T + K))``. Half precision is computed in
-    float32. Raises :class:`ArgumentError` for complex or integer input and an empty kernel.
+def fft_convolution(x: Float[Tensor, "*#rows t"], kernel: Float[Tensor, "*#rows k"]) -> Float[Tensor, "... t"]:
+    """Causal convolution ``y[t] = sum_{j <= t} kernel[j] x[t - j]`` along the last axis.
+
+    T tokens and K taps are free; the leading axes broadcast. Time ``O((T + K) log(T + K))``. Half precision is computed
+    in float32.
+
+    Raises:
+        ArgumentError: complex or integer input, an empty kernel.
     """
     if not (x.is_floating_point() and kernel.is_floating_point()) or kernel.shape[-1] < 1:
         raise ArgumentError(
@@ -31,7 +39,7 @@ def fft_convolution(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def fast_length(length: int) -> int:
-    """The smallest number not below ``length`` whose prime factors are 2, 3 and 5: such transforms are fast."""
+    """The smallest number from ``length`` on whose prime factors are 2, 3 and 5: FFTs of such lengths are fast."""
     best = 1 << (length - 1).bit_length()
     fives = 1
     while fives < best:

@@ -1,30 +1,47 @@
-"""The gated recurrent unit as one scan with a backward pass of its own.
+"""The gated recurrent unit (GRU) as one scan with its own backward pass.
 
     r = sigma(a_r + U_r h),   z = sigma(a_z + U_z h),   n = tanh(a_n + r o (U_n h + b_n)),   h' = (1 - z) o n + z o h
 
-with ``a = W x + b`` of all tokens computed before. Shapes: T tokens, R independent scans (the two directions), B batch,
-U units.
+with ``a = W x + b`` computed before the scan, for all tokens. Axes: t tokens, r independent scans (the two directions),
+b batch, u units, g = 3 u gates.
 
-The gates are not kept: the backward pass recomputes them, block by block of tokens. Then the scan back is linear in the
-gradient of h, with coefficients known beforehand, so that a token costs two small kernels. torch's own unit on the CPU
-records some ten nodes a token.
+The gates are not stored: the backward pass recomputes them, one block of tokens at a time. The backward scan is then
+linear in the gradient of h with known coefficients, so that a token costs two small kernels. torch's own unit on the
+CPU records some ten nodes for each token.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from manyheads.core.functional.own_backward import must_be_plain, plain_gradients
 
-_CACHED = 1 << 15  # numbers a state in a block of the backward pass: the dozen arrays beside it stay in the cache
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+# Numbers of h in a block of the backward pass: the dozen arrays of that size then stay in the cache.
+_CACHED = 1 << 15
 
 
-def gru_scan(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, fresh: Tensor | None = None) -> Tensor:
-    """``gates (T, R, B, 3 U)`` in the order r, z, n, ``start (R, B, U)``, ``weight (R, U, 3 U)``, ``bias (R, U)`` of n
-    -> all states ``(T, R, B, U)``. Where ``fresh (T, R, B)`` holds the state is 0 before that token."""
+def gru_scan(
+    gates: Float[Tensor, "t r b g"],
+    start: Float[Tensor, "r b u"],
+    weight: Float[Tensor, "r u g"],
+    bias: Float[Tensor, "r u"],
+    fresh: Bool[Tensor, "t #r b"] | None = None,
+) -> Float[Tensor, "t r b u"]:
+    """The state h after every token.
+
+    Args:
+        gates: ``a`` of r, z and n, in this order.
+        start: h before the first token.
+        weight: the transposed ``U`` of r, z and n, in this order.
+        bias: ``b_n``.
+        fresh: True if h is 0 before that token.
+    """
     keep = None if fresh is None else (~fresh).to(gates.dtype).unsqueeze(-1)
     start, weight, bias = (part.to(gates.dtype) for part in (start, weight, bias))
     if must_be_plain():
@@ -34,7 +51,7 @@ def gru_scan(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, fresh: 
 
 
 def _plain(gates: Tensor, start: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
-    """What :class:`_Scan` computes, in operations that torch differentiates."""
+    """The states of :class:`_Scan` by operations that torch differentiates."""
     h, states = start, []
     with torch.autocast(gates.device.type, enabled=False):
         for t, gate in enumerate(gates.unbind()):
@@ -90,8 +107,8 @@ class _Scan(torch.autograd.Function):
             u_n = u_n + bias.unsqueeze(1)
             r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
             n = torch.tanh(a_n + r * u_n)
-            # Over the gradient of h': those of U_r h, U_z h and U_n h, gate by gate on an axis of their own. With that
-            # of h itself beside them, their product with [U_r; U_z; U_n; 1] is the gradient of h.
+            # Derivatives of h' by U_r h, U_z h, U_n h and by h itself, on an axis of their own. Their product with
+            # [U_r; U_z; U_n; 1] and the gradient of h' is the gradient of h.
             by_n = (1 - z) * (1 - n * n)
             by_r = by_n * u_n * r * (1 - r)
             factor = torch.stack([by_r, (before - n) * z * (1 - z), by_n * r, z], -2)

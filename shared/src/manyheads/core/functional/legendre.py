@@ -1,4 +1,4 @@
-"""The Legendre delay system (2102.11417, 2402.04882): a sliding window of length theta held in q numbers.
+"""The Legendre delay system (2102.11417, 2402.04882): a sliding window of length theta in q coefficients.
 
     dm/dt = A m + B u,
     A_ij = (2i + 1) / theta * (-1 if i < j else (-1)^(i - j + 1)),   B_i = (2i + 1) / theta * (-1)^i,   i, j < q
@@ -6,17 +6,17 @@
 discretised with a zero-order hold and a step of 1: ``A' = expm(A)``, ``B' = A^-1 (A' - I) B``. The memory holds the
 window in shifted Legendre polynomials: ``u[t - r theta] ~ sum_i P_i(2r - 1) m_i[t]`` for r in [0, 1].
 
-Shapes: B batch, T tokens, q order, C tokens a block.
+Axes: b batch, t tokens, q order, c tokens of a block.
 
-Of the exact parallel forms the blocked one is the fastest on a CPU where the sequence is long, and the only one of the
-two that takes an initial state and resets at no further cost: inside a block one product with the impulse response,
-across blocks a tree over their last memories. The FFT convolution needs the response to the initial state beside it.
+There are two exact parallel forms. The blocked form is the faster one on a CPU for long sequences, and takes an initial
+state and resets at no further cost: one product with the impulse response within a block, a tree over the last memories
+across blocks. The FFT convolution needs the response to the initial state in addition.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,12 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def legendre_matrices(order: int, window: float) -> tuple[Tensor, Tensor]:
-    """The continuous ``A (q, q)`` and ``B (q,)`` in float64. Raises :class:`ArgumentError` for sizes below 1."""
+
+def legendre_matrices(order: int, window: float) -> tuple[Float[Tensor, "q q"], Float[Tensor, "q"]]:
+    """The continuous ``A`` and ``B`` in float64. Raises :class:`ArgumentError` for sizes below 1."""
     _check(order, window)
     index = torch.arange(order, dtype=torch.float64, device="cpu")
     scale = (2 * index + 1) / window
@@ -36,16 +39,20 @@ def legendre_matrices(order: int, window: float) -> tuple[Tensor, Tensor]:
     return a, scale * (1 - 2 * (index % 2))
 
 
-def discretise(a: Tensor, b: Tensor, step: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Zero-order hold of ``a (q, q)``, ``b (q,)``: one matrix exponential, so that ``a`` need not be invertible."""
+def discretise(
+    a: Float[Tensor, "q q"], b: Float[Tensor, "q"], step: float = 1.0
+) -> tuple[Float[Tensor, "q q"], Float[Tensor, "q"]]:
+    """Discretise a system by zero-order hold: one matrix exponential, so that ``a`` need not be invertible."""
     order = a.shape[0]
     joined = torch.cat([torch.cat([a, b.unsqueeze(1)], 1), a.new_zeros(1, order + 1)])
     held = torch.linalg.matrix_exp(joined * step)
     return held[:order, :order].contiguous(), held[:order, order].contiguous()
 
 
-def impulse_response(transition: Tensor, drive: Tensor, length: int) -> Tensor:
-    """``H (length, q)`` with ``H[k] = A'^k B'``: the memory k steps after a unit input, by log2(length) doublings."""
+def impulse_response(
+    transition: Float[Tensor, "q q"], drive: Float[Tensor, "q"], length: int
+) -> Float[Tensor, "length q"]:
+    """``H[k] = A'^k B'``: the memory k steps after a unit input, by log2(length) doublings."""
     response, power = drive.unsqueeze(0), transition
     while response.shape[0] < length:
         response = torch.cat([response, response @ power.mT])
@@ -53,8 +60,8 @@ def impulse_response(transition: Tensor, drive: Tensor, length: int) -> Tensor:
     return response[:length]
 
 
-def legendre_polynomials(order: int, points: Tensor) -> Tensor:
-    """``P_i(2r - 1)``: ``points`` r ``(…)`` -> ``(…, q)``. Times a memory it reads out the input r theta ago."""
+def legendre_polynomials(order: int, points: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid q"]:
+    """``P_i(2r - 1)`` at the points r, for i < q. Its product with a memory is the input r theta ago."""
     z = 2 * points - 1
     values = [torch.ones_like(z), z]
     for i in range(1, order - 1):
@@ -63,17 +70,21 @@ def legendre_polynomials(order: int, points: Tensor) -> Tensor:
 
 
 class LegendreSystem(NamedTuple):
-    """The constants of the discrete system that the recurrent and the blocked form need; C is the block."""
+    """Constants of the discrete system for the recurrent form and the blocked form."""
 
-    transition: Tensor  # (q, q): A'
-    drive: Tensor  # (q,): B'
-    powers: Tensor  # (q, C q): what a memory becomes after 1 … C steps without input
-    responses: Tensor  # (C, q): the impulse response, latest input last
+    transition: Float[Tensor, "q q"]
+    """A'."""
+    drive: Float[Tensor, "q"]
+    """B'."""
+    powers: Float[Tensor, "q c*q"]
+    """Transposed A'^1 … A'^C: the memory after 1 … C steps without input."""
+    responses: Float[Tensor, "c q"]
+    """The impulse response, latest input last."""
 
 
 @lru_cache(maxsize=8)
 def legendre_system(order: int, window: float) -> LegendreSystem:
-    """The system in float64 on the CPU; shared between callers, not to be written to."""
+    """The discrete system in float64 on the CPU. Callers share it and must not write to it."""
     transition, drive = discretise(*legendre_matrices(order, window))
     block = block_length(order)
     powers = [transition]
@@ -85,22 +96,34 @@ def legendre_system(order: int, window: float) -> LegendreSystem:
 
 
 def block_length(order: int) -> int:
-    """C: short blocks save the products with the impulse response, long ones the tree across blocks. The limits keep
-    the powers within some MB."""
+    """C, the tokens of a block. Short blocks save products with the impulse response, long ones the tree across blocks.
+
+    The limits keep the powers within some MB.
+    """
     return min(64, max(8, 2048 // order))
 
 
 def memory_flops(order: int, tokens: int) -> float:
-    """Multiply-adds times two of one channel's memory in the blocked form."""
+    """FLOPs of the memory of one channel in the blocked form; a multiply-add counts as two."""
     block = min(block_length(order), tokens)
     return 2.0 * tokens * order * (order + block + 1 + 2 * order / block)
 
 
-def legendre_memory(u: Tensor, system: LegendreSystem, initial: Tensor, segments: Tensor | None = None) -> Tensor:
-    """``m[t] = A' m[t - 1] + B' u[t]`` for ``u (B, T)`` from ``initial (B, q)`` -> ``(B, T, q)``.
+def legendre_memory(
+    u: Float[Tensor, "b t"],
+    system: LegendreSystem,
+    initial: Float[Tensor, "b q"],
+    segments: Int[Tensor, "b t"] | None = None,
+) -> Float[Tensor, "b t q"]:
+    """The memory ``m[t] = A' m[t - 1] + B' u[t]`` after every token.
 
-    ``segments (B, T)`` int64 counts the episodes that have begun, this token's among them: a token sees only its own,
-    and the initial memory belongs to episode 0. Time ``O(T q (q + C))`` in matrix products, ``O(log T)`` of them.
+    Time ``O(T q (q + C))`` in ``O(log T)`` matrix products.
+
+    Args:
+        u: the input.
+        system: the constants.
+        initial: the memory before the first token; it belongs to episode 0.
+        segments: the number of each token's episode; an episode starts with an empty memory.
     """
     batch, tokens = u.shape
     order = initial.shape[1]
@@ -128,15 +151,24 @@ def legendre_memory(u: Tensor, system: LegendreSystem, initial: Tensor, segments
 
 
 def _states_before(added: Tensor, power: Tensor, initial: Tensor, passes: Tensor | None) -> Tensor:
-    """The state before each of n blocks, ``(B, n, q)``: a block adds ``added (B, n, q)`` to ``power`` (right factor)
-    times the state, which it lets through where ``passes (B, n, 1)``. Pairs are joined until few are left."""
+    """The state before each of n blocks, ``(B, n, q)``, by joining pairs of blocks until few are left.
+
+        state after = added + (state before @ power if passes else 0)
+
+    Args:
+        added: ``(B, n, q)``.
+        power: ``(q, q)``, of one block.
+        initial: ``(B, q)``, the state before the first block.
+        passes: ``(B, n, 1)``; None if all do.
+    """
     count = added.shape[1]
 
     def through(state: Tensor, which: Tensor | None) -> Tensor:
         moved = state @ power
         return moved if which is None else torch.where(which, moved, 0.0)
 
-    if count <= max(8, added.shape[2] // 4):  # below this the steps cost less than another square of the power
+    # So few steps cost less than another square of the power.
+    if count <= max(8, added.shape[2] // 4):
         states = [initial]
         for k in range(count - 1):
             states.append(through(states[-1], None if passes is None else passes[:, k]) + added[:, k])
@@ -147,7 +179,8 @@ def _states_before(added: Tensor, power: Tensor, initial: Tensor, passes: Tensor
     second_passes = None if passes is None else passes[:, 1 : 2 * pairs : 2]
     both = second + through(first, second_passes)
     both_pass = None if first_passes is None or second_passes is None else first_passes & second_passes
-    if count % 2:  # what follows the last block concerns nobody, so that it may stand for a pair
+    # The state after the last block is not needed, so that this block may stand for a pair.
+    if count % 2:
         both = torch.cat([both, added[:, -1:]], 1)
         both_pass = None if both_pass is None or passes is None else torch.cat([both_pass, passes[:, -1:]], 1)
     even = _states_before(both, power @ power, initial, both_pass)

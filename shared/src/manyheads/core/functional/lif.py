@@ -1,29 +1,30 @@
-"""Leaky integrate-and-fire neurons with surrogate gradients (1901.09948), forward and backward loop in one function.
+"""Leaky integrate-and-fire (LIF) neurons with surrogate gradients (1901.09948), as one function with its own backward.
 
     h[t] = v[t - 1] + (x[t] - v[t - 1]) / tau      (with ``decay_input``; else h[t] = (1 - 1 / tau) v[t - 1] + x[t])
     s[t] = 1 if h[t] >= threshold else 0
     v[t] = h[t] (1 - s[t])   (hard reset to 0)   or   h[t] - threshold s[t]   (soft reset)
 
-Backward, with the surrogate ``g(h - threshold)`` for ds/dh and ``a = 1 - 1 / tau``, from the end:
+Backward, from the last step to the first, with the surrogate ``g(h - threshold)`` for ds/dh and ``a = 1 - 1 / tau``:
 
     dh[t] = ds[t] g[t] + dv[t] r[t],   dv[t - 1] = a dh[t],
     r = 1 - s (hard, reset detached), 1 - s - h g (hard), 1 (soft, reset detached), 1 - threshold g (soft).
 
-What does not depend on the step before is done for all steps at once, so that a step costs two small operations forward
-(three with a soft reset) and one backward. Only h is kept for the backward pass. Gradients of gradients are refused.
+Terms that do not depend on the previous step are computed for all steps at once, so that a step costs two small
+operations forward (three with a soft reset) and one backward. Only h is kept for the backward pass. A second derivative
+raises :class:`DerivativeError`.
 
-Surrogates ``g(z) = alpha * shape(alpha z)``, each with area 1; a larger alpha is narrower. Shapes: sigmoid
+Surrogates are ``g(z) = alpha * shape(alpha z)``, each with area 1; a larger alpha is narrower. Their shapes: sigmoid
 ``s (1 - s), s = 1 / (1 + exp(-y))``; atan ``1 / 2 / (1 + (pi y / 2)^2)``; triangle ``max(0, 1 - |y|)``; rectangular
 ``1 where |y| < 1 / 2``.
 
-Axes: B batch, T steps, D neurons.
+Axes: b batch, t steps, d neurons.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,11 +33,15 @@ from manyheads.core.errors import ArgumentError, DerivativeError, UnknownNameErr
 from manyheads.core.functional.own_backward import is_transformed, once_differentiable
 from manyheads.core.functional.recurrent_mask import RecurrentMask
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 
 class Surrogate(NamedTuple):
-    """``times(upstream, y)`` writes ``upstream * shape(y)`` over y and returns it; ``alpha`` is the usual scale.
+    """A surrogate gradient: ``times(upstream, y)`` returns ``upstream * shape(y)``; ``alpha`` is the usual scale.
 
-    In place, as fresh memory of the size of the sequence costs more than the arithmetic."""
+    The result overwrites y, because fresh memory of the size of the sequence costs more than the arithmetic.
+    """
 
     times: Callable[[Tensor, Tensor], Tensor]
     alpha: float
@@ -68,7 +73,7 @@ SURROGATES = {
 
 
 class Neuron(NamedTuple):
-    """How neurons leak, fire and learn; ``alpha=None`` takes the surrogate's usual scale."""
+    """Parameters of the neurons; ``alpha=None`` takes the usual scale of the surrogate."""
 
     tau: float = 2.0  # steps
     threshold: float = 1.0
@@ -79,8 +84,13 @@ class Neuron(NamedTuple):
     alpha: float | None = None
 
     def check(self, owner: str) -> Neuron:
-        """Itself. Raises :class:`ArgumentError` for tau that is not above 1 or not finite, a threshold or alpha that is
-        not above 0 or not finite, a reset of another name; :class:`UnknownNameError` for an unknown surrogate."""
+        """Check the parameters and return them.
+
+        Raises:
+            ArgumentError: tau that is not finite and above 1, a threshold or alpha that is not finite and above 0, an
+                unknown reset.
+            UnknownNameError: an unknown surrogate.
+        """
         if not 1 < self.tau < math.inf:
             raise ArgumentError(f"{owner}: tau: found {self.tau}, expected a finite number above 1")
         for name, value in (("threshold", self.threshold), ("alpha", self.alpha)):
@@ -94,13 +104,26 @@ class Neuron(NamedTuple):
 
 
 def lif(
-    x: Tensor, initial: Tensor, neuron: Neuron, *, starts: Tensor | None = None, trace: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Spikes ``(B, T, D)`` of ``x (B, T, D)``, 0 or 1, and the membranes after the reset.
+    x: Float[Tensor, "b t d"],
+    initial: Float[Tensor, "b d"],
+    neuron: Neuron,
+    *,
+    starts: Bool[Tensor, "b t"] | None = None,
+    trace: bool = False,
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | Float[Tensor, "b t d"]]:
+    """Spikes, 0 or 1, and the membrane v after the reset: of the last step, or of all steps with ``trace``.
 
-    ``initial (B, D)`` is the membrane before the first step. The membranes are the last ones, ``(B, D)``, what the next
-    chunk starts from; with ``trace`` those of all steps, ``(B, T, D)``. They have the dtype of ``initial`` and are
-    computed in it. ``starts (B, T)`` bool: the membrane is 0 before this step. ``neuron`` has been checked.
+    The membrane has the dtype of ``initial`` and is computed in it.
+
+    Args:
+        x: the input current.
+        initial: the membrane before the first step.
+        neuron: parameters that have been checked.
+        starts: True if the membrane is 0 before this step.
+        trace: whether to return the membranes of all steps.
+
+    Raises:
+        DerivativeError: the call runs under a ``torch.func`` transform.
     """
     if (
         x.shape[1] == 1
@@ -112,30 +135,33 @@ def lif(
     if is_transformed():
         raise DerivativeError("lif: found a torch.func transform, expected torch.autograd: run the rows one by one")
     if torch.compiler.is_exporting():
-        with torch.no_grad():  # an exported graph would differentiate what it sees, not the surrogate
+        # An exported graph would differentiate the step function, not the surrogate.
+        with torch.no_grad():
             return _LIF.apply(x, initial, starts, neuron, trace)
-    # Empty, so that the graph leads to the inputs without keeping them.
+    # Empty slices connect the graph to the inputs without keeping them in memory.
     sources = (x[:, :0].clone(), initial[:0].clone()) if torch.is_grad_enabled() else ()
     spikes, membranes = _LIF.apply(x, initial, starts, neuron, trace, *sources)
     return spikes, membranes
 
 
-def fire(x: Tensor, initial: Tensor, neuron: Neuron, told: RecurrentMask) -> tuple[Tensor, Tensor]:
-    """:func:`lif` under padding and resets: spikes ``(B, T, D)`` in packed order and the last membranes ``(B, D)``."""
+def fire(
+    x: Float[Tensor, "b t d"], initial: Float[Tensor, "b d"], neuron: Neuron, told: RecurrentMask
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"]]:
+    """:func:`lif` under padding and resets: spikes in packed order and the membrane after the last real token."""
     padded = told.real is not None
     spikes, membranes = lif(x, initial, neuron, starts=told.starts(), trace=padded)
     return spikes, told.last(membranes, initial) if padded else membranes
 
 
-def spike_rate(spikes: Tensor, real: Tensor | None) -> Tensor:
-    """Spikes a real token and neuron: ``spikes (B, T, D)``, ``real (B, T)`` bool."""
+def spike_rate(spikes: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"] | None) -> Float[Tensor, ""]:
+    """Mean number of spikes per real token and neuron."""
     if real is None:
         return spikes.mean()
     return (spikes * real.unsqueeze(2)).sum() / (real.sum().clamp(min=1) * spikes.shape[2])
 
 
 def _one_step(x_t: Tensor, v: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
-    """What a stream needs, without the bookkeeping for gradients; the same arithmetic as the loop."""
+    """One step of a stream without gradients; the same arithmetic as the loop."""
     h = torch.add(x_t * (1 / neuron.tau) if neuron.decay_input else x_t, v, alpha=1 - 1 / neuron.tau)
     fired = h >= neuron.threshold
     v = h.masked_fill(fired, 0.0) if neuron.reset == "hard" else torch.add(h, fired, alpha=-neuron.threshold)

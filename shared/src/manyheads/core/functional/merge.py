@@ -1,4 +1,4 @@
-"""Merging attention over parts of the keys.
+"""Merge softmax attention over parts of the keys.
 
 Over a set of keys with scores ``s`` the partial softmax is ``m = max s``, ``l = sum exp(s - m)``,
 ``o = sum exp(s - m) v``. Two disjoint sets merge to
@@ -6,29 +6,44 @@ Over a set of keys with scores ``s`` the partial softmax is ``m = max s``, ``l =
     m = max(m1, m2),   a_i = exp(m_i - m),   l = a1 l1 + a2 l2,   o = a1 o1 + a2 o2,
 
 which is associative and commutative with the neutral element ``(-inf, 0, 0)``. Attention is ``o / l``, the log-sum-exp
-``m + log l`` (2405.02803 and its kin use it for tiled and distributed attention).
+``m + log l``. Tiled and distributed attention use it (2405.02803).
+
+Axes: t queries, s keys, e key width, f value width; any leading axes.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 
 class Partial(NamedTuple):
-    """Shapes ``(…, T)``, ``(…, T)`` and ``(…, T, F)``."""
+    """The partial softmax over a set of keys; see the module for the symbols."""
 
-    m: Tensor
-    l: Tensor  # noqa: E741 - the field's symbol
-    o: Tensor
+    m: Float[Tensor, "*rows t"]
+    l: Float[Tensor, "*rows t"]  # noqa: E741 - the field's symbol
+    o: Float[Tensor, "*rows t f"]
 
 
 def partial_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, scale: float | None = None
+    q: Float[Tensor, "*rows t e"],
+    k: Float[Tensor, "*rows s e"],
+    v: Float[Tensor, "*rows s f"],
+    *,
+    allowed: Bool[Tensor, "... #t #s"] | None = None,
+    scale: float | None = None,
 ) -> Partial:
-    """The partial softmax of ``q (B, H, T, E)`` over ``k (B, H, S, E)``, ``v (B, H, S, F)``, in float32 at least."""
+    """The partial softmax of the queries over these keys, in float32 at least.
+
+    Args:
+        allowed: mask that broadcasts to the scores, True if the query may attend to the key.
+        scale: of the scores, ``E ** -0.5`` by default.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
@@ -41,7 +56,7 @@ def partial_attention(
 
 
 def empty_partial(like: Partial) -> Partial:
-    """The neutral element."""
+    """The neutral element of :func:`merge`, with the shapes of ``like``."""
     return Partial(torch.full_like(like.m, float("-inf")), torch.zeros_like(like.l), torch.zeros_like(like.o))
 
 
@@ -50,8 +65,8 @@ def merge(first: Partial, second: Partial) -> Partial:
     return Partial(*_Merge.apply(*first, *second))
 
 
-def finish(partial: Partial) -> tuple[Tensor, Tensor]:
-    """Attention ``(…, T, F)`` and log-sum-exp ``(…, T)``; 0 and minus infinity where no key was allowed."""
+def finish(partial: Partial) -> tuple[Float[Tensor, "*rows t f"], Float[Tensor, "*rows t"]]:
+    """Attention and log-sum-exp; 0 and minus infinity for a query without an allowed key."""
     some = partial.l > 0
     total = torch.where(some, partial.l, 1.0)
     lse = torch.where(some, partial.m + total.log(), float("-inf"))
@@ -59,9 +74,12 @@ def finish(partial: Partial) -> tuple[Tensor, Tensor]:
 
 
 class _Merge(torch.autograd.Function):
-    """With ``c_i = a_i (g_l l_i + g_o . o_i)``, the gradient of ``m_i`` is ``c_i`` plus, where ``m_i`` is the maximum
-    (half each at a tie), ``g_m - c_1 - c_2``; of ``l_i`` it is ``a_i g_l``, of ``o_i`` ``a_i g_o``. An empty set has
-    ``a_i = 0`` and gets none."""
+    """The merge of two partial results, with its own gradient.
+
+    With ``c_i = a_i (g_l l_i + g_o . o_i)``, the gradient of ``m_i`` is ``c_i`` plus, if ``m_i`` is the maximum (half
+    each at a tie), ``g_m - c_1 - c_2``. The gradient of ``l_i`` is ``a_i g_l``, that of ``o_i`` is ``a_i g_o``. An
+    empty set has ``a_i = 0`` and no gradient.
+    """
 
     generate_vmap_rule = True
 
@@ -78,7 +96,8 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor):
         g_m, g_l, g_o = gradients
         m1, l1, o1, m2, l2, o2 = ctx.saved_tensors
-        _, a1, a2 = _factors(m1, m2)  # again, as what is saved but neither input nor output has no derivative
+        # Recomputed, because a saved tensor that is neither input nor output has no derivative.
+        _, a1, a2 = _factors(m1, m2)
         c1 = a1 * (g_l * l1 + (g_o * o1).sum(-1))
         c2 = a2 * (g_l * l2 + (g_o * o2).sum(-1))
         share = torch.where(m1 == m2, 0.5, (m1 > m2).to(g_m.dtype))
@@ -88,7 +107,7 @@ class _Merge(torch.autograd.Function):
 
 
 def _factors(m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """m and the factors a_i."""
+    """m and the factors a_1, a_2."""
     m = torch.maximum(m1, m2)
     base = torch.where(m.isinf(), 0.0, m)
     return m, torch.exp(m1 - base), torch.exp(m2 - base)

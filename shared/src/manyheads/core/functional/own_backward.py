@@ -1,33 +1,37 @@
-"""What goes with an autograd function that has a backward pass of its own.
+"""Support for autograd functions with their own backward pass: plain forms and second derivatives.
 
-Such a function is fast because torch does not see inside it, so that torch can neither trace nor transform it nor
-differentiate it twice. Where torch must see inside (:func:`must_be_plain`), the same function runs in plain operations;
-second derivatives come from there too (:func:`plain_gradients`), or are refused (:func:`once_differentiable`).
+Such a function is fast because torch does not see inside it. For the same reason torch can neither trace nor transform
+it, nor differentiate it twice. If torch must see inside (:func:`must_be_plain`), the same function runs in plain
+operations. Second derivatives come from these too (:func:`plain_gradients`), or are refused
+(:func:`once_differentiable`).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from manyheads.core.errors import DerivativeError
 
-# Private to torch: without them nothing counts as transformed, and torch's own errors remain.
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+# Private to torch. Without them nothing counts as transformed, and torch raises its own errors.
 is_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _functorch = getattr(torch._C, "_functorch", None)
 
 
 def must_be_plain() -> bool:
-    """Whether torch compiles, exports or transforms (``torch.func``) what runs."""
+    """Whether the call runs under ``torch.compile``, ``torch.export`` or a ``torch.func`` transform."""
     return torch.compiler.is_compiling() or is_transformed()
 
 
 def differentiated_twice() -> bool:
-    """Whether two ``torch.func`` derivatives are nested, or one runs forward: no fused kernel has either."""
+    """Whether ``torch.func`` derivatives are nested or forward-mode; fused kernels have neither."""
     if torch.compiler.is_compiling() or not is_transformed():
         return False
     kinds = [level.key() for level in getattr(_functorch, "get_interpreter_stack", list)() or []]
@@ -36,11 +40,14 @@ def differentiated_twice() -> bool:
 
 
 def plain_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Any], gradients: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``function(*inputs)``, differentiable themselves; None for what needs none.
+    function: Callable[..., Tensor], inputs: Sequence[Any], gradients: Shaped[Tensor, "..."]
+) -> tuple[Shaped[Tensor, "..."] | None, ...]:
+    """Differentiable gradients of ``function(*inputs)``, for a backward pass under ``create_graph``.
 
-    For the backward pass under ``create_graph``: ``function`` is the plain form, ``inputs`` are the saved ones.
+    Args:
+        function: the plain form.
+        inputs: the saved inputs. Those that require no gradient get None.
+        gradients: the gradient of the output.
     """
     with torch.enable_grad():
         # Aliases, as one input may have been computed from another.
@@ -53,10 +60,10 @@ def plain_gradients(
 
 
 def once_differentiable(name: str, fix: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a backward pass that has no derivative: a second one raises :class:`DerivativeError`.
+    """Decorator of a backward pass without a derivative: a second derivative raises :class:`DerivativeError`.
 
-    The saved tensors must tell what the gradient depends on: among them is every input that it is not linear in, or an
-    empty slice of it. (torch's decorator of that name cuts the graph, so that a second derivative may come out as 0.)
+    The saved tensors must include every input that the gradient is not linear in, or an empty slice of it. (torch's
+    decorator of that name cuts the graph, so that a second derivative may come out as 0.)
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,8 +80,10 @@ def once_differentiable(name: str, fix: str = "") -> Callable[[Callable[..., Any
     return decorate
 
 
-def refuse_derivative(gradients: Any, sources: Sequence[Tensor | None], name: str, fix: str = "") -> tuple[Any, ...]:
-    """The same gradients, whose derivative by the ``sources`` raises :class:`DerivativeError`."""
+def refuse_derivative(
+    gradients: Any, sources: Sequence[Shaped[Tensor, "..."] | None], name: str, fix: str = ""
+) -> tuple[Any, ...]:
+    """The same gradients; their derivative with respect to ``sources`` raises :class:`DerivativeError`."""
     every = gradients if isinstance(gradients, tuple) else (gradients,)
     reached = [source for source in sources if source is not None and source.requires_grad]
     if not reached:
@@ -83,7 +92,7 @@ def refuse_derivative(gradients: Any, sources: Sequence[Tensor | None], name: st
 
 
 class _Refused(torch.autograd.Function):
-    """The sources are inputs so that the graph leads to them: torch skips what does not lead to what is asked for."""
+    """Identity whose backward raises. The sources are inputs because torch skips nodes that do not lead to them."""
 
     @staticmethod
     def forward(ctx: Any, name: str, fix: str, gradient: Tensor, *sources: Tensor) -> Tensor:

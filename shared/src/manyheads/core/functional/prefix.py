@@ -1,20 +1,30 @@
-"""Softmax averages over every prefix, where each token keeps the score that it came with."""
+"""Softmax averages over every prefix, with one score for each token.
+
+Axes: t tokens, f width; any leading axes.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 CHUNK = 64
 
 
-def prefix_softmax(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """``scores (…, T)``, ``values (…, T, F)`` -> ``means (…, T, F)`` and the log-sum-exps ``(…, T)``:
+def prefix_softmax(
+    scores: Float[Tensor, "*rows t"], values: Float[Tensor, "*rows t f"]
+) -> tuple[Float[Tensor, "*rows t f"], Float[Tensor, "*rows t"]]:
+    """The averages ``means`` over every prefix and their log-sum-exps ``lse``:
 
         lse[t] = log sum_{n <= t} exp scores[n],   means[t] = sum_{n <= t} exp(scores[n] - lse[t]) values[n].
 
-    Chunks are dense; the chunk as a whole is a token again, with its log-sum-exp as score and its mean as value, so
-    that what came before a chunk is the same function of T / 64 tokens. Time ``O(T F)``.
+    Time ``O(T F)``. Chunks of 64 tokens are computed densely. Each chunk then becomes one token, with its log-sum-exp
+    as score and its mean as value: the average over all previous chunks is the same function of T / 64 tokens.
     """
     tokens = scores.shape[-1]
     if tokens <= CHUNK:
@@ -22,7 +32,8 @@ def prefix_softmax(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rows = scores.unsqueeze(-2).masked_fill(later, float("-inf"))
         return rows.softmax(-1) @ values, rows.logsumexp(-1)
     count = -(-tokens // CHUNK)
-    short = count * CHUNK - tokens  # at the right: seen by no token that there is
+    # Padding on the right, which no real token sees.
+    short = count * CHUNK - tokens
     inner, inner_lse = prefix_softmax(
         torch.nn.functional.pad(scores, (0, short)).unflatten(-1, (count, CHUNK)),
         torch.nn.functional.pad(values, (0, 0, 0, short)).unflatten(-2, (count, CHUNK)),
@@ -34,8 +45,15 @@ def prefix_softmax(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return means.flatten(-3, -2)[..., :tokens, :], lse.flatten(-2)[..., :tokens]
 
 
-def join(mean: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """The average over two disjoint sets and its log-sum-exp, from averages ``(…, F)`` and log-sum-exps ``(…)`` of
-    both, which broadcast; ``other_lse`` may be minus infinity."""
+def join(
+    mean: Float[Tensor, "*#rows f"],
+    lse: Float[Tensor, "*#rows"],
+    other: Float[Tensor, "*#rows f"],
+    other_lse: Float[Tensor, "*#rows"],
+) -> tuple[Float[Tensor, "... f"], Float[Tensor, "..."]]:
+    """The average over the union of two disjoint sets and its log-sum-exp, from those of each set, which broadcast.
+
+    ``other_lse`` may be minus infinity.
+    """
     share = torch.sigmoid(other_lse - lse).unsqueeze(-1)
     return mean + share * (other - mean), torch.logaddexp(lse, other_lse)

@@ -1,20 +1,25 @@
-"""Running sums along the tokens, in blocks."""
+"""Prefix sums along the tokens, in blocks."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _BLOCK = 64
 
 
-def prefix_sum(x: Tensor) -> Tensor:
-    """``y[t] = sum_{s <= t} x[s]`` along the last axis but one: ``x (…, T, E)`` -> ``(…, T, E)``.
+def prefix_sum(x: Float[Tensor, "*rows t e"]) -> Float[Tensor, "*rows t e"]:
+    """Prefix sums ``y[t] = sum_{s <= t} x[s]`` along the second to last axis.
 
-    Within blocks it is a product with a triangle of ones, between them a sum over T / 64 totals: a sixth of the time of
-    ``torch.cumsum``, which walks that axis number by number, and a shorter chain of roundings. Half precision is summed
-    in float32.
+    Within blocks of 64 tokens it is a product with a triangle of ones, between blocks a cumulative sum of T / 64
+    totals. That takes a sixth of the time of ``torch.cumsum``, which walks this axis number by number, and accumulates
+    fewer roundings. Half precision is summed in float32.
     """
     tokens, dtype = x.shape[-2], x.dtype
     wide = x.float() if dtype in (torch.bfloat16, torch.float16) else x

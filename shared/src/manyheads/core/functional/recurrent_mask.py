@@ -1,9 +1,11 @@
-"""What recurrences share: padding and resets (real tokens to the left, episodes counted, the last state picked), and
-the precision of what they carry."""
+"""Padding and resets of recurrent layers, and the precision of their states.
+
+Axes: b batch, t tokens; any axes after the tokens.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,35 +13,47 @@ from torch import Tensor
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.segments import segment_ids
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
+
 
 class RecurrentMask(NamedTuple):
-    """What :func:`recurrent_mask` makes of a padding and a reset mask; each part is None where its mask is.
+    """Padding and resets in packed order: the result of :func:`recurrent_mask`.
 
-    A reset at a padded token takes effect at the next real one.
+    ``order`` and ``real`` are None without a padding mask, ``segments`` and ``begun`` without a reset mask. A reset at
+    a padded token takes effect at the next real one.
     """
 
-    order: Tensor | None  # (B, T) int64: real tokens first
-    real: Tensor | None  # (B, T) bool, in that order
-    segments: Tensor | None  # (B, T) int64, in that order: episodes begun, this token's among them
-    begun: Tensor | None  # (B,) int64: episodes begun in all
+    order: Int[Tensor, "b t"] | None
+    """The packed order, real tokens first."""
+    real: Bool[Tensor, "b t"] | None
+    """False for padding; in packed order."""
+    segments: Int[Tensor, "b t"] | None
+    """The number of resets up to and including each token; in packed order."""
+    begun: Int[Tensor, "b"] | None
+    """The number of resets in the whole row."""
 
-    def pack(self, x: Tensor) -> Tensor:
-        """``x (B, T, …)`` with the real tokens first."""
+    def pack(self, x: Shaped[Tensor, "b t *rest"]) -> Shaped[Tensor, "b t *rest"]:
+        """The tokens in packed order."""
         return x if self.order is None else pack(x, self.order)
 
-    def unpack(self, y: Tensor) -> Tensor:
+    def unpack(self, y: Shaped[Tensor, "b t *rest"]) -> Shaped[Tensor, "b t *rest"]:
         """The inverse of :meth:`pack`, 0 at the padding."""
         return y if self.order is None or self.real is None else unpack(y, self.order, self.real)
 
-    def starts(self) -> Tensor | None:
-        """``(B, T)`` bool in packed order: an episode begins with this token."""
+    def starts(self) -> Bool[Tensor, "b t"] | None:
+        """True at the first token of an episode, in packed order."""
         if self.segments is None:
             return None
         return self.segments != torch.cat([torch.zeros_like(self.segments[:, :1]), self.segments[:, :-1]], 1)
 
-    def last(self, states: Tensor, initial: Tensor) -> Tensor:
-        """The state after the last token: of ``states (B, T, …)`` in packed order, ``initial (B, …)`` before them; 0
-        where an episode has begun that has no token yet."""
+    def last(self, states: Float[Tensor, "b t *rest"], initial: Float[Tensor, "b *rest"]) -> Float[Tensor, "b *rest"]:
+        """The state after the last real token; 0 if the row ends in an episode without a real token.
+
+        Args:
+            states: the state after each token, in packed order.
+            initial: the state before the first token.
+        """
         if self.real is None:
             return states[:, -1]
         every = torch.cat([initial.unsqueeze(1).to(states.dtype), states], 1)
@@ -52,8 +66,13 @@ class RecurrentMask(NamedTuple):
         return torch.where((episode == self.begun[:, None]).view(shape[:-1]), found, 0.0)
 
 
-def recurrent_mask(padding: Tensor | None, reset: Tensor | None) -> RecurrentMask:
-    """``padding (B, T)`` bool, True for a real token; ``reset (B, T)`` bool, True where an episode begins."""
+def recurrent_mask(padding: Bool[Tensor, "b t"] | None, reset: Bool[Tensor, "b t"] | None) -> RecurrentMask:
+    """Padding and resets in packed order.
+
+    Args:
+        padding: True for a real token.
+        reset: True at the first token of an episode.
+    """
     order, real = (None, None) if padding is None else pack_order(padding)
     if reset is None:
         return RecurrentMask(order, real, None, None)
@@ -62,5 +81,5 @@ def recurrent_mask(padding: Tensor | None, reset: Tensor | None) -> RecurrentMas
 
 
 def carried(dtype: torch.dtype | None) -> torch.dtype:
-    """What accumulating states are held in beside inputs of ``dtype``: float64 beside float64, else float32."""
+    """The dtype of states that accumulate, for inputs of ``dtype``: float64 for float64, else float32."""
     return torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32

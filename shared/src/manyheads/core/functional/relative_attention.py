@@ -3,20 +3,21 @@
     score[i, j] = ((q_i + u) . k_j + (q_i + w) . r_{i - j}) / sqrt(E),   0 <= i - j <= M
     out_i = sum_j softmax_j(score[i, j]) v_j
 
-Shapes: B batch, H heads, T queries, M memory, M + T keys, W = M + 1 distances, E key width, F value width, C queries a
-block, S keys that a block sees. Query t stands at key M + t.
+Axes of the public function: b batch, h heads, t queries, s = M + T keys, w = M + 1 distances, e key width, f value
+width; M tokens of memory, so that query t is at the position of key M + t. Inside: C queries of a block, S keys that a
+block sees, R = B H rows.
 
-Queries are cut into blocks of C, each of which sees ``S = C + M`` keys or a little more. The distance term is one
-product with the W distances, moved to the keys along the diagonals (the relative shift). Time ``O(T S (E + F))`` a
-head. A few blocks are done at a time, so that their scores stay in the cache. The weights are kept for the backward
-pass up to 64 MB and computed again beyond. Relative scores are a bias that needs a gradient, for which torch has no
-fused kernel.
+Queries are computed in blocks of C, each of which sees ``S = C + M`` keys or a few more. The distance term is one
+product with the W distances, moved to the keys along the diagonals (the relative shift). Time ``O(T S (E + F))`` for
+each head. A few blocks are computed at a time, so that their scores stay in the cache. The weights are kept for the
+backward pass up to 64 MB and recomputed beyond. Relative scores are a bias that needs a gradient, for which torch has
+no fused kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,17 @@ from torch.nn import functional
 
 from manyheads.core.functional.own_backward import must_be_plain, plain_gradients
 
-_CACHED = 1 << 18  # scores that are done at a time on a CPU: a megabyte
-_KEPT = 1 << 24  # weights that are kept for the backward pass
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+# Scores that are computed at a time on a CPU: a megabyte.
+_CACHED = 1 << 18
+# Weights that are kept for the backward pass.
+_KEPT = 1 << 24
 
 
-def sinusoids(distances: Tensor, dim: int) -> Tensor:
-    """``(W,)`` -> ``(W, D)``: sines of ``distance / 10000^(2 i / D)`` in the first half (rounded up), then cosines."""
+def sinusoids(distances: Float[Tensor, "w"], dim: int) -> Float[Tensor, "w d"]:
+    """Sines of ``distance / 10000^(2 i / D)`` in the first half of D = ``dim`` (rounded up), then cosines."""
     half = (dim + 1) // 2
     exponent = torch.arange(half, device=distances.device, dtype=distances.dtype) * (-2.0 / dim)
     angles = distances.unsqueeze(-1) * torch.pow(10000.0, exponent)
@@ -37,22 +43,26 @@ def sinusoids(distances: Tensor, dim: int) -> Tensor:
 
 
 def relative_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    r: Tensor,
-    u: Tensor,
-    w: Tensor,
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
+    r: Float[Tensor, "s-t+1 h e"],
+    u: Float[Tensor, "h e"],
+    w: Float[Tensor, "h e"],
     *,
-    first: Tensor | None = None,
+    first: Int[Tensor, "b t"] | None = None,
     block: int | None = None,
-) -> Tensor:
-    """``q (B, H, T, E)``, ``k (B, H, M + T, E)``, ``v (B, H, M + T, F)``, ``r (W, H, E)`` by distance, ``u`` and ``w``
-    ``(H, E)`` -> ``(B, H, T, F)``.
+) -> Float[Tensor, "b h t f"]:
+    """Windowed relative attention: query t attends to the keys ``max(t, first[b, t])`` to ``M + t``.
 
-    Query t sees the keys ``max(t, first[b, t])`` to ``M + t``; ``first (B, T)`` int64 is at most ``M + t``, so that its
-    own key is always seen. Keys and values must be finite, those that nobody sees too. Half precision is computed in
-    float32.
+    All keys and values must be finite, even those that no query sees. Half precision is computed in float32.
+
+    Args:
+        r: the vectors of the distances 0 to M.
+        u: the content bias.
+        w: the position bias.
+        first: the first key of each query, at most ``M + t``, so that a query always sees its own key; 0 by default.
+        block: C; by default at most M / 4, or 32 if that is more, such that blocks are of equal size.
     """
     batch, heads, tokens, width = q.shape
     memory = r.shape[0] - 1
@@ -77,12 +87,12 @@ def relative_attention(
 
 
 def _padded(x: Tensor, left: int, right: int) -> Tensor:
-    """``(B, H, T, E)`` -> ``(B H, left + T + right, E)``; nothing is copied where nothing is added."""
+    """Zeros around the tokens: ``(B, H, T, E)`` to ``(B H, left + T + right, E)``; no copy if there are none."""
     return (functional.pad(x, (0, 0, left, right)) if left or right else x).flatten(0, 1)
 
 
 def _block(tokens: int, memory: int) -> int:
-    """A quarter of the memory wastes a fifth of a block's scores; then blocks of equal size."""
+    """C: blocks of equal size, of about a quarter of the memory, which wastes a fifth of the scores of a block."""
     blocks = -(-tokens // max(32, memory // 4))
     return -(-tokens // blocks)
 
@@ -90,7 +100,7 @@ def _block(tokens: int, memory: int) -> int:
 def _plain(
     content: Tensor, place: Tensor, k: Tensor, v: Tensor, r: Tensor, hidden: Tensor | None, block: int, left: int
 ) -> Tensor:
-    """What :class:`_Blocks` computes, all blocks at once and in operations that torch differentiates."""
+    """The output of :class:`_Blocks`, all blocks at once and by operations that torch differentiates."""
     heads, distances = r.shape[:2]
     every, keys = slice(0, content.shape[1]), block + left + distances - 1
     with torch.autocast(content.device.type, enabled=False):
@@ -104,8 +114,12 @@ def _plain(
 
 
 class _Blocks(torch.autograd.Function):
-    """``content`` and ``place (R, T, E)``, ``k (R, left + M + T, E)``, ``v (R, left + M + T, F)``, ``r (H, W, E)`` with
-    the longest distance first, ``hidden (B, T)``: how many of the first of its W keys a query may not see; R = B H."""
+    """Relative attention in blocks, with its own backward pass.
+
+    Shapes: ``content (R, T, E)``, the queries plus u; ``place (R, T, E)``, the queries plus w; ``k (R, left + M + T,
+    E)``; ``v (R, left + M + T, F)``; ``r (H, W, E)``, longest distance first; ``hidden (B, T)``, how many of the first
+    of its W keys a query may not see.
+    """
 
     @staticmethod
     def forward(
@@ -170,15 +184,17 @@ def _weights(
     left: int,
     kept: Sequence[Tensor] = (),
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """A few blocks at a time: rows of R, queries, softmax weights ``(rows blocks, C, S)``; those that were ``kept`` are
-    not computed again."""
+    """Softmax weights ``(rows blocks, C, S)`` of a few blocks at a time, with their slices of R and of the queries.
+
+    Weights in ``kept`` are not recomputed.
+    """
     total, length, _ = content.shape
     heads, distances = r.shape[:2]
     keys, blocks = block + left + distances - 1, length // block
     room = _CACHED if content.device.type == "cpu" else 1 << 26
     some_blocks = min(blocks, max(1, room // (block * keys)))
     some_rows = min(total, max(1, room // (some_blocks * block * keys)))
-    # what lies off the diagonals is minus infinity, and stays so when the next scores are written along them
+    # Entries off the diagonals are minus infinity. They stay so when the next scores are written along the diagonals.
     buffer = content.new_full((some_rows * some_blocks, block, keys), float("-inf"))
     starts = [(row, at) for row in range(0, total, some_rows) for at in range(0, blocks, some_blocks)]
     for index, (row, at) in enumerate(starts):
@@ -190,7 +206,8 @@ def _weights(
         band = place[rows, tokens].bmm(r[_heads(rows, heads, r.device)].mT)
         if hidden is not None:
             unseen = hidden[torch.arange(row, rows.stop, device=r.device) // heads, tokens]
-            if unseen.device.type != "cpu" or bool((unseen > 0).any()):  # looking costs less on a CPU only
+            # On a CPU the test costs less than the mask.
+            if unseen.device.type != "cpu" or bool((unseen > 0).any()):
                 window = torch.arange(distances, device=r.device)
                 band = band.masked_fill(window < unseen.unsqueeze(-1), float("-inf"))
         band = _blocked(band, block)
@@ -205,18 +222,21 @@ def _heads(rows: slice, heads: int, device: torch.device) -> Tensor:
 
 
 def _blocked(x: Tensor, block: int) -> Tensor:
-    """``(rows, tokens, E)`` -> ``(rows blocks, C, E)``."""
+    """Blocks of queries: ``(rows, tokens, E)`` to ``(rows blocks, C, E)``."""
     return x.reshape(-1, block, x.shape[2])
 
 
 def _windows(x: Tensor, tokens: slice, block: int, keys: int) -> Tensor:
-    """``(rows, left + M + T, E)`` -> ``(rows blocks, S, E)``: the keys that the blocks of these queries see."""
+    """The keys that the blocks of these queries see: ``(rows, left + M + T, E)`` to ``(rows blocks, S, E)``."""
     seen = x[:, tokens.start : tokens.stop - block + keys]
     return seen.unfold(1, keys, block).mT.flatten(0, 1)
 
 
 def _add_windows(x: Tensor, windows: Tensor, tokens: slice, block: int) -> None:
-    """Adds what :func:`_windows` took. Windows overlap, their parts of one block's length do not."""
+    """Add windows in place to ``x``: the adjoint of :func:`_windows`.
+
+    Windows overlap; their parts of the length of a block do not.
+    """
     count, keys = (tokens.stop - tokens.start) // block, windows.shape[1]
     windows = windows.unflatten(0, (-1, count))
     step = block if count > 1 else keys
@@ -226,7 +246,7 @@ def _add_windows(x: Tensor, windows: Tensor, tokens: slice, block: int) -> None:
 
 
 def _shift(band: Tensor, left: int) -> Tensor:
-    """``(…, C, W)`` -> ``(…, C, S)``: query c's scores stand from key ``left + c`` on, minus infinity elsewhere."""
+    """Relative shift ``(…, C, W)`` to ``(…, C, S)``: scores of query c from key ``left + c`` on, -inf elsewhere."""
     block, distances = band.shape[-2:]
     keys = left + distances + block - 1
     padded = functional.pad(band, (left, block), value=float("-inf"))
@@ -234,5 +254,5 @@ def _shift(band: Tensor, left: int) -> Tensor:
 
 
 def _diagonals(scores: Tensor, left: int, distances: int) -> Tensor:
-    """``(…, C, S)`` -> ``(…, C, W)``, a view of what :func:`_shift` moved."""
+    """The inverse of :func:`_shift`, as a view: ``(…, C, S)`` to ``(…, C, W)``."""
     return scores.flatten(-2)[..., left:].unfold(-1, distances, scores.shape[-1] + 1)

@@ -1,31 +1,39 @@
-"""Episodes inside a batch: who may see whom when a reset starts a new one."""
+"""Episodes within a row: their numbers, and attention masks that keep them apart.
+
+A reset starts a new episode, or segment. Axes: b batch, t tokens or queries, s keys.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
-def segment_ids(reset: Tensor) -> Tensor:
-    """``(B, T)`` bool -> ``(B, T)`` int64: how many resets have come, this token's among them. What a state holds from
-    before belongs to segment 0."""
+
+def segment_ids(reset: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """The number of resets up to and including each token; the state before the chunk belongs to segment 0."""
     return reset.to(torch.int64).cumsum(1)
 
 
-def same_segment(queries: Tensor, keys: Tensor) -> Tensor:
-    """``(B, T)``, ``(B, S)`` -> ``(B, T, S)`` bool."""
+def same_segment(queries: Int[Tensor, "b t"], keys: Int[Tensor, "b s"]) -> Bool[Tensor, "b t s"]:
+    """True if query and key are in the same segment."""
     return queries.unsqueeze(-1) == keys.unsqueeze(-2)
 
 
-def segment_starts(reset: Tensor) -> Tensor:
-    """``(B, T)`` bool -> ``(B, T)`` int64: index of the first token of each token's segment, 0 before any reset."""
+def segment_starts(reset: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """Index of the first token of each token's segment, 0 before any reset."""
     index = torch.arange(reset.shape[1], device=reset.device).expand(reset.shape)
     return torch.where(reset, index, 0).cummax(1).values
 
 
-def positions(real: Tensor, reset: Tensor | None, held: Tensor) -> Tensor:
-    """``real (B, T)`` bool, ``reset (B, T)`` bool, ``held (B,)`` int64 -> ``(B, T)`` int64: how many real tokens of its
-    own episode came before each token; ``held`` of them are known from before the chunk."""
+def positions(
+    real: Bool[Tensor, "b t"], reset: Bool[Tensor, "b t"] | None, held: Int[Tensor, "b"]
+) -> Int[Tensor, "b t"]:
+    """The number of real tokens of the same episode before each token; ``held`` of them came before the chunk."""
     before = real.to(torch.int64).cumsum(1) - real.to(torch.int64)
     if reset is None:
         return held.unsqueeze(1) + before
@@ -34,8 +42,10 @@ def positions(real: Tensor, reset: Tensor | None, held: Tensor) -> Tensor:
     return torch.where(first, held.unsqueeze(1) + before, before - earlier)
 
 
-def segment_cumsum(x: Tensor, reset: Tensor | None, start: Tensor) -> Tensor:
-    """Running sums of ``x (B, T, …)`` that begin at ``start (B, …)`` and, from each reset on, at 0.
+def segment_cumsum(
+    x: Float[Tensor, "b t *rest"], reset: Bool[Tensor, "b t"] | None, start: Float[Tensor, "b *rest"]
+) -> Float[Tensor, "b t *rest"]:
+    """Cumulative sums that begin at ``start`` and, after each reset, at 0.
 
     With resets the sum up to the start of the episode is subtracted: rounding errors are those of the whole row.
     """
@@ -49,7 +59,7 @@ def segment_cumsum(x: Tensor, reset: Tensor | None, start: Tensor) -> Tensor:
 
 
 def _running_sum(x: Tensor, start: Tensor, block: int = 64) -> Tensor:
-    """Sums inside blocks, then over blocks: torch walks a column at a time, and long ones do not stay in the cache."""
+    """Cumulative sums within blocks, then over blocks: torch walks one column at a time, which overflows the cache."""
     tokens = x.shape[1]
     if tokens <= block:
         return start.unsqueeze(1) + x.cumsum(1)
@@ -62,16 +72,27 @@ def _running_sum(x: Tensor, start: Tensor, block: int = 64) -> Tensor:
 
 
 def visible(
-    real_queries: Tensor,
-    query_segments: Tensor,
-    usable_keys: Tensor,
-    key_segments: Tensor,
+    real_queries: Bool[Tensor, "b t"],
+    query_segments: Int[Tensor, "b t"],
+    usable_keys: Bool[Tensor, "b s"],
+    key_segments: Int[Tensor, "b s"],
     offset: int,
     *,
     causal: bool,
     window: int | None,
-) -> Tensor:
-    """``(B, T, S)``: which key each query may look at; the keys ``offset …`` are the queries' own tokens."""
+) -> Bool[Tensor, "b t s"]:
+    """Attention mask, True if the query may attend to the key.
+
+    Args:
+        real_queries: False for padding.
+        query_segments: the segment of each query.
+        usable_keys: False for padding and empty slots of the state.
+        key_segments: the segment of each key.
+        offset: query t is key ``offset + t``.
+        causal: no key after the query.
+        window: only the latest ``window`` usable keys, the query's own included; without ``causal`` as many keys after
+            the query.
+    """
     allowed = same_segment(query_segments, key_segments) & usable_keys.unsqueeze(1) & real_queries.unsqueeze(2)
     tokens, device = real_queries.shape[1], real_queries.device
     own = torch.arange(tokens, device=device).unsqueeze(1) + offset

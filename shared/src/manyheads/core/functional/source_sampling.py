@@ -1,14 +1,15 @@
-"""Which source tokens attention may use while it is trained on a part of them, and attention over those (2306.01705).
+"""Source subsampling: draw a part of the source tokens for training, and attend to these (2306.01705).
 
-Shapes: B batch, H heads, T queries, S sources, E head width; R rows (B, or 1 for a choice that all rows share),
-G blocks of queries, K = ceil(ratio S) kept sources. ``usable (R, S)`` is False for sources that are not there; each
-row keeps ceil(ratio n) of its n usable ones. The draws are torch's: ``torch.manual_seed`` sets them, and activation
+Axes: b batch, h heads, t queries, s sources, e head width; r rows (B, or 1 if all rows share the sample), g blocks of
+queries, k = ceil(ratio S) kept sources. ``usable`` is False for padding; a row with n usable sources keeps
+ceil(ratio n) of them. The samples come from torch's generator: ``torch.manual_seed`` sets them, and activation
 checkpointing repeats them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,16 +17,20 @@ from torch.nn import functional
 
 from manyheads.core.functional.attention import attention
 
-TOLERANCE = 1e-9  # a product that is a whole number but for rounding counts as one
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+# A product that differs from a whole number by rounding counts as that number.
+TOLERANCE = 1e-9
 
 
 def kept_sources(total: int, ratio: float) -> int:
-    """``ceil(ratio total)``."""
+    """The number of kept sources, ``ceil(ratio total)``."""
     return math.ceil(ratio * total - TOLERANCE)
 
 
-def uniform_sources(usable: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Each usable source with the same chance, without repetition: positions ``(R, 1, K)`` and which are kept."""
+def uniform_sources(usable: Bool[Tensor, "r s"], ratio: float) -> tuple[Int[Tensor, "r 1 k"], Bool[Tensor, "r 1 k"]]:
+    """Draw usable sources uniformly without replacement: their positions, and False for places left empty."""
     noise = torch.rand(usable.shape, device=usable.device)
     order = noise.masked_fill(~usable, 2.0).argsort(1)
     width = kept_sources(usable.shape[1], ratio)
@@ -34,19 +39,26 @@ def uniform_sources(usable: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
 
 
 def local_sources(
-    usable: Tensor,
-    first: Tensor,
-    last: Tensor,
+    usable: Bool[Tensor, "r s"],
+    first: Int[Tensor, "r g"],
+    last: Int[Tensor, "r g"],
     ratio: float,
     spread: float,
     *,
     causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """A window in a noisy order of the sources for each block of queries: near ones are likely, far ones possible.
+) -> tuple[Int[Tensor, "r g k"], Bool[Tensor, "r g k"]]:
+    """Draw sources for each block of queries, near ones more often: their positions, and False for places left empty.
 
-    The order sorts ``i + spread K e_i`` with normal ``e_i`` over the usable sources. Block g, whose queries are the
-    usable sources number ``first (R, G)`` to ``last (R, G)``, takes the window of K around its middle, or, ``causal``,
-    the one that ends with it. Gives positions ``(R, G, K)`` and which are kept.
+    The usable sources are sorted by ``i + spread K e_i`` with normal ``e_i``. A block takes a window of K sources in
+    this order, around its middle or, with ``causal``, up to its end.
+
+    Args:
+        usable: False for padding.
+        first: the first query of each block, as a number among the usable sources.
+        last: the last one.
+        ratio: the share of kept sources.
+        spread: the standard deviation of the noise in units of K.
+        causal: whether the window ends with the block.
     """
     count, kept = usable.sum(1, keepdim=True), _kept(usable, ratio)
     noise = torch.randn(usable.shape, device=usable.device, dtype=torch.float64)
@@ -65,25 +77,29 @@ def _kept(usable: Tensor, ratio: float) -> Tensor:
 
 
 def sampled_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sources: Tensor,
-    kept: Tensor,
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s e"],
+    sources: Int[Tensor, "r g n"],
+    kept: Bool[Tensor, "r g n"],
     *,
     offset: int = 0,
-    allowed: Tensor | None = None,
+    allowed: Bool[Tensor, "#b #g #size #n"] | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """Softmax attention over chosen sources and, always, each query's own token.
+) -> Float[Tensor, "b h t e"]:
+    """Softmax attention over chosen sources and, always, the query's own token.
 
-    ``q (B, H, T, E)``; ``k`` and ``v`` ``(B, H, S, E)``, where query t is source ``offset + t``. ``sources`` and
-    ``kept`` are ``(R, G, K)``: the G blocks of ceil(T / G) queries have K sources each. ``allowed``, broadcasting to
-    ``(B, G, ceil(T / G), K)``, is True where a query may look; None says that all sources are kept and seen.
+    Args:
+        sources: n sources of each of the G blocks of ceil(T / G) queries.
+        kept: False for places left empty.
+        offset: query t is source ``offset + t``.
+        allowed: mask that broadcasts to ``(B, G, ceil(T / G), n)``, True if the query may attend to the source; None if
+            all sources are kept and allowed.
+        scale: of the scores, ``E ** -0.5`` by default.
 
-    The own key is another one for each query. It runs through the fused kernel as one more source, whose score is put
-    into an extra width of the queries and whose value marks how much weight it got: no ``(T, K)`` scores are stored.
-    float16, which that score need not fit, is computed in float32.
+    Every query has another own key. It goes through the fused kernel as one more source: an extra width of the queries
+    holds its score, and an extra width of the values measures its weight, so that no ``(T, n)`` scores are stored.
+    float16 is computed in float32, because that score can overflow it.
     """
     if q.dtype == torch.float16:
         wide = (part.float() for part in (q, k, v))
@@ -98,7 +114,8 @@ def sampled_attention(
     chosen = torch.zeros(*sources.shape[:2], k.shape[2], dtype=torch.bool, device=q.device).scatter(2, sources, kept)
     twice = chosen.gather(2, own.view(1, blocks, size).expand(len(chosen), -1, -1))
     twice = twice.flatten(1)[:, None, :tokens, None]
-    # Finite and far below any score: a source that gets no weight, and no gradient.
+    # An own token that is among the sources gets a score that is finite and far below any other: no weight, no
+    # gradient.
     score = (q * own_k).sum(-1, keepdim=True).masked_fill(twice, torch.finfo(q.dtype).min / 4)
 
     def blocks_of(part: Tensor) -> Tensor:

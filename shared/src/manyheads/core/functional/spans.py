@@ -1,21 +1,30 @@
-"""Spans of tokens summarised as one key and one value (Combiner, 2107.05768).
+"""Summaries of spans of tokens: one key and one value for each span (Combiner, 2107.05768).
 
     q_span = max_j q_j,   k_span = max_j k_j,   v_span = sum_j softmax_j(q_span . k_j / sqrt(E)) v_j
 
-Shapes: T or S tokens, E head width; any leading axes.
+Axes: t or s tokens, e head width; any leading axes. ``real`` is False for padding and broadcasts.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from manyheads.core.functional.attention import attention
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped
 
-def pool_span(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``(…, S, E)`` -> key and value ``(…, E)`` of the span. ``real (…, S)``: which tokens there are; a span without
-    any has key and value 0."""
+
+def pool_span(
+    q: Float[Tensor, "*rows s e"],
+    k: Float[Tensor, "*rows s e"],
+    v: Float[Tensor, "*rows s e"],
+    real: Bool[Tensor, "*#rows s"] | None = None,
+) -> tuple[Float[Tensor, "*rows e"], Float[Tensor, "*rows e"]]:
+    """Key and value of a span; 0 for a span without real tokens."""
     if real is None:
         return k.max(-2).values, span_value(q.max(-2).values, k, v)
     gap, none = ~real.unsqueeze(-1), ~real.any(-1, keepdim=True)
@@ -23,16 +32,21 @@ def pool_span(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> tu
     return key, span_value(top, k, v, real)
 
 
-def span_value(top: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:
-    """The value ``(…, E)`` of a span with the query ``top (…, E)``; 0 without real tokens.
+def span_value(
+    top: Float[Tensor, "*rows e"],
+    k: Float[Tensor, "*rows s e"],
+    v: Float[Tensor, "*rows s e"],
+    real: Bool[Tensor, "*#rows s"] | None = None,
+) -> Float[Tensor, "*rows e"]:
+    """The value of a span whose query is ``top``; 0 for a span without real tokens.
 
-    Half precision is computed in float32, as the scores of its maxima need not fit.
+    Half precision is computed in float32, because the scores of maxima can overflow it.
     """
     if k.shape[-2] == 1 and real is None:
         return v.squeeze(-2)
     dtype = v.dtype
     top, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (top, k, v))
-    # many matrices of few rows cost more in calls than in sums
+    # Many matrix products of few rows cost more in calls than as sums.
     few = k.shape[-2] < 16
     with torch.autocast(k.device.type, enabled=False):
         scores = (k * top.unsqueeze(-2)).sum(-1) if few else (k @ top.unsqueeze(-1)).squeeze(-1)
@@ -46,9 +60,16 @@ def span_value(top: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) ->
     return mixed.to(dtype)
 
 
-def prefix_spans(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(B, H, T, E)`` -> keys and values ``(B, H, T, E)``: at ``t`` the span ``[0, t)``, 0 where it is empty, and
-    ``(…, T)`` whether it has tokens. ``real (…, T)`` broadcasts: which tokens there are. Time ``O(T^2)``."""
+def prefix_spans(
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h t e"],
+    v: Float[Tensor, "b h t e"],
+    real: Bool[Tensor, "#b #h t"],
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t e"], Bool[Tensor, "#b #h t"]]:
+    """Keys and values of the spans ``[0, t)``, 0 for an empty span, and whether the span has real tokens.
+
+    Time ``O(T^2)``.
+    """
     some = real.cumsum(-1) > 0
     gap, none = ~real.unsqueeze(-1), ~some.unsqueeze(-1)
     top, key = (part.masked_fill(gap, float("-inf")).cummax(-2).values.masked_fill(none, 0.0) for part in (q, k))
@@ -57,6 +78,6 @@ def prefix_spans(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor,
     return shift(key), shift(value), shift(some.unsqueeze(-1)).squeeze(-1)
 
 
-def shift(x: Tensor) -> Tensor:
-    """One place later along the tokens of ``(…, T, E)``; 0 comes first."""
+def shift(x: Shaped[Tensor, "*rows t e"]) -> Shaped[Tensor, "*rows t e"]:
+    """Shift by one token to the right; 0 comes first."""
     return torch.cat([torch.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)

@@ -1,42 +1,51 @@
-"""Spherical k-means on line: who belongs to which centroid, and how the centroids follow (2003.05997).
+"""Online spherical k-means: assign tokens to centroids, update the centroids (2003.05997).
 
     x^ = LN(x),   a_i = argmax_c x^_i . mu_c
     n_c <- d n_c + (1 - d) |{i: a_i = c}|,   s_c <- d s_c + (1 - d) sum_{a_i = c} x^_i
     mu_c = s_c / n~_c,   n~_c = (n_c + eps) / (n + C eps) n,   n = sum_c n_c
 
-Shapes: B batch, H heads (each has its own centroids), T tokens, C clusters, E width. Nothing here draws random numbers
-or keeps anything. ``real (B, T)`` is False for tokens that do not count.
+Axes: b batch, h heads (each has its own centroids), t tokens, c clusters, e width. The functions are pure: no random
+numbers, no state. ``real`` is False for padding.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-EPSILON = 1e-5  # of the paper's code
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+# From the paper's code.
+EPSILON = 1e-5
 
 
-def to_sphere(x: Tensor) -> Tensor:
+def to_sphere(x: Float[Tensor, "*rows e"]) -> Float[Tensor, "*rows e"]:
     """Layer norm without scale and shift: mean 0 and length ``sqrt(E)`` along the last axis."""
     return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def affinity(x: Tensor, centroids: Tensor) -> Tensor:
-    """``x (B, H, T, E)`` on the sphere, ``centroids (H, C, E)`` -> ``(B, H, C, T)``, without gradient."""
+def affinity(x: Float[Tensor, "b h t e"], centroids: Float[Tensor, "h c e"]) -> Float[Tensor, "b h c t"]:
+    """Dot products of the centroids with tokens on the sphere, without gradient."""
     return centroids.detach() @ x.detach().to(centroids.dtype).transpose(-1, -2)
 
 
-def nearest(affinity: Tensor) -> Tensor:
-    """Each token's own centroid, ``(B, H, T)`` int64."""
-    return affinity.max(2).indices  # several times faster than argmax on a CPU
+def nearest(affinity: Float[Tensor, "b h c t"]) -> Int[Tensor, "b h t"]:
+    """The nearest centroid of each token."""
+    # Several times faster than argmax on a CPU.
+    return affinity.max(2).indices
 
 
-def balanced_members(affinity: Tensor, size: int, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """For each centroid the ``w = min(size, T)`` tokens next to it: ``(B, H, C, w)`` int64, ascending.
+def balanced_members(
+    affinity: Float[Tensor, "b h c t"], size: int, real: Bool[Tensor, "b t"] | None = None
+) -> tuple[Int[Tensor, "b h c w"], Bool[Tensor, "b h c w"] | None]:
+    """The ``w = min(size, T)`` nearest tokens of each centroid, in ascending order, and which of them are real.
 
-    Also which of them are real (None where all are): a row with fewer than w real tokens fills up with others. A token
-    can belong to no cluster, to one, or to several.
+    Without ``real`` the latter is None. A row with fewer than w real tokens is filled up with padding. A token can
+    belong to no cluster, to one, or to several.
     """
     tokens = affinity.shape[-1]
     if real is not None:
@@ -47,10 +56,15 @@ def balanced_members(affinity: Tensor, size: int, real: Tensor | None = None) ->
     return members, real[:, None, None].expand(affinity.shape).gather(-1, members)
 
 
-def commitment_loss(x: Tensor, centroids: Tensor, assigned: Tensor, real: Tensor | None = None) -> Tensor:
-    """The mean squared difference of ``x (B, H, T, E)`` and its centroid, over all real tokens, heads and widths.
+def commitment_loss(
+    x: Float[Tensor, "b h t e"],
+    centroids: Float[Tensor, "h c e"],
+    assigned: Int[Tensor, "b h t"],
+    real: Bool[Tensor, "b t"] | None = None,
+) -> Float[Tensor, ""]:
+    """The mean squared difference of tokens and their assigned centroids, over all real tokens, heads and widths.
 
-    ``assigned (B, H, T)``. The gradient goes to ``x`` only; 0 where nothing is real.
+    The gradient goes to ``x`` only; 0 without real tokens.
     """
     heads = torch.arange(centroids.shape[0], device=x.device).view(1, -1, 1)
     square = (x - centroids.detach()[heads, assigned].to(x.dtype)).square().mean(-1)
@@ -60,10 +74,12 @@ def commitment_loss(x: Tensor, centroids: Tensor, assigned: Tensor, real: Tensor
     return square.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
-def cluster_statistics(x: Tensor, assigned: Tensor, clusters: int, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """How many tokens each cluster got, ``(H, C)``, and their sum, ``(H, C, E)``; float32 at least, no gradient.
+def cluster_statistics(
+    x: Float[Tensor, "b h t e"], assigned: Int[Tensor, "b h t"], clusters: int, real: Bool[Tensor, "b t"] | None = None
+) -> tuple[Float[Tensor, "h c"], Float[Tensor, "h c e"]]:
+    """The number of tokens of each cluster and their sum, in float32 at least, without gradient.
 
-    Statistics of parts of a batch add up to those of the whole.
+    The statistics of the parts of a batch add up to those of the whole batch.
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     batch, heads, tokens, width = x.shape
@@ -77,9 +93,15 @@ def cluster_statistics(x: Tensor, assigned: Tensor, clusters: int, real: Tensor 
 
 
 def ema_update(
-    counts: Tensor, sums: Tensor, new_counts: Tensor, new_sums: Tensor, *, decay: float, epsilon: float = EPSILON
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the moving averages: the centroids ``(H, C, E)``, the counts and the sums after it."""
+    counts: Float[Tensor, "h c"],
+    sums: Float[Tensor, "h c e"],
+    new_counts: Float[Tensor, "h c"],
+    new_sums: Float[Tensor, "h c e"],
+    *,
+    decay: float,
+    epsilon: float = EPSILON,
+) -> tuple[Float[Tensor, "h c e"], Float[Tensor, "h c"], Float[Tensor, "h c e"]]:
+    """Update the exponential moving averages: the new centroids, counts and sums."""
     counts = decay * counts + (1 - decay) * new_counts
     sums = decay * sums + (1 - decay) * new_sums
     total = counts.sum(-1, keepdim=True)

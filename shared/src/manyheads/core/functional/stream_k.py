@@ -1,15 +1,15 @@
-"""Which worker computes which tiles of attention: stream-K (Lean Attention, 2405.10480) and what it is held against.
+"""Schedules of the tiles of attention on workers: stream-K (Lean Attention, 2405.10480) and its baselines.
 
 Output i (one batch row and head) needs ``n_i = ceil(N_i / tile)`` tiles of keys; each of W workers computes one tile in
 one unit of time.
 
     stream-K        all ``n = sum n_i`` tiles in one line, cut into W contiguous ranges of ``ceil(n / W)`` or one less:
                     time ``ceil(n / W)``; ranges cross the borders of outputs
-    FlashAttention  an output is never split; the next one goes to the first worker that is free:
-                    time ``ceil(BH / W) n_i`` where all are equal
+    FlashAttention  an output is never split; the next one goes to the first free worker:
+                    time ``ceil(BH / W) n_i`` if all are equal
     FlashDecoding   each output in S chunks of ``ceil(n_i / S)``, dealt in rounds: time ``ceil(BH S / W) ceil(n_i / S)``
 
-The worker that owns an output's first tile is its host: it waits for the partial results of the others and merges them.
+The worker with the first tile of an output is its host: it waits for the partial results of the others and merges them.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ class Schedule:
 
     @property
     def makespan(self) -> int:
-        """Tiles of the busiest worker: the time of the whole, where a tile takes one unit."""
+        """Tiles of the busiest worker: the total time if a tile takes one unit."""
         return max(self.loads)
 
     @property
     def occupancy(self) -> float:
-        """The share of the workers' time that is work; 1 where there is none."""
+        """The busy share of the workers' time; 1 without any tile."""
         return sum(self.loads) / (len(self.workers) * self.makespan) if self.makespan else 1.0
 
     @property
     def hosts(self) -> dict[int, int]:
-        """Output -> the worker that owns its first tile; outputs without tiles have none."""
+        """The worker with the first tile of each output; outputs without tiles have none."""
         return {span.output: w for w, spans in enumerate(self.workers) for span in spans if span.start == 0}
 
 
 def stream_k(tiles: Sequence[int], workers: int) -> Schedule:
-    """Contiguous ranges of the line of all tiles, loads differing by one at most, the larger ones first.
+    """Stream-K schedule: contiguous ranges of the line of all tiles; loads differ by at most one, larger ones first.
 
     Args:
         tiles: tiles of each output; 0 is allowed.
@@ -83,7 +83,7 @@ def stream_k(tiles: Sequence[int], workers: int) -> Schedule:
 
 
 def flash_attention_schedule(tiles: Sequence[int], workers: int) -> Schedule:
-    """Whole outputs; each goes, in order, to the first worker that is free (list scheduling)."""
+    """FlashAttention schedule: each output as a whole goes, in order, to the first free worker (list scheduling)."""
     _check(tiles, workers)
     plan: list[list[Span]] = [[] for _ in range(workers)]
     free = [(0, worker) for worker in range(workers)]
@@ -96,7 +96,11 @@ def flash_attention_schedule(tiles: Sequence[int], workers: int) -> Schedule:
 
 
 def flash_decoding_schedule(tiles: Sequence[int], workers: int, *, splits: int | None = None) -> Schedule:
-    """Each output in ``splits`` equal chunks (by default :func:`flash_decoding_splits`), dealt in rounds."""
+    """FlashDecoding schedule: each output in ``splits`` equal chunks, dealt to the workers in rounds.
+
+    The number of chunks is :func:`flash_decoding_splits` by default. Raises :class:`ArgumentError` for ``splits`` below
+    1.
+    """
     _check(tiles, workers)
     if splits is None:
         splits = flash_decoding_splits(len(tiles), max(tiles, default=0), workers)
@@ -113,7 +117,7 @@ def flash_decoding_schedule(tiles: Sequence[int], workers: int, *, splits: int |
 
 
 def flash_decoding_splits(outputs: int, tiles: int, workers: int) -> int:
-    """The fewest chunks an output whose rounds are at least 85 % as full as those of the best number of chunks.
+    """The fewest chunks of an output whose rounds are at least 85 % as full as those of the best number of chunks.
 
     Args:
         outputs: B H.
@@ -127,7 +131,8 @@ def flash_decoding_splits(outputs: int, tiles: int, workers: int) -> int:
 
     if not outputs or not tiles:
         return 1
-    candidates = range(1, min(tiles, workers) + 1)  # W chunks an output always fill every round
+    # W chunks of an output always fill every round.
+    candidates = range(1, min(tiles, workers) + 1)
     best = max(map(fullness, candidates))
     return next(splits for splits in candidates if fullness(splits) >= 0.85 * best)
 

@@ -1,6 +1,11 @@
-"""Causal softmax attention in a sliding window, in blocks: time and memory ``O(T W)``, never ``O(T^2)``."""
+"""Causal sliding-window softmax attention in blocks: time and memory ``O(T W)``, never ``O(T^2)``.
+
+Axes: b batch, h heads, t queries, s keys, e key width, f value width; W tokens of the window.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,28 +13,36 @@ from torch.nn import functional
 
 from manyheads.core.functional.attention import attention
 
-SHORTEST_BLOCK = 64  # below this the fused kernel's overhead a block outweighs what a smaller block saves
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+# In a smaller block the overhead of the fused kernel outweighs the saved products.
+SHORTEST_BLOCK = 64
 
 
 def windowed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s f"],
     *,
     window: int,
-    usable: Tensor,
-    segments: Tensor,
-    sees: Tensor | None = None,
+    usable: Bool[Tensor, "b s"],
+    segments: Int[Tensor, "b s"],
+    sees: Int[Tensor, "b t"] | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """Each of T queries over the latest W tokens, itself among them.
+) -> Float[Tensor, "b h t f"]:
+    """Attention of each query over the latest W tokens of its episode, itself included; 0 without a usable key.
 
-    ``q (B, H, T, E)``; ``k (B, H, W - 1 + T, E)`` and ``v (B, H, W - 1 + T, F)`` start with the W - 1 tokens before
-    the first query, or with as many of them as there are. ``usable (B, W - 1 + T)`` is False for keys that do not
-    exist, ``segments`` (same shape, int64) tells which episode a token belongs to: others are not seen. ``sees (B, T)``
-    int64, where given, makes a query's window shorter than W. Gives ``(B, H, T, F)``, 0 where nothing is seen.
+    A block of C queries sees C + W - 1 keys, so that blocks are a batch of small dense problems.
 
-    A block of b queries sees b + W - 1 keys, so that blocks are a batch of small dense problems.
+    Args:
+        k: keys of the queries' own tokens, after those of the previous W - 1 tokens or as many as there are.
+        v: values, in the same order.
+        window: W.
+        usable: False for padding and empty slots.
+        segments: the number of each key's episode.
+        sees: a shorter window than W for each query.
+        scale: of the scores, ``E ** -0.5`` by default.
     """
     batch, heads, tokens, _ = q.shape
     block = min(tokens, max(window, SHORTEST_BLOCK))
@@ -41,7 +54,7 @@ def windowed_attention(
     def key_blocks(part: Tensor) -> Tensor:
         if count == 1:
             return functional.pad(part, (0, 0, front, 0)) if front else part
-        # Each block and what reaches over from the next: much cheaper than unfold, whose backward is slow.
+        # Join each block with the start of the next: much cheaper than unfold, whose backward is slow.
         padded = functional.pad(part, (0, 0, front, extra + block - window + 1)).unflatten(2, (count + 1, block))
         joined = torch.cat([padded[:, :, :-1], padded[:, :, 1:, : window - 1]], 3)
         return joined.transpose(1, 2).reshape(batch * count, heads, seen, -1)
@@ -53,7 +66,8 @@ def windowed_attention(
     row = torch.arange(block, device=q.device).unsqueeze(1)
     column = torch.arange(seen, device=q.device)
     band = (column >= row) & (column < row + window)
-    key_segments = flag_blocks(segments.to(torch.int32))  # compared by the million
+    # Millions of comparisons are faster in 32 bits.
+    key_segments = flag_blocks(segments.to(torch.int32))
     same = key_segments[..., window - 1 :].unsqueeze(-1) == key_segments.unsqueeze(-2)
     allowed = band & same & flag_blocks(usable).unsqueeze(-2)
     if sees is not None:

@@ -1,30 +1,32 @@
-"""Lean Attention (2405.10480): one query a head over a long cache of keys, cut into parts of equal work.
+"""Lean Attention (2405.10480): one query per head over a long cache of keys, cut into parts of equal work.
 
     out[b, h] = merge over parts P of the cache of (m_P, l_P, o_P),   see :mod:`manyheads.core.functional.merge`
 
-The merge is associative and commutative, so that any cut in any order gives the same result. Shapes: B batch, H query
-heads, K heads of keys and values (K divides H; H / K query heads share one cache, which is read once for all of them),
-N tokens of cache, E key width, F value width.
+The merge is associative and commutative, so that any cut in any order gives the same result. Axes: b batch, h query
+heads, k heads of keys and values (K divides H; H / K query heads share one cache, which is read once for all of them),
+n tokens of cache, e key width, f value width.
 
-:func:`lean_decode` carries out the stream-K schedule of :mod:`manyheads.core.functional.stream_k` span by span: exact,
-differentiable, and slow. :func:`split_decode` is what to use on a CPU: each cache is cut into S equal parts, which are
-folded into the axis over which torch's fused kernel spreads its threads: one call, and one merge by log-sum-exp.
+:func:`lean_decode` executes the stream-K schedule of :mod:`manyheads.core.functional.stream_k` span by span: exact,
+differentiable, and slow. :func:`split_decode` is the one for a CPU: each cache is cut into S equal parts, which are
+folded into the axis that torch's fused kernel spreads over its threads: one call, and one merge by log-sum-exp.
 
 Cost: time ``H N (E + F)``, spread over the threads; memory ``S H F`` beside the cache.
 
-It gains where the kernel has fewer tasks (B K) than threads, up to as many times as there are threads for one row and
-one long cache. It gains nothing where B K is a multiple of the threads: there S is 1 and the fused kernel runs as it
-is. Where heads share a cache it gains also by reading it once. docs/running.md has the measurements.
+It is faster than the fused kernel alone if that has fewer tasks (B K) than threads: up to as many times as there are
+threads, for one row and one long cache. It is not faster if B K is a multiple of the threads: then S is 1 and the fused
+kernel runs as it is. Heads that share a cache gain in addition, because it is read once. docs/running.md has the
+measurements.
 
 Differs from the paper: there is no GPU kernel. The paper's workers are streaming multiprocessors that take tiles in
-lock-step; here a worker of the schedule is a turn of a loop, and :func:`split_decode` cuts caches into equal parts
-within a head instead of ranges that cross heads, as the CPU kernel takes one length a call. Rows of different lengths
-are then one call a row.
+lock-step; here a worker of the schedule is an iteration of a loop. :func:`split_decode` cuts caches into equal parts
+within a head instead of ranges that cross heads, because the CPU kernel takes one length per call. Rows of different
+lengths are then one call per row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -35,28 +37,30 @@ from manyheads.core.functional.attention import attention, fused_attention_with_
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.stream_k import flash_decoding_splits, stream_k
 
-PART = 4096  # tokens; below it the merge and the second thread cost more than they save
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+# Tokens of a part; in a smaller one the merge and the second thread cost more than they save.
+PART = 4096
 
 
 @checked
 def lean_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "b h 1 e"],
+    k: Float[Tensor, "b k n e"],
+    v: Float[Tensor, "b k n f"],
     *,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Int[Tensor, "b"] | Sequence[int] | None = None,
     workers: int = 8,
     tile: int = 256,
     scale: float | None = None,
-) -> Tensor:
-    """Carries out the stream-K schedule.
-
-    ``q (B, H, 1, E)``, ``k (B, K, N, E)``, ``v (B, K, N, F)`` -> ``(B, H, 1, F)``.
+) -> Float[Tensor, "b h 1 f"]:
+    """Decode one token by the stream-K schedule.
 
     Args:
-        lengths: ``(B,)`` tokens in use of each row's cache, at its start; all N by default. A row without any gives 0.
+        lengths: tokens in use at the start of each row's cache; all N by default. A row without any gives 0.
         workers: W of the schedule.
-        tile: keys a tile.
+        tile: keys of a tile.
         scale: of the scores, ``E ** -0.5`` by default.
 
     Raises:
@@ -86,21 +90,21 @@ def lean_decode(
 
 @checked
 def split_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "b h 1 e"],
+    k: Float[Tensor, "b k n e"],
+    v: Float[Tensor, "b k n f"],
     *,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Int[Tensor, "b"] | Sequence[int] | None = None,
     splits: int | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """The same result by torch's fused kernel on the CPU, for inference; arguments and shapes as :func:`lean_decode`.
+) -> Float[Tensor, "b h 1 f"]:
+    """Decode one token by torch's fused kernel on the CPU, for inference; other arguments as :func:`lean_decode`.
 
     Args:
-        splits: S parts a cache; by default :func:`decode_splits` of the caches, tokens and threads, off the CPU 1.
+        splits: S parts of a cache; by default :func:`decode_splits` on the CPU, 1 on other devices.
 
     Raises:
-        ArgumentError: as :func:`lean_decode`; gradients are recorded and an input asks for them.
+        ArgumentError: as :func:`lean_decode`; fewer than one part; gradients are recorded and an input requires them.
     """
     used = _check("split_decode", q, k, v, lengths)
     if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
@@ -123,18 +127,18 @@ def split_decode(
 
 @checked
 def decode_splits(caches: int, tokens: int, threads: int | None = None) -> int:
-    """S: the fewest parts that fill at least 85 % of what the best cut fills of the threads' rounds.
+    """S, the fewest parts of a cache that keep the threads at least 85 % as busy as the best number of parts.
 
     Args:
-        caches: B K, what the kernel spreads over the threads.
-        tokens: N; a part has 4,096 at least.
-        threads: torch's by default.
+        caches: B K, the tasks that the kernel spreads over the threads.
+        tokens: N; a part has 4,096 or more.
+        threads: torch's number of threads by default.
     """
     return flash_decoding_splits(caches, tokens // PART, threads or torch.get_num_threads())
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, used: int, splits: int | None, scale: float | None) -> Tensor:
-    """``q (B, K, G, E)`` over the first ``used`` tokens -> ``(B, K, G, F)``."""
+    """Attention of ``q (B, K, G, E)`` over the first ``used`` tokens, ``(B, K, G, F)``."""
     batch, caches, tokens, _ = k.shape
     if not used or not batch:
         return q.new_zeros(*q.shape[:3], v.shape[-1])
@@ -145,13 +149,14 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, used: int, splits: int | None, scal
     splits = min(splits, used)
     if splits == 1:
         return attention(q, k, v, scale=scale)
-    if any(part.stride(0) != caches * part.stride(1) for part in (k, v)):  # heads and rows are no one axis: no copy
+    # Heads and rows that cannot be viewed as one axis: row by row, without a copy.
+    if any(part.stride(0) != caches * part.stride(1) for part in (k, v)):
         return torch.stack([_split(q[b], k[b], v[b], splits, scale) for b in range(batch)])
     return _split(*(part.flatten(0, 1) for part in (q, k, v)), splits, scale).unflatten(0, (batch, caches))
 
 
 def _split(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None) -> Tensor:
-    """``q (R, G, E)``, ``k (R, N, E)``, ``v (R, N, F)`` -> ``(R, G, F)``, each cache in equal parts and a rest."""
+    """Attention ``(R, G, F)`` of ``q (R, G, E)`` over ``k (R, N, E)``, ``v (R, N, F)``, in equal parts and a rest."""
     tokens = k.shape[1]
     size = tokens // splits
     even = splits * size
@@ -164,7 +169,7 @@ def _split(q: Tensor, k: Tensor, v: Tensor, splits: int, scale: float | None) ->
 
 
 def _check(name: str, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | Sequence[int] | None) -> list[int]:
-    """The tokens in use of each row."""
+    """Check the shapes; the number of tokens in use of each row."""
     if q.dim() != 4 or q.shape[2] != 1:
         raise ArgumentError(f"{name}: q: found {tuple(q.shape)}, expected (B, H, 1, E): one query a head")
     if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3] or (k.shape[0], k.shape[3]) != (len(q), q.shape[3]):

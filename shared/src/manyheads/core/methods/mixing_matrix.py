@@ -1,16 +1,17 @@
-"""The unified template of token mixing, Y = P(X) V(X) (2302.06218): which tokens each output is made of.
+"""Mixing matrices P of the unified template of token mixing, Y = P(X) V(X) (2302.06218).
 
 For a layer that is linear in its values (``info.linear_in_value``), P is recovered exactly by feeding columns of the
-identity as values. For any other layer :func:`influence` tells how strongly each output depends on each input.
+identity as values. For any other layer :func:`influence` measures how strongly each output depends on each input.
 
-Shapes: B batch, T tokens, S sources (T, or context tokens), H heads, E head width, D width.
+Axes: b batch, t tokens, s sources (T, or context tokens), h heads, e head width, d width, n context tokens, c context
+width.
 
 Differs from the paper: P is recovered from the running layer; the paper derives it layer by layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,19 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @checked
-def mixing_matrix(layer: Layer, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
-    """``P (B, H, T, S)`` with ``mixed[b, t, h] = sum_s P[b, h, t, s] value[b, s, h]`` for this ``x (B, *grid, D)``.
+def mixing_matrix(
+    layer: Layer,
+    x: Float[Tensor, "b *grid d"],
+    *,
+    context: Float[Tensor, "b n c"] | None = None,
+    mask: Mask | None = None,
+) -> Float[Tensor, "b h t s"]:
+    """P for this input, with ``mixed[b, t, h] = sum_s P[b, h, t, s] value[b, s, h]``.
 
     Raises :class:`ArgumentError` for a layer that is not linear in its values.
     """
@@ -32,12 +42,19 @@ def mixing_matrix(layer: Layer, x: Tensor, *, context: Tensor | None = None, mas
 
 
 def recover(
-    layer: Layer, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrix ``(B, H, T, S)``, the values ``(B, S, H, E)`` and what they mix to, ``(B, T, H, E)``.
+    layer: Layer,
+    x: Float[Tensor, "b *grid d"],
+    *,
+    context: Float[Tensor, "b n c"] | None = None,
+    mask: Mask | None = None,
+) -> tuple[Float[Tensor, "b h t s"], Float[Tensor, "b s h e"], Float[Tensor, "b t h e"]]:
+    """The mixing matrix, the values, and the mixed values.
 
     The output of ``layer.value``, ``(B, S, H E)`` or, of a :class:`SharedValue`, ``(B, S, H, E)``, is replaced by E
     columns of the identity at a time, and the input of ``layer.output`` is read: S / E forward passes.
+
+    Raises:
+        ArgumentError: a layer that is not linear in its values.
     """
     if not layer.linear_in_value:
         raise ArgumentError(
@@ -84,11 +101,16 @@ def recover(
 
 
 @checked
-def influence(layer: Layer, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
-    """``(B, T, T)``: sum over widths of the absolute derivatives of output token t by input token s; with a context of
-    S tokens ``(B, T, S)``, the derivatives by these.
+def influence(
+    layer: Layer,
+    x: Float[Tensor, "b *grid d"],
+    *,
+    context: Float[Tensor, "b n c"] | None = None,
+    mask: Mask | None = None,
+) -> Float[Tensor, "b t s"]:
+    """The sum over widths of the absolute derivatives of output token t by input token s, or by context token s.
 
-    Works for every differentiable layer, T D backward passes; grids are flattened.
+    Works for every differentiable layer, with T D backward passes; grids are flattened.
     """
     source = (x if context is None else context).detach().clone().requires_grad_()
     given = {"x": source} if context is None else {"x": x, "context": source}

@@ -1,18 +1,19 @@
-"""Training on a part of the source tokens, and what comes after (2306.01705), for any model with ``ssa`` layers.
+"""Source subsampling of a model with ``ssa`` layers (2306.01705): the schedule of the ratio, and ensembles.
 
     for step in range(steps):
         subsampling.set_ratio(model, ratio_at(step, steps, ratio=0.25, dense=0.1))     # the last tenth is dense
         …
     probabilities = subsampling.ensemble(model, lambda: model(x).softmax(-1), passes=16, seed=0)
 
-An ensemble averages the model over sub-models that see different sources; its cost is that of ``passes`` runs.
+An ensemble averages sub-models that see different sources; its cost is that of ``passes`` runs.
 
-Differs from the paper: the share of dense steps and the number of passes were not to be had; the defaults are ours.
+Differs from the paper: the share of dense steps and the number of passes are unknown; the defaults are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,13 @@ from manyheads.core.arguments import checked
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.ssa import SubsampledAttention
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @checked
 def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
-    """The model's ssa layers in module order. Raises :class:`ArgumentError` where there is none."""
+    """The ssa layers of the model in module order. Raises :class:`ArgumentError` if there is none."""
     found = [module for module in model.modules() if isinstance(module, SubsampledAttention)]
     if not found:
         raise ArgumentError(f"subsampling: model: found {type(model).__name__} without an ssa layer, expected one")
@@ -33,14 +37,14 @@ def subsampled_layers(model: nn.Module) -> list[SubsampledAttention]:
 
 @checked
 def set_ratio(model: nn.Module, ratio: float) -> None:
-    """All ssa layers keep this part of their sources in training from now on; 1 is dense."""
+    """Set the share of sources that all ssa layers keep in training; 1 is dense."""
     for layer in subsampled_layers(model):
         layer.set_ratio(ratio)
 
 
 @checked
 def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> float:
-    """``ratio`` until the last ``dense`` share of the steps, then 1: the dense fine-tuning before inference.
+    """The ratio of a training step: ``ratio``, then 1 in the last ``dense`` share of the steps (dense fine-tuning).
 
     Raises :class:`ArgumentError` for a ratio outside (0, 1], a share outside [0, 1], a step outside 0 … steps - 1.
     """
@@ -54,11 +58,11 @@ def ratio_at(step: int, steps: int, *, ratio: float, dense: float = 0.1) -> floa
 
 
 @checked
-def ensemble(model: nn.Module, run: Callable[[], Tensor], *, passes: int, seed: int = 0) -> Tensor:
-    """The mean of ``run()`` over stochastic passes of the model: give it probabilities, not logits.
+def ensemble(model: nn.Module, run: Callable[[], Tensor], *, passes: int, seed: int = 0) -> Float[Tensor, "..."]:
+    """The mean of ``run()`` over stochastic passes of the model; ``run`` should return probabilities, not logits.
 
-    Only the ssa layers draw; the rest of the model stays in the mode it is in. The modes and torch's generators are as
-    before afterwards. Raises :class:`ArgumentError` for less than one pass.
+    Only the ssa layers sample; other modules stay in their mode. Modes and torch's generators are restored afterwards.
+    Raises :class:`ArgumentError` for less than one pass.
     """
     if passes < 1:
         raise ArgumentError(f"subsampling: passes: found {passes}, expected 1 or more")

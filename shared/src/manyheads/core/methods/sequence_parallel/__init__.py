@@ -1,20 +1,21 @@
-"""Attention over a sequence that is cut over P processes: ring, all-gather, Ulysses (2302.06218 and what followed).
+"""Sequence-parallel attention over P processes: ring, all-gather, Ulysses (2302.06218 and later work).
 
 Each rank holds t = ceil(T / P) tokens of ``q (B, H, t, E)``, ``k (B, K, t, E)`` and ``v (B, K, t, F)``, K dividing H,
-and gets the attention of its queries over all T keys, ``(B, H, t, F)``. Bytes that a rank sends for one batch row, with
-b bytes a number and a of an accumulator (float32 at least):
+and gets the attention of its queries over all T keys, ``(B, H, t, F)``. Axes: b batch, h query heads, k heads of keys
+and values, t tokens of a rank, e key width, f value width.
 
-    ring         forward 2 t K E b (P - 1); backward 2 t K E (b + a) (P - 1): k and v go round again, and what each rank
-                 finds of their gradients comes home; memory O(t)
+A rank sends these bytes for one batch row, with b bytes for a number and a for an accumulator (float32 at least):
+
+    ring         forward 2 t K E b (P - 1); backward 2 t K E (b + a) (P - 1): k and v pass around again, followed by
+                 their gradients, which end at their owner; memory O(t)
     all-gather   the same volumes in collectives; memory O(T) for keys and values
     ulysses      2 t (H + K) E b (P - 1) / P forward, and again backward; P divides H and K; memory O(T) for H / P heads
 
-The merge of blocks is that of :mod:`manyheads.core.functional.merge`, in float32 at least; a block runs on the fused
-kernel where there is one, so that no rank ever holds T × T scores. With ``causal`` in plain order the last rank does
-``2 P - 1`` times the work of the first; ``balanced`` gives each rank a chunk of the head and one of the tail, and equal
-work.
+Blocks are merged by :mod:`manyheads.core.functional.merge`, in float32 at least; a block runs on the fused kernel if
+there is one, so that no rank ever holds T × T scores. With ``causal`` in plain order the last rank does ``2 P - 1``
+times the work of the first; ``balanced`` gives each rank a chunk of the head and one of the tail, and equal work.
 
-A model under ``torchrun --nproc-per-node 4 train.py`` computes all else on its own tokens::
+In a model under ``torchrun --nproc-per-node 4 train.py`` each rank computes everything else on its own tokens::
 
     dist.init_process_group()
     attend = attention_over(kind="ring", causal=True, balanced=True)
@@ -27,16 +28,16 @@ A model under ``torchrun --nproc-per-node 4 train.py`` computes all else on its 
     loss.backward()
     sum_gradients(model.parameters())
 
-Differs from the paper: 2302.06218 was not read beyond its abstract on this point, and no code of it was found; these
-are the three usual ways. Its ≈40× on four GPUs cannot come from splitting alone, which gives 4× at most: the other
-factor is a blocked kernel against one that writes the T × T scores down. docs/running.md measures the two separately.
+Differs from the paper: only the abstract of 2302.06218 was available on this point, and no code of it was found; these
+are the three usual methods. Its ≈40× on four GPUs cannot come from splitting alone, which gives 4× at most: the other
+factor is a blocked kernel against one that stores the T × T scores. docs/running.md measures the two separately.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,9 @@ from manyheads.core.methods.sequence_parallel.exchange import Ranks, Traffic
 from manyheads.core.methods.sequence_parallel.layout import Layout
 from manyheads.core.methods.sequence_parallel.ring import BlockAttention
 from manyheads.core.methods.sequence_parallel.ulysses import head_attention
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
 
 Kind = Literal["ring", "all-gather", "ulysses"]
 Group = dist.ProcessGroup | None
@@ -65,18 +69,19 @@ def attention_over(
     traffic: Traffic | None = None,
     check: bool = True,
 ) -> AttentionOver:
-    """Attention over the tokens of all ranks of a group: call the result with the local q, k and v.
+    """Build attention over the tokens of all ranks of a group, called with the local q, k and v.
 
     Args:
         group: the process group; all processes by default.
         kind: ``"ring"``, ``"all-gather"`` or ``"ulysses"``; see the module.
-        causal: each token sees itself and what came before.
-        balanced: the tokens lie in head–tail order, as ``shard(…, balanced=True)`` lays them.
-        traffic: counts what is sent and computed, call after call.
-        check: compare the shapes of all ranks first (a small all-gather); without it unequal ones hang or garble.
+        causal: each token sees itself and earlier tokens.
+        balanced: the tokens are in head–tail order, the order of ``shard(…, balanced=True)``.
+        traffic: counter of sent bytes and computed scores over all calls.
+        check: compare the shapes of all ranks first (a small all-gather); without it unequal ones hang or corrupt the
+            result.
 
     Raises:
-        ArgumentError: no process group, or a kind that there is not.
+        ArgumentError: no process group, an unknown kind.
     """
     if kind not in get_args(Kind):
         raise ArgumentError(f"attention_over: kind: found {kind!r}, expected one of {', '.join(get_args(Kind))}")
@@ -85,7 +90,7 @@ def attention_over(
 
 @dataclass(frozen=True)
 class AttentionOver:
-    """What :func:`attention_over` gives."""
+    """Sequence-parallel attention; :func:`attention_over` builds it."""
 
     ranks: Ranks = field(repr=False)
     kind: Kind
@@ -95,21 +100,28 @@ class AttentionOver:
 
     @property
     def traffic(self) -> Traffic:
+        """The counter of sent bytes and computed scores."""
         return self.ranks.traffic
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, tokens: int | None = None, scale: float | None = None
-    ) -> Tensor:
-        """``q (B, H, t, E)``, ``k (B, K, t, E)``, ``v (B, K, t, F)`` -> ``(B, H, t, F)``; differentiable once.
+        self,
+        q: Float[Tensor, "b h t e"],
+        k: Float[Tensor, "b k t e"],
+        v: Float[Tensor, "b k t f"],
+        *,
+        tokens: int | None = None,
+        scale: float | None = None,
+    ) -> Float[Tensor, "b h t f"]:
+        """Attention of the local queries over the keys of all ranks; it has first derivatives only.
 
         Args:
-            tokens: T without padding; P t by default. Padded tokens are seen by none and give 0.
+            tokens: T without padding; P t by default. No query sees padded tokens; their output is 0.
             scale: of the scores, ``E ** -0.5`` by default.
 
         Raises:
             ArgumentError: shapes that do not fit each other, the other ranks or ``tokens``; for Ulysses, heads that P
                 does not divide.
-            RankError: another rank ended or was silent for longer than the timeout of the group.
+            RankError: another rank ended, or did not answer within the timeout of the group.
         """
         ranks = self.ranks
         layout = Layout(q.shape[-2] * ranks.size if tokens is None else tokens, ranks.size, self.balanced)
@@ -122,7 +134,7 @@ class AttentionOver:
         return BlockAttention.apply(q, k, v, ranks, layout, self.causal, scale, self.kind == "ring")
 
     def _agree(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
-        """All ranks or none raise here: one that stopped alone would leave the others waiting."""
+        """Raise on all ranks or on none: one that stopped alone would leave the others waiting."""
         code = [get_args(Kind).index(self.kind), self.causal, self.balanced, layout.tokens]
         shapes = [(*part.shape, *[0] * (6 - part.dim()))[:6] for part in (q, k, v)]
         dtypes = [_DTYPES.index(part.dtype) if part.dtype in _DTYPES else -1 for part in (q, k, v)]
@@ -164,10 +176,12 @@ class AttentionOver:
             )
 
 
-def shard(x: Tensor, group: Group = None, *, dim: int = -2, balanced: bool = False) -> Tensor:
-    """This rank's tokens of what every rank has whole, padded with zeros at the end of the sequence.
+def shard(
+    x: Shaped[Tensor, "..."], group: Group = None, *, dim: int = -2, balanced: bool = False
+) -> Shaped[Tensor, "..."]:
+    """This rank's tokens of a sequence that every rank holds whole, padded with zeros at the end of the sequence.
 
-    The gradient is that of the whole ``x`` on every rank, as if all had been computed on each.
+    Every rank gets the gradient of the whole ``x``, as if it had computed all tokens.
 
     Args:
         dim: the axis of the tokens: by default that of ``(B, T, D)`` and of ``(B, H, T, E)``.
@@ -178,11 +192,16 @@ def shard(x: Tensor, group: Group = None, *, dim: int = -2, balanced: bool = Fal
     return _Shard.apply(x, ranks, layout, dim % x.dim())
 
 
-def gather(x: Tensor, group: Group = None, *, tokens: int, dim: int = -2, balanced: bool = False) -> Tensor:
+def gather(
+    x: Shaped[Tensor, "..."], group: Group = None, *, tokens: int, dim: int = -2, balanced: bool = False
+) -> Shaped[Tensor, "..."]:
     """The inverse of :func:`shard`: the whole sequence of ``tokens`` on every rank, without the padding.
 
-    The gradient is this rank's part of the gradient of the whole: what follows is taken to be computed by every rank
-    alike.
+    The gradient is this rank's part of the gradient of the whole sequence; every rank must compute the same function of
+    the result.
+
+    Raises:
+        ArgumentError: a number of local tokens that does not fit ``tokens``.
     """
     ranks = Ranks(group)
     layout = Layout(tokens, ranks.size, balanced)
@@ -193,14 +212,14 @@ def gather(x: Tensor, group: Group = None, *, tokens: int, dim: int = -2, balanc
 
 def local_positions(
     tokens: int, group: Group = None, *, balanced: bool = False, device: torch.device | None = None
-) -> Tensor:
-    """``(t,)``: the positions of this rank's tokens in the sequence; ``tokens`` and more is padding."""
+) -> Int[Tensor, "t"]:
+    """The positions of this rank's tokens in the sequence; positions from ``tokens`` on are padding."""
     ranks = Ranks(group)
     return Layout(tokens, ranks.size, balanced).positions(ranks.rank, device)
 
 
-def sum_gradients(parameters: Iterable[Tensor], group: Group = None) -> None:
-    """Adds up each parameter's gradient over the ranks, each of which knows its own tokens' part only."""
+def sum_gradients(parameters: Iterable[Shaped[Tensor, "..."]], group: Group = None) -> None:
+    """Sum the gradient of each parameter over the ranks, each of which has the part of its own tokens."""
     ranks = Ranks(group)
     for parameter in parameters:
         if parameter.requires_grad:

@@ -1,7 +1,7 @@
-"""What goes from rank to rank, counted where it is sent.
+"""Communication between ranks, with a counter of the bytes sent.
 
-Tensors travel as bytes, so that every type travels over every backend. A collective counts what has to leave a rank for
-the others: ``P - 1`` copies of what it shares with all of them, or the parts that are not its own.
+Tensors are sent as bytes, so that every backend can send every dtype. A collective counts the bytes that leave a rank:
+``P - 1`` copies of a tensor for all others, or the parts for the other ranks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,16 @@ from torch import Tensor
 
 from manyheads.core.errors import ArgumentError, RankError
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 @dataclass
 class Traffic:
-    """What this rank has sent and computed since the object was made; the eight-byte numbers by which the ranks check
-    that their shapes agree are not counted."""
+    """Counter of what this rank has sent and computed since the object was made.
+
+    The eight-byte numbers that compare the shapes of the ranks are not counted.
+    """
 
     forward: int = 0
     """Bytes sent in forward passes."""
@@ -32,12 +38,13 @@ class Traffic:
     """Scores of the largest call of the kernel."""
 
     def computed(self, scores: int) -> None:
+        """Count one call of the kernel."""
         self.scores += scores
         self.largest_block = max(self.largest_block, scores)
 
 
 class Ranks:
-    """A process group with its traffic. Raises :class:`ArgumentError` where there is no process group."""
+    """A process group with its traffic. Raises :class:`ArgumentError` without a process group."""
 
     def __init__(self, group: dist.ProcessGroup | None, traffic: Traffic | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
@@ -45,14 +52,18 @@ class Ranks:
                 "group: no process group is initialised, expected torch.distributed.init_process_group() before "
                 "(torchrun sets what it needs)"
             )
-        self.group = group  # None is not resolved: holding the world's group would keep it alive past its destruction
+        # None stays None: a reference to the default group would keep it alive after its destruction.
+        self.group = group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
             raise ArgumentError("group: this process is not a member, expected a group that it belongs to")
         self.traffic = Traffic() if traffic is None else traffic
 
-    def pass_on(self, tensor: Tensor, *, backward: bool = False, tag: int = 0) -> Callable[[], Tensor]:
-        """Starts to send to the next rank and to receive the like from the one before; call the result to have it."""
+    def pass_on(self, tensor: Shaped[Tensor, "..."], *, backward: bool = False, tag: int = 0) -> Callable[[], Tensor]:
+        """Start to send to the next rank and to receive the same shape from the previous one.
+
+        The result waits for the received tensor and returns it.
+        """
         outgoing = _bytes(tensor)
         incoming = torch.empty_like(outgoing)
         after, before = (self._global((self.rank + step) % self.size) for step in (1, -1))
@@ -73,8 +84,10 @@ class Ranks:
 
         return arrived
 
-    def all_gather(self, tensor: Tensor, *, backward: bool = False, count: bool = True) -> list[Tensor]:
-        """What each rank gave, by rank."""
+    def all_gather(
+        self, tensor: Shaped[Tensor, "*any"], *, backward: bool = False, count: bool = True
+    ) -> list[Shaped[Tensor, "*any"]]:
+        """The tensors of all ranks, in the order of the ranks."""
         own = _bytes(tensor)
         parts = [torch.empty_like(own) for _ in range(self.size)]
         if count:
@@ -83,8 +96,10 @@ class Ranks:
             dist.all_gather(parts, own, group=self.group)
         return [part.view(tensor.dtype).view(tensor.shape) for part in parts]
 
-    def all_to_all(self, parts: Sequence[Tensor], *, backward: bool = False) -> list[Tensor]:
-        """Sends the i-th part to rank i; gives what came from rank i. All parts are of one shape."""
+    def all_to_all(
+        self, parts: Sequence[Shaped[Tensor, "*any"]], *, backward: bool = False
+    ) -> list[Shaped[Tensor, "*any"]]:
+        """Send the i-th part to rank i; the i-th result comes from rank i. All parts have the same shape."""
         outgoing = torch.stack(list(parts))
         sent = _bytes(outgoing)
         received = torch.empty_like(sent)

@@ -1,19 +1,25 @@
-"""Which tokens lie where when a sequence is cut over P ranks.
+"""The places of the tokens of a sequence that is cut over P ranks.
 
 The T tokens are padded at the end and cut into chunks. In plain order rank r holds chunk r of P; balanced, it holds
-chunks r and 2P - 1 - r of 2P, so that every rank has as many causal pairs as every other.
+chunks r and 2P - 1 - r of 2P, so that all ranks have the same number of causal pairs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 
 class Pair(NamedTuple):
-    """Rows of the local queries that look at rows of another rank's keys; ``diagonal`` where only up to their own."""
+    """Rows of the local queries and the rows of a rank's keys that they see.
+
+    With ``diagonal`` a query sees the keys up to its own row only.
+    """
 
     queries: slice
     keys: slice
@@ -21,12 +27,13 @@ class Pair(NamedTuple):
 
     @property
     def scores(self) -> int:
+        """The number of pairs of a query and a key."""
         rows, columns = self.queries.stop - self.queries.start, self.keys.stop - self.keys.start
         return rows * (rows + 1) // 2 if self.diagonal else rows * columns
 
 
 class Layout(NamedTuple):
-    """T tokens over P ranks."""
+    """The layout of T tokens over P ranks."""
 
     tokens: int
     ranks: int
@@ -43,23 +50,24 @@ class Layout(NamedTuple):
         return self.chunk * (1 + self.balanced)
 
     def chunks(self, rank: int) -> tuple[int, ...]:
+        """The chunks of a rank."""
         return (rank, 2 * self.ranks - 1 - rank) if self.balanced else (rank,)
 
     def real(self, chunk: int) -> int:
         """Tokens of a chunk that are not padding."""
         return max(0, min(self.chunk, self.tokens - chunk * self.chunk))
 
-    def positions(self, rank: int, device: torch.device | None = None) -> Tensor:
-        """``(shard,)``: where each token of a rank stands in the sequence; T and more is padding."""
+    def positions(self, rank: int, device: torch.device | None = None) -> Int[Tensor, "t"]:
+        """The position of each token of a rank in the sequence; positions from T on are padding."""
         within = torch.arange(self.chunk, device=device)
         return torch.cat([within + chunk * self.chunk for chunk in self.chunks(rank)])
 
-    def order(self, device: torch.device | None = None) -> Tensor:
+    def order(self, device: torch.device | None = None) -> Int[Tensor, "n"]:
         """The positions of all ranks, one after another."""
         return torch.cat([self.positions(rank, device) for rank in range(self.ranks)])
 
     def pairs(self, rank: int, source: int, causal: bool) -> list[Pair]:
-        """What the queries of ``rank`` see of the keys of ``source``; nothing of padding, nothing that is masked."""
+        """The keys of ``source`` that the queries of ``rank`` see, without padding and masked keys."""
         seen = []
         for i, own in enumerate(self.chunks(rank)):
             for j, other in enumerate(self.chunks(source)):

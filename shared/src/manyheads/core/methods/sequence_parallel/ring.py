@@ -1,9 +1,12 @@
-"""Attention of local queries over the keys of all ranks, block by block: by a ring, or after one all-gather."""
+"""Attention of local queries over the keys of all ranks, block by block: by a ring, or after one all-gather.
+
+Axes: b batch, h query heads, k heads of keys and values, t tokens of a rank, e key width, f value width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,18 +17,31 @@ from manyheads.core.functional.own_backward import once_differentiable
 from manyheads.core.methods.sequence_parallel.exchange import Ranks
 from manyheads.core.methods.sequence_parallel.layout import Layout
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
 
 class BlockAttention(torch.autograd.Function):
-    """``q (B, H, t, E)``, ``k (B, K, t, E)``, ``v (B, K, t, F)`` -> ``(B, H, t, F)``, t tokens of this rank.
+    """Attention over the blocks of all ranks, with its own backward pass.
 
-    Forward merges one partial result a block in float32 at least. Backward visits the blocks again, and brings each
-    rank's share of the gradients of k and v home: nothing that grows with T is kept between the two.
+    The forward pass merges one partial result for each block, in float32 at least. The backward pass visits the blocks
+    again and sends each rank's share of the gradients of k and v to their owner: memory between the two does not grow
+    with T.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, ranks: Ranks, layout: Layout, causal: bool, scale: float, ring: bool
-    ) -> Tensor:
+        ctx: Any,
+        q: Float[Tensor, "b h t e"],
+        k: Float[Tensor, "b k t e"],
+        v: Float[Tensor, "b k t f"],
+        ranks: Ranks,
+        layout: Layout,
+        causal: bool,
+        scale: float,
+        ring: bool,
+    ) -> Float[Tensor, "b h t f"]:
+        """Merge the blocks."""
         visit = _ring_blocks if ring else _gathered_blocks
         out, lse = merge_blocks(q, visit(ranks, k, v, backward=False), ranks, layout, causal, scale)
         ctx.save_for_backward(q, k, v, out, lse)
@@ -34,14 +50,15 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable("attention_over")
-    def backward(ctx: Any, *gradients: Tensor):
+    def backward(ctx: Any, *gradients: Shaped[Tensor, "..."]):
+        """Gradients of q, k and v."""
         q, k, v, out, lse = ctx.saved_tensors
         ranks, layout, causal, scale, ring = ctx.run
         gradient = gradients[0].contiguous()
         dq = torch.zeros_like(q, dtype=lse.dtype)
 
         def share(source: int, k: Tensor, v: Tensor) -> Tensor:
-            """Adds to dq; gives this rank's part of the gradients of one block, packed."""
+            """Add to dq; this rank's part of the gradients of one block, packed."""
             dk, dv = (torch.zeros_like(part, dtype=lse.dtype) for part in (k, v))
             for rows, keys, diagonal in layout.pairs(ranks.rank, source, causal):
                 local = [part[:, :, rows] for part in (gradient, q, out, lse)]
@@ -61,14 +78,14 @@ class BlockAttention(torch.autograd.Function):
 
 
 def merge_blocks(
-    q: Tensor,
-    blocks: Iterator[tuple[int, Tensor, Tensor]],
+    q: Float[Tensor, "b h t e"],
+    blocks: Iterator[tuple[int, Float[Tensor, "b k t e"], Float[Tensor, "b k t f"]]],
     ranks: Ranks,
     layout: Layout,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Attention and log-sum-exp over blocks ``(rank, k, v)`` that come in any order."""
+) -> tuple[Float[Tensor, "b h t f"], Float[Tensor, "b h t"]]:
+    """Attention and log-sum-exp over blocks ``(rank, k, v)`` in any order."""
     merged: dict[int, Partial] = {}
     wide = torch.promote_types(q.dtype, torch.float32)
     width = 0
@@ -92,7 +109,7 @@ def merge_blocks(
 
 
 def _ring_blocks(ranks: Ranks, k: Tensor, v: Tensor, *, backward: bool) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The blocks as they come round; the next one travels while this one is worked on."""
+    """The blocks in the order of the ring; the next one is sent while this one is computed."""
     packed = _pack(k, v)
     for step in range(ranks.size):
         arriving = ranks.pass_on(packed, backward=backward) if step < ranks.size - 1 else None
@@ -110,7 +127,7 @@ Share = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def _ring_home(ranks: Ranks, k: Tensor, v: Tensor, share: Share) -> Tensor:
-    """The gradients of a block start at the first rank that has it after its owner, follow it, and end at home."""
+    """The gradients of this rank's block: they start at the next rank, follow the block, and end at its owner."""
     own, arriving = None, None
     for step, (source, block_k, block_v) in enumerate(_ring_blocks(ranks, k, v, backward=True)):
         found = share(source, block_k, block_v)
