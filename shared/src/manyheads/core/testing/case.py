@@ -108,8 +108,7 @@ class Case:
         else:
             made |= {"reset": Mask(reset=reset), "padding and reset": Mask(padding=padding, reset=reset)}
             made |= {"blocks": Mask(blocks=blocks), "window": Mask(window=3)}
-        rank = len(self.grid)
-        meant = {name for name in layer.masks if MASK_RANKS[name] is None or rank in MASK_RANKS[name]}
+        meant = {name for name in layer.masks if len(self.grid) in (MASK_RANKS[name] or (len(self.grid),))}
         return {name: m for name, m in made.items() if set(m.names()) <= meant}
 
 
