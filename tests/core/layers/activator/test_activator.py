@@ -69,7 +69,7 @@ def test_a_gate_that_is_shut_leaves_the_residual():
     ("config", "error", "message"),
     [
         ({"hidden": 0}, ArgumentError, "hidden: found 0, expected 1 or more"),
-        ({"axis": "tokens"}, UnknownNameError, "did you mean 'token'"),
+        ({"axis": "tokens"}, ArgumentError, "axis: found 'tokens', expected 'channel' or 'token'"),
         ({"axis": "token"}, ArgumentError, "tokens: found None with axis='token', expected 1 or more"),
         ({"axis": "token", "tokens": 0}, ArgumentError, "tokens: found 0"),
         ({"tokens": 5}, ArgumentError, "tokens: found 5 with axis='channel', expected None"),

@@ -14,24 +14,22 @@ Shapes: B batch, N tokens, D width, F hidden width.
 Cost: time ``O(N D F)``, memory ``O(N F)``; parameters ``3 D F``, and ``2 D F`` for the second block, plus biases and
 norms. Along the tokens N takes the place of D in the first block.
 
-Differs from the paper: the token axis is ours; no dropout (the authors' code has 0.5 in the feed-forward network); the
-patch embedding belongs to the model around it.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from manyheads.core.blocks.feed_forward import FeedForward, GatedFeedForward
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument
 from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
-
-AXES = ("channel", "token")
 
 
 def _flops(config: dict[str, Any], grid: Grid) -> float:
@@ -45,24 +43,24 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class Activator(Layer):
     """A gated unit and a feed-forward network, with norms and residuals; along the channels it mixes no tokens.
 
-    Args:
-        dim: width D.
-        hidden: F of both blocks; None for twice the width that each acts on, the authors' ratio.
-        axis: "channel", as published: no token sees another; "token" (ours): the gated unit runs along the tokens.
-        tokens: their number, with ``axis="token"`` only.
-        second_block: False for the authors' variant without the feed-forward network ("only GEGLU").
-        activation: of the gate and of the feed-forward network: "gelu" as published, "silu", "relu" …
-
     Raises:
-        ArgumentError: a width below 1, tokens missing or not wanted.
-        UnknownNameError: an unknown axis or activation.
+        ArgumentError: a width below 1, an unknown axis, tokens missing or not wanted.
+        UnknownNameError: an unknown activation.
     """
 
     info = LayerInfo(
         name="activator",
         title="Activator: GLU Activation Function as the Core Component of a Vision Transformer",
         arxiv="2405.15953",
-        good_for="Vision models without attention; along the tokens it mixes patches of a fixed number.",
+        formula=(
+            r"\begin{aligned} u &= x + W_3 \big( \mathrm{LN}_F(\mathrm{GELU}(W_1\, \mathrm{LN}_D\, x))"
+            r" \odot \mathrm{LN}_F(W_2\, \mathrm{LN}_D\, x) \big) \\"
+            r" y &= u + \mathrm{FFN}(\mathrm{LN}_D\, u) \end{aligned}"
+        ),
+        good_for="Vision models without attention; with axis='token', mixing a fixed number of patches.",
+        not_for=(
+            "Mixing tokens as published: it mixes none. Take softmax, or axis='token' for a fixed number of tokens."
+        ),
         cost="time N D F, memory N F; no token mixing along the channels",
         flops=_flops,
         at_length=lambda n: {"plain": {}, "token": {"axis": "token", "tokens": n, "hidden": 128}},
@@ -73,32 +71,36 @@ class Activator(Layer):
         full_context=False,
         sizes=("tokens",),
         lengths="any along the channels; along the tokens the number that the layer was built with",
-        deviations=("axis='token' is ours", "no dropout"),
+        deviations=(
+            "axis='token' is ours: the published layer mixes no tokens",
+            "no dropout; the authors' code has 0.5 in the feed-forward network",
+            "the patch embedding belongs to the model around the layer",
+            "padding, resets, windows and blocks along the channels are ours (they change nothing there)",
+        ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        hidden: int | None = None,
-        axis: str = "channel",
-        tokens: int | None = None,
-        second_block: bool = True,
-        activation: str = "gelu",
-    ) -> None:
-        super().__init__(dim, hidden=hidden, axis=axis, tokens=tokens, second_block=second_block, activation=activation)
-        if axis not in AXES:
-            raise UnknownNameError("axis of activator", axis, AXES)
-        if hidden is not None and hidden < 1:
-            raise ArgumentError(f"activator: hidden: found {hidden}, expected 1 or more")
-        if (tokens is None) == (axis == "token") or (tokens is not None and tokens < 1):
-            expected = "1 or more" if axis == "token" else "None"
-            raise ArgumentError(f"activator: tokens: found {tokens} with axis={axis!r}, expected {expected}")
-        self.axis = axis
-        acted = dim if tokens is None else tokens
+    hidden: int | None = argument(default=None, least=1)
+    """F of both blocks; None for twice the width that each acts on, the authors' ratio."""
+    axis: Literal["channel", "token"] = "channel"
+    """"channel", as published: no token sees another. "token" (ours): the gated unit runs along the tokens."""
+    tokens: int | None = None
+    """The number of tokens of every input, with ``axis="token"`` only."""
+    second_block: bool = True
+    """False for the authors' variant without the feed-forward network ("only GEGLU")."""
+    activation: str = "gelu"
+    """Of the gate and of the feed-forward network: "gelu" as published, "silu", "relu" …"""
+
+    def setup(self) -> None:
+        dim, tokens = self.dim, self.tokens
+        if (tokens is None) == (self.axis == "token") or (tokens is not None and tokens < 1):
+            expected = "1 or more" if self.axis == "token" else "None"
+            raise ArgumentError(f"activator: tokens: found {tokens} with axis={self.axis!r}, expected {expected}")
+        acted, activation = dim if tokens is None else tokens, self.activation
         self.norm = nn.LayerNorm(dim)
-        self.gated = GatedFeedForward(acted, hidden or 2 * acted, activation=activation, normed=True)
-        self.feed_forward = FeedForward(dim, hidden or 2 * dim, activation=activation) if second_block else None
+        self.gated = GatedFeedForward(acted, self.hidden or 2 * acted, activation=activation, normed=True)
+        self.feed_forward = (
+            FeedForward(dim, self.hidden or 2 * dim, activation=activation) if self.second_block else None
+        )
 
     @property
     def causality(self) -> Causality:

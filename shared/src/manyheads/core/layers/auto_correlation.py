@@ -9,17 +9,16 @@ Shapes: B batch, T tokens, S context tokens, D width, H heads, E = D / H head wi
 With a context (``context_dim``) K and V come from it, with zeros after its end if S < T and without its tokens from T
 on if S > T, as in the authors' decoder.
 
-Cost: time ``O(T log T D + T D^2)``, memory ``O(T D)``. Rolling and summing is itself a correlation of the values with
-weights that stand at the delays: a second FFT, whatever k is.
+Cost: time ``O(T log T D + T D^2)``, memory ``O(T D)``. Rolling and summing is a correlation of the values with
+weights at the delays: a second FFT for any k.
 
-In evaluation each sample selects its own delays. In training the batch shares the delays with the largest mean R, as
-the authors' code does, with weights of each sample's own: there, rows of a batch are not independent. With padding,
-whose rows have circles of different lengths, each sample selects its own in training too.
+In evaluation each sample selects its own delays. In training the batch shares the delays with the largest mean R, and
+each sample keeps its own weights: rows of a batch then depend on each other. With padding the circles of the rows have
+different lengths, so that each sample selects its own delays in training too.
 
-Differs from the paper: one set of delays for all heads, from R averaged over heads and channels, as in the authors'
-code; the paper's equation gives each head its own (``per_head=True``). R is a sum over t, not the mean of the paper's
-equation (3), as in the code: the softmax sharpens with T. There is no causal form: a roll brings the end of the series
-to its start, and the authors' code ignores its mask. Series decomposition is no part of the layer. Padding is ours.
+The layer keeps no state: it does not stream.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import heads_argument
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -48,15 +48,6 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class AutoCorrelation(Layer):
     """Auto-Correlation; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does. Without ``per_head`` it changes
-            nothing but what ``mixing_matrix`` shows.
-        factor: c of ``k = c ln T``, rounded down, at least 1 and at most T.
-        per_head: each head selects its own delays.
-        context_dim: width of the context for cross-correlation, which takes no padding.
-        bias: biases in the four projections.
-
     Raises:
         ArgumentError: heads that do not divide, a factor that is not above 0, a ``context_dim`` below 1.
     """
@@ -65,7 +56,13 @@ class AutoCorrelation(Layer):
         name="auto-correlation",
         title="Autoformer: Decomposition Transformers with Auto-Correlation for Long-Term Series Forecasting",
         arxiv="2106.13008",
-        good_for="Series with strong periods: aligns whole cycles instead of single steps.",
+        formula=(
+            r"\begin{aligned} R(\tau) &= \tfrac{1}{D} \sum_d \sum_t Q_{t + \tau, d} K_{t, d}, \qquad"
+            r" \{\tau_1, \dots, \tau_k\} = \operatorname{top}_k R, \quad k = \lfloor c \ln T \rfloor \\"
+            r" y_t &= W_o \sum_i \operatorname{softmax}(R(\tau_1), \dots, R(\tau_k))_i\, V_{t + \tau_i} \end{aligned}"
+        ),
+        good_for="Series with strong periods: it aligns whole cycles instead of single steps.",
+        not_for="Causal models and look-ups of single tokens by content: take softmax.",
         cost="time N log N D, memory N D",
         flops=_flops,
         at_length=lambda n: {"plain": {}},
@@ -75,32 +72,37 @@ class AutoCorrelation(Layer):
         linear_in_value=True,
         discontinuous=True,
         deviations=(
-            "one set of delays for all heads as in the authors' code; the paper's equation is per_head=True",
-            "the correlation is a sum over time as in the code, not a mean",
-            "in training the batch shares its delays as in the code, except with padding",
-            "no causal form",
+            "one set of delays for all heads, from R averaged over heads and channels, as in the "
+            "authors' code; the paper's "
+            "equation gives each head its own (per_head=True)",
+            "R is a sum over time, not the mean of the paper's equation (3), as in the code: the "
+            "softmax sharpens with T",
+            "in training the batch shares the delays with the largest mean R, as in the code, except with padding",
+            "no causal form: a roll brings the end of the series to its start, and the authors' code ignores its mask",
+            "series decomposition is not part of the layer (blocks.decomposition)",
+            "padding is ours",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        factor: float = 1.0,
-        per_head: bool = False,
-        context_dim: int | None = None,
-        bias: bool = True,
-    ) -> None:
-        heads = head_count("auto-correlation", dim, heads)
-        super().__init__(dim, heads=heads, factor=factor, per_head=per_head, context_dim=context_dim, bias=bias)
-        if not 0 < factor < math.inf:
-            raise ArgumentError(f"auto-correlation: factor: found {factor}, expected a number above 0")
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does. Without ``per_head`` it
+    changes only what ``mixing_matrix`` shows."""
+    factor: float = 1.0
+    """c of ``k = c ln T``, rounded down, at least 1 and at most T."""
+    per_head: bool = False
+    """Each head selects its own delays."""
+    context_dim: int | None = None
+    """Width of the context for cross-correlation, which takes no padding."""
+    bias: bool = True
+    """Biases in the four projections."""
+
+    def setup(self) -> None:
+        dim, context_dim, bias = self.dim, self.context_dim, self.bias
+        if not 0 < self.factor < math.inf:
+            raise ArgumentError(f"auto-correlation: factor: found {self.factor}, expected a number above 0")
         if context_dim is not None and context_dim < 1:
             raise ArgumentError(f"auto-correlation: context_dim: found {context_dim}, expected 1 or more, or None")
-        self.context_dim = context_dim
         source = dim if context_dim is None else context_dim
-        self.heads, self.factor, self.per_head = heads, factor, per_head
         self.query = nn.Linear(dim, dim, bias=bias)
         self.key = nn.Linear(source, dim, bias=bias)
         self.value = nn.Linear(source, dim, bias=bias)
@@ -127,8 +129,8 @@ class AutoCorrelation(Layer):
         groups = self.heads if self.per_head else 1
 
         def channels_first(part: Tensor) -> Tensor:
-            # torch copies a transposed matrix in tiles, but a batch of them element by element: nine times slower
-            # the correlation of half precisions need not fit them
+            # torch copies a transposed matrix in tiles, but a batch of them element by element: nine times slower;
+            # a correlation of half-precision values may exceed their range
             wide = part.to(torch.promote_types(part.dtype, torch.float32))
             return wide.flatten(0, 1).T.contiguous().view(groups, -1, batch, tokens)
 

@@ -2,14 +2,15 @@
 
     y[…, i, …] = W_o sum_j softmax_j(q[…, i, …] . k[…, j, …] / sqrt(E)) v[…, j, …]
 
-Only the index along the axis varies; the other axes are a batch. A layer along each axis in turn gives every token the
-whole grid. Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H
-heads, E = D / H head width.
+Only the index along the axis varies; the other axes act as a batch. One layer along each axis in turn lets every token
+reach the whole grid.
+
+Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H heads,
+E = D / H head width.
 
 Cost: time ``O(N L D + N D^2)``, memory ``O(N D)``: on a square grid ``N^1.5``, against ``N^2`` of full attention.
 
-Differs from the paper: none of its shifts, position embeddings and blocks is here, as those belong to its model. Causal
-means along the axis, and so in raster order too. Padding is ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import heads_argument
 from manyheads.core.functional.attention import attention
-from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -36,14 +38,6 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class AxialAttention(Layer):
     """Softmax attention along one axis; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        axis: the grid axis along which tokens see each other: of an image 0 for its columns, 1 for its rows; negative
-            from the end.
-        causal: each token sees itself and what comes before it along the axis.
-        bias: biases in the four projections.
-
     Raises:
         ArgumentError: heads that do not divide, an axis that no grid has, or, at the call, one that this grid has not.
     """
@@ -52,7 +46,12 @@ class AxialAttention(Layer):
         name="axial",
         title="Axial Attention in Multidimensional Transformers",
         arxiv="1912.12180",
+        formula=(
+            r"y_i = W_o \sum_{j} \operatorname{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{E}}\right) "
+            r"v_j, \quad j \text{ along one axis}"
+        ),
         good_for="Images and other grids on which full attention over all cells costs too much.",
+        not_for="Grids of some hundred cells: softmax over the flattened grid sees all of them in one layer.",
         cost="time N L D + N D^2 along an axis of length L, N^1.5 D on a square grid, memory N D",
         flops=_flops,
         at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
@@ -62,18 +61,30 @@ class AxialAttention(Layer):
         positional=True,
         full_context=False,
         linear_in_value=True,
-        deviations=("one layer along one axis, without the shifts and embeddings of the paper's model",),
+        deviations=(
+            "one layer along one axis; the shifts, position embeddings and blocks of the paper's "
+            "model are not part of it",
+            "causal means along the axis, and so in raster order too",
+            "padding is ours",
+        ),
     )
 
-    def __init__(
-        self, dim: int, *, heads: int | None = None, axis: int = -1, causal: bool = False, bias: bool = False
-    ) -> None:
-        heads = head_count("axial", dim, heads)
-        super().__init__(dim, heads=heads, axis=axis, causal=causal, bias=bias)
-        if not -3 <= axis < 3:
-            raise ArgumentError(f"axial: axis: found {axis}, expected one of a grid of two or three axes, -3 to 2")
-        self.heads, self.axis, self.causal = heads, axis, causal
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    axis: int = -1
+    """The grid axis along which tokens see each other: of an image 0 for its columns, 1 for its rows; negative from the
+    end."""
+    causal: bool = False
+    """Each token sees itself and earlier tokens along the axis only."""
+    bias: bool = False
+    """Biases in the four projections."""
+
+    def setup(self) -> None:
+        if not -3 <= self.axis < 3:
+            raise ArgumentError(f"axial: axis: found {self.axis}, expected one of a grid of two or three axes, -3 to 2")
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(self.dim, self.dim, bias=self.bias) for _ in range(4)
+        )
 
     @property
     def causality(self) -> Causality:

@@ -1,7 +1,7 @@
 """Combiner: Full Attention Transformer with Sparse Computation Cost (2107.05768), on sequences.
 
-Attention is an expectation of values. Each token i splits what it may see into tokens seen directly, D_i, and spans
-Omega_r that it sees through one summary each:
+Attention is an expectation of values. Each token i sees some tokens directly, D_i, and the others in spans Omega_r,
+each through one summary:
 
     A(x_i) = sum_{j in D_i} p(j | i) v_j + sum_r p(Omega_r | i) sum_{j in Omega_r} p(j | Omega_r) v_j
     p(j | i) ~ exp(q_i . k_j / sqrt(E)),   p(Omega_r | i) ~ exp(q_i . k_r / sqrt(E))        one normaliser for both
@@ -20,8 +20,7 @@ one for each episode.
 Cost: time ``O(T (s + T / s) D + T D^2)``, least at s = sqrt(T); memory ``O(T D)``; a streamed token
 ``O((s + M / s) D + D^2)``.
 
-Differs from the paper: no dropout on the attention; summaries by max-pooling only, not DeepSets. The last segment may
-be shorter than s (in the authors' code s divides the length). Padding, resets and streaming are ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -34,21 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument, heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span
-from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
 TITLE, ARXIV = "Combiner: Full Attention Transformer with Sparse Computation Cost", "2107.05768"
-
-
-def check_arguments(name: str, **least_one: int | None) -> None:
-    for argument, value in least_one.items():
-        if value is not None and value < 1:
-            raise ArgumentError(f"{name}: {argument}: found {value}, expected 1 or more")
 
 
 class SegmentState(NamedTuple):
@@ -70,14 +64,6 @@ def _fixed_flops(config: dict[str, Any], grid: Grid) -> float:
 class CombinerFixed(Layer):
     """Own segment directly, the others as spans; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        segment: s; None takes ceil(sqrt(T)) at every call, which depends on the length: neither masks nor a state then.
-        causal: each token sees its own segment up to itself, and earlier segments.
-        max_len: causal with a segment: tokens that the growing state has room for; :class:`StateError` beyond.
-        bias: biases in the four projections.
-
     Raises:
         ArgumentError: heads that do not divide, a segment or room below 1, room without ``causal`` or ``segment``.
     """
@@ -86,7 +72,16 @@ class CombinerFixed(Layer):
         name="combiner-fixed",
         title=TITLE,
         arxiv=ARXIV,
+        formula=(
+            r"\begin{aligned} y_i &= W_o \Big( \sum_{j \in D_i} p(j \mid i)\, v_j"
+            r" + \sum_r p(\Omega_r \mid i) \sum_{j \in \Omega_r} p(j \mid \Omega_r)\, v_j \Big) \\"
+            r" p(j \mid i) &\propto e^{q_i \cdot k_j / \sqrt{E}}, \quad"
+            r" p(\Omega_r \mid i) \propto e^{q_i \cdot \bar k_r / \sqrt{E}}, \quad"
+            r" p(j \mid \Omega_r) = \operatorname{softmax}_j(\bar q_r \cdot k_j / \sqrt{E}) \\"
+            r" \bar q_r &= \max_{j \in \Omega_r} q_j, \quad \bar k_r = \max_{j \in \Omega_r} k_j \end{aligned}"
+        ),
         good_for="Sequences of thousands of tokens in which every token must reach every other at a cost below N^2.",
+        not_for="Sequences below some thousand tokens: softmax is exact and as fast there.",
         cost="time N (s + N / s) D, N^1.5 D at s = sqrt(N), memory N D; a streamed token (s + M / s) D",
         flops=_fixed_flops,
         at_length=lambda n: {
@@ -100,29 +95,39 @@ class CombinerFixed(Layer):
         positional=True,
         lengths="any; the last segment may be short (its missing keys are masked)",
         linear_in_value=True,
-        deviations=("no dropout on the attention", "the last segment may be short", "summaries by max-pooling only"),
+        deviations=(
+            "no dropout on the attention",
+            "summaries by max-pooling only, not DeepSets",
+            "the last segment may be short (in the authors' code s divides the length): its missing keys are masked",
+            "segment=None takes ceil(sqrt(N)) in each call; the paper sets a segment for each "
+            "experiment, about sqrt(N)",
+            "running maxima are cumulative maxima, as in the paper and the JAX code; the TensorFlow "
+            "code takes cumulative sums",
+            "the bidirectional form is of this plan only",
+            "padding, resets and streaming are ours",
+        ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        segment: int | None = None,
-        causal: bool = False,
-        max_len: int | None = None,
-        bias: bool = False,
-    ) -> None:
-        heads = head_count("combiner-fixed", dim, heads)
-        super().__init__(dim, heads=heads, segment=segment, causal=causal, max_len=max_len, bias=bias)
-        check_arguments("combiner-fixed", segment=segment, max_len=max_len)
-        if max_len is not None and (segment is None or not causal):
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    segment: int | None = argument(default=None, least=1)
+    """s; None takes ceil(sqrt(T)) in each call. The function then depends on the length: no masks and no state."""
+    causal: bool = False
+    """Each token sees its own segment up to itself, and earlier segments."""
+    max_len: int | None = argument(default=None, least=1)
+    """Causal with a segment only: tokens that fit into the growing state; :class:`StateError` beyond."""
+    bias: bool = False
+    """Biases in the four projections."""
+
+    def setup(self) -> None:
+        if self.max_len is not None and (self.segment is None or not self.causal):
             raise ArgumentError(
-                f"combiner-fixed: max_len: found {max_len} with causal={causal} and segment={segment}, "
+                f"combiner-fixed: max_len: found {self.max_len} with causal={self.causal} and segment={self.segment}, "
                 "expected a causal layer with a segment"
             )
-        self.heads, self.segment, self.causal, self.max_len = heads, segment, causal, max_len
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(self.dim, self.dim, bias=self.bias) for _ in range(4)
+        )
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -159,7 +164,7 @@ class CombinerFixed(Layer):
         if not self.causal and (lengths is not None or count * segment > tokens):
             place = torch.arange(count * segment, device=qkv.device).view(1, count, segment)
             real = place < (tokens if lengths is None else lengths.view(-1, 1, 1))
-        # causal: what is missing at the right is in the future of every token that there is
+        # causal: the missing tokens at the right are in the future of every real token
         mixed, _ = self._attend(blocks, real)
         return mixed.flatten(1, 2)[:, :tokens], ()
 

@@ -4,20 +4,16 @@ The equation and the summaries are those of :mod:`manyheads.core.layers.combiner
 and m columns; each sees itself and what comes before. Directly it sees its row up to itself, and, but for ``rowmajor``,
 the earlier rows of its column. The rest of the earlier rows is in spans:
 
-- ``vertical``: one span a column, the part of it above the token's row;
-- ``horizontal``: two spans an earlier row, left and right of the token's column;
-- ``rowmajor``: one span an earlier row, all of it. What it holds is the row's attention at the token's column,
+- ``vertical``: one span for each column, the part of it above the token's row;
+- ``horizontal``: two spans for each earlier row, left and right of the token's column;
+- ``rowmajor``: one span for each earlier row, all of it. Its value is the row's attention at the token's column,
   ``a = softmax(q_c K_row' / sqrt(E)) V_row``, and its key is ``W_2 LayerNorm(x_c + W_1 a)``.
 
 Shapes: B batch, n rows, m columns, N = n m tokens, D width, H heads, E = D / H head width, X = B H.
 
 Cost: time ``O(N (n + m) D + N D^2)``, memory ``O(N (n + m) H)``: ``N^1.5`` on a square.
 
-Differs from the paper: causal only, no dropout. ``rowmajor`` follows the authors' JAX code, where the key of a span is
-made from its value; no matrix then gives the output from the values alone. Their default, a ``mixture`` of the plans in
-one softmax, counts tokens more than once and is left out, as are the running sums that stand for running maxima in
-their TensorFlow code. The norm's epsilon is 1e-5, theirs 1e-6. Padding is ours: those tokens keep their place on the
-grid, and are seen by none.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -29,10 +25,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.fields import heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.merge import Partial, finish, merge, partial_attention
 from manyheads.core.functional.spans import prefix_spans
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -51,12 +48,6 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class CombinerAxial(Layer):
     """Row and column directly, the rest of the earlier rows as spans; see the module for the plans and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        plan: how the earlier rows are cut into spans.
-        bias: biases in the projections.
-
     Raises:
         ArgumentError: heads that do not divide, an unknown plan.
     """
@@ -65,7 +56,13 @@ class CombinerAxial(Layer):
         name="combiner-axial",
         title="Combiner: Full Attention Transformer with Sparse Computation Cost",
         arxiv="2107.05768",
-        good_for="Generating images in raster order: each cell reaches all earlier ones at the cost of row and column.",
+        formula=(
+            r"y_i = W_o \Big( \sum_{j \in D_i} p(j \mid i)\, v_j"
+            r" + \sum_r p(\Omega_r \mid i) \sum_{j \in \Omega_r} p(j \mid \Omega_r)\, v_j \Big), \quad"
+            r" D_i = \text{row and column of } i"
+        ),
+        good_for="Images in raster order: each cell reaches all earlier ones at the cost of row and column.",
+        not_for="Images that are seen as a whole: it is causal. Take axial along both axes.",
         cost="time N (n + m) D, memory N (n + m) H on n x m = N",
         flops=_flops,
         at_length=lambda n: {
@@ -79,19 +76,29 @@ class CombinerAxial(Layer):
         positional=True,
         linear_in_value=True,
         deviations=(
-            "no dropout on the attention",
             "causal only",
-            "no mixture of plans",
-            "the norm of rowmajor has epsilon 1e-5, not 1e-6",
+            "no dropout on the attention",
+            "rowmajor follows the authors' JAX code, in which the key of a span is made from its "
+            "value (the TensorFlow code "
+            "offers three others): no matrix gives the output from the values alone",
+            "no mixture of the plans in one softmax, the default of the JAX code: it counts tokens more than once",
+            "no running sums in place of running maxima, as in the TensorFlow code",
+            "the norm of rowmajor has epsilon 1e-5, torch's; the JAX code has 1e-6",
+            "padding is ours (not with rowmajor): those tokens keep their place on the grid, and no token sees them",
         ),
     )
 
-    def __init__(self, dim: int, *, heads: int | None = None, plan: Plan = "vertical", bias: bool = False) -> None:
-        heads = head_count("combiner-axial", dim, heads)
-        super().__init__(dim, heads=heads, plan=plan, bias=bias)
-        self.heads, self.plan = heads, plan
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    plan: Plan = "vertical"
+    """How the earlier rows are cut into spans."""
+    bias: bool = False
+    """Biases in the projections."""
+
+    def setup(self) -> None:
+        dim, bias = self.dim, self.bias
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
-        if plan == "rowmajor":
+        if self.plan == "rowmajor":
             self.row, self.row_key = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, dim, bias=bias)
             self.norm = nn.LayerNorm(dim)
 

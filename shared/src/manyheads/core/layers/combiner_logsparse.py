@@ -8,9 +8,10 @@ Shapes: B batch, T tokens, D width, H heads, E = D / H head width, M max_len, R 
 Cost: time ``O(T log T D + T D^2)``, memory ``O(T D)``; a streamed chunk of C tokens ``O((M + C log M) D)``, memory
 ``O(C log M D)``.
 
-Differs from the paper: causal only, no dropout on the attention, summaries by max-pooling only; the length need not be
-a power of two. Padding, resets and streaming are ours. The state keeps all tokens: the weights inside a span come from
-the maximum over all of it, so that two spans do not merge into the next longer one, and log T summaries do not do.
+The state keeps all tokens: the weights inside a span come from the maximum over all of it, so that two spans do not
+merge into the next longer one.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.fields import argument, heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.episode_rows import by_episode
 from manyheads.core.functional.packing import keep_first, require_room, take_along
 from manyheads.core.functional.spans import pool_span, span_value
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, StateKind, head_count
-from manyheads.core.layers.combiner import ARXIV, TITLE, check_arguments
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, StateKind
+from manyheads.core.layers.combiner import ARXIV, TITLE
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -52,12 +54,6 @@ def _logsparse_flops(config: dict[str, Any], grid: Grid) -> float:
 class CombinerLogsparse(Layer):
     """Itself directly, all before as dyadic spans; causal. See the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        max_len: tokens that the growing state has room for; :class:`StateError` beyond. None: no state.
-        bias: biases in the four projections.
-
     Raises:
         ArgumentError: heads that do not divide, room below 1.
     """
@@ -66,7 +62,14 @@ class CombinerLogsparse(Layer):
         name="combiner-logsparse",
         title=TITLE,
         arxiv=ARXIV,
-        good_for="Causal models of long sequences: every token reaches its whole past through log N summaries.",
+        formula=(
+            r"\begin{aligned} y_i &= W_o \Big( p(i \mid i)\, v_i"
+            r" + \sum_{l : \text{bit } l \text{ of } i} p(\Omega_l \mid i)"
+            r" \sum_{j \in \Omega_l} p(j \mid \Omega_l)\, v_j \Big) \\"
+            r" \Omega_l &= \text{the } 2^l \text{ tokens that end at } \lfloor i / 2^l \rfloor\, 2^l \end{aligned}"
+        ),
+        good_for="Causal models of long sequences: each token reaches all earlier ones through log N summaries.",
+        not_for="Streams: the state keeps all tokens. Take combiner-fixed, whose state keeps spans.",
         cost="time N log N D, memory N D; a streamed chunk M D with M slots",
         flops=_logsparse_flops,
         at_length=lambda n: {"plain": {"heads": 2}},
@@ -76,15 +79,29 @@ class CombinerLogsparse(Layer):
         masks=("padding", "reset"),
         positional=True,
         linear_in_value=True,
-        deviations=("no dropout on the attention", "any length, not powers of two only", "causal only"),
+        deviations=(
+            "causal only",
+            "no dropout on the attention",
+            "summaries by max-pooling only",
+            "the length need not be a power of two",
+            "the state keeps all tokens: the weights inside a span come from the maximum over all of "
+            "it, so that two spans do "
+            "not merge into the next longer one",
+            "padding, resets and streaming are ours",
+        ),
     )
 
-    def __init__(self, dim: int, *, heads: int | None = None, max_len: int | None = None, bias: bool = False) -> None:
-        heads = head_count("combiner-logsparse", dim, heads)
-        super().__init__(dim, heads=heads, max_len=max_len, bias=bias)
-        check_arguments("combiner-logsparse", max_len=max_len)
-        self.heads, self.max_len = heads, max_len
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    max_len: int | None = argument(default=None, least=1)
+    """Tokens that fit into the growing state; :class:`StateError` beyond. None for no state."""
+    bias: bool = False
+    """Biases in the four projections."""
+
+    def setup(self) -> None:
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(self.dim, self.dim, bias=self.bias) for _ in range(4)
+        )
 
     @property
     def state_kind(self) -> StateKind:

@@ -12,14 +12,10 @@ The sample is a hash of (seed, query, place) scaled to the length: the same at e
 batch and heads, drawn with replacement. With ``resample`` each training step draws its seed from torch's generator,
 which activation checkpointing repeats; evaluation never does.
 
-Causality is weak: with ``causal`` no output mixes a later value, but which queries are attended looks at all queries
-and, through the sample, at all keys, so that a later token can change which of the two forms an earlier output takes.
+Causality is weak: with ``causal`` no output mixes a later value, but the selection of queries looks at all queries and,
+through the sample, at all keys. A later token can therefore change which of the two forms an earlier output takes.
 
-Differs from the paper: M's mean is over the sampled keys, as defined; the authors' code divides their sum by T, which
-all but drops it. With ``causal`` the lazy queries get the running mean, which is what uniform attention gives; the
-authors' code gives the running sum (``running="sum"``). The authors draw afresh at every call, in evaluation too. Their
-decoder transposes heads and time before it joins the heads; ours joins them token by token. The convolution that halves
-the sequence between layers ("distilling") is no part of the layer. Padding is ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -32,12 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import heads_argument
 from manyheads.core.functional.attention import attention
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.own_backward import must_be_plain
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.prefix_sum import prefix_sum
-from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -101,16 +98,6 @@ def _gathered_products(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
 class ProbSparse(Layer):
     """ProbSparse attention; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        factor: c of ``u = c ceil(ln T)``.
-        causal: no output mixes a later value; weakly causal, as the selection looks at all queries.
-        running: causal only: lazy queries get the running "mean" of the values, or their "sum" as in the authors' code.
-        seed: of the sampled keys.
-        resample: each training step draws the seed anew.
-        bias: biases in the four projections.
-
     Raises:
         ArgumentError: heads that do not divide, a factor that is not above 0, an unknown ``running``.
     """
@@ -119,7 +106,16 @@ class ProbSparse(Layer):
         name="prob-sparse",
         title="Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting",
         arxiv="2012.07436",
+        formula=(
+            r"\begin{aligned} M(q_t) &= \max_{s \in S_t} \frac{q_t \cdot k_s}{\sqrt{E}}"
+            r" - \operatorname{mean}_{s \in S_t} \frac{q_t \cdot k_s}{\sqrt{E}}, \qquad |S_t| = u = c "
+            r"\lceil \ln T \rceil \\"
+            r" y_t &= \begin{cases} \operatorname{softmax}(q_t K^\top / \sqrt{E})\, V &"
+            r" \text{for the } u \text{ queries with the largest } M \\"
+            r" \operatorname{mean}(V) & \text{for the others} \end{cases} \end{aligned}"
+        ),
         good_for="Encoding long series in which few positions need full attention.",
+        not_for="Strictly causal models and streams: its selection looks at all queries. Take softmax with a window.",
         cost="time N ln N D, memory N D",
         flops=_flops,
         at_length=lambda n: {"plain": {"heads": 2}, "causal": {"heads": 2, "causal": True}},
@@ -129,41 +125,40 @@ class ProbSparse(Layer):
         linear_in_value=True,
         discontinuous=True,
         deviations=(
-            "the mean of M is over the sampled keys; the authors' code divides by the length",
-            "causal: lazy queries get the running mean; the authors' code gives the running sum (running='sum')",
-            "the sample is fixed by a seed, in training too unless resample is set",
-            "heads are joined token by token (the authors' decoder transposes heads and time)",
-            "no distilling between layers",
+            "the mean of M is over the sampled keys, as defined; the authors' code divides their sum "
+            "by the length, which all "
+            "but drops it",
+            "causal: lazy queries get the running mean, as from uniform attention; the authors' code "
+            "gives the running sum "
+            "(running='sum')",
+            "the sample is fixed by a seed (drawn anew in training with resample); the authors draw "
+            "at every call, in evaluation "
+            "too",
+            "heads are joined token by token; the authors' decoder transposes heads and time before it joins them",
+            "the convolution that halves the sequence between layers is not part of the layer (blocks.distilling)",
+            "padding is ours",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        factor: float = 5.0,
-        causal: bool = False,
-        running: Literal["mean", "sum"] = "mean",
-        seed: int = 0,
-        resample: bool = False,
-        bias: bool = True,
-    ) -> None:
-        heads = head_count("prob-sparse", dim, heads)
-        super().__init__(
-            dim,
-            heads=heads,
-            factor=factor,
-            causal=causal,
-            running=running,
-            seed=seed,
-            resample=resample,
-            bias=bias,
-        )
-        if not 0 < factor < math.inf:
-            raise ArgumentError(f"prob-sparse: factor: found {factor}, expected a number above 0")
-        self.heads, self.factor, self.causal, self.running, self.seed = heads, factor, causal, running, seed
-        self.resample = resample
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    factor: float = 5.0
+    """c of ``u = c ceil(ln T)``."""
+    causal: bool = False
+    """No output mixes a later value; weakly causal, as the selection looks at all queries."""
+    running: Literal["mean", "sum"] = "mean"
+    """Causal only: lazy queries get the running "mean" of the values, or their "sum" as in the authors' code."""
+    seed: int = 0
+    """Seed of the sampled keys."""
+    resample: bool = False
+    """Each training step draws the seed anew."""
+    bias: bool = True
+    """Biases in the four projections."""
+
+    def setup(self) -> None:
+        dim, bias = self.dim, self.bias
+        if not 0 < self.factor < math.inf:
+            raise ArgumentError(f"prob-sparse: factor: found {self.factor}, expected a number above 0")
         self.query = nn.Linear(dim, dim, bias=bias)
         self.key = nn.Linear(dim, dim, bias=bias)
         self.value = nn.Linear(dim, dim, bias=bias)
