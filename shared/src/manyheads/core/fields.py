@@ -131,9 +131,10 @@ class Configured(nn.Module):
         cls.arguments = tuple({**inherited, **own}.values())
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(_within_memory(cls.__init__))  # ty: ignore[invalid-assignment]
-        elif own:
+            return
+        if own:
             cls.__init__ = checked(_within_memory(_constructor(cls)))  # ty: ignore[invalid-assignment]
-            cls.__doc__ = _with_arguments(cls)
+        cls.__doc__ = _with_arguments(cls)
 
     @classmethod
     def display_name(cls) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
+from manyheads.core.errors import ArgumentError, StateError
 from manyheads.core.functional import segment_cumsum
 from manyheads.core.layers.extractor import SuperHighPerformanceExtractor, lag_convolution
 from manyheads.core.mask import Mask
@@ -173,15 +173,15 @@ def test_the_state_is_float32_at_least():
 
 
 @pytest.mark.parametrize(
-    ("config", "error", "message"),
+    ("config", "message"),
     [
-        ({"max_len": 0}, ArgumentError, "max_len: found 0, expected 1 or more"),
-        ({"width": 0}, ArgumentError, "width: found 0, expected 1 or more"),
-        ({"index": "absolut"}, UnknownNameError, "did you mean 'absolute'"),
+        ({"max_len": 0}, "max_len: found 0, expected 1 or more"),
+        ({"width": 0}, "width: found 0, expected 1 or more"),
+        ({"index": "absolut"}, "index: found 'absolut', expected 'absolute' or 'lag'"),
     ],
 )
-def test_bad_arguments_are_named(config, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_arguments_are_named(config, message):
+    with pytest.raises(ArgumentError, match=message):
         create("extractor-she", dim=4, **config)
 
 

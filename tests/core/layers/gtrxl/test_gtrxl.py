@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from manyheads.core.blocks.gated_residual import GatedResidual
 from manyheads.core.blocks.gates import GATES, create_gate
 from manyheads.core.errors import ArgumentError, UnknownNameError
-from manyheads.core.layers.gtrxl import GTrXL
+from manyheads.core.layers.gtrxl import Gate, GTrXL
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.registry import create
 from manyheads.core.testing import POINTS, Case
@@ -87,8 +88,12 @@ def test_a_large_bias_makes_the_layer_the_identity(name):
 def test_unknown_gate_names_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown gate 'highwy': did you mean 'highway'"):
         create_gate("highwy", 4)
-    with pytest.raises(UnknownNameError, match="did you mean 'gru'"):
+    with pytest.raises(ArgumentError, match=r"gtrxl: gate: found 'GRU', expected .* or 'gru'"):
         GTrXL(6, heads=2, gate="GRU")
+
+
+def test_the_layer_takes_every_gate():
+    assert get_args(Gate) == tuple(GATES)
 
 
 @pytest.mark.parametrize("name", ["residual", "input"])

@@ -1,33 +1,35 @@
-"""Attention Is Not All You Need Anymore (2308.07661): the Extractors, running weighted sums with a gate.
+"""Attention Is Not All You Need Anymore (2308.07661): the Extractors, weighted running sums with a gate.
 
     s_t = t^(-1/2) sum_{i <= t} x_i W_i        y_t = (x_t W_adj) o s_t                  SHE, index by position
     s_t = t^(-1/2) sum_{i <= t} x_i W_{t-i+1}  y_t = (x_t W_adj) o s_t                  SHE, index by lag
 
-    HE: x_i W_i becomes (x_i W) o w_i, a vector a position     WE: w_i (x_i W), a scalar a position     ME: x_i W
+The other three replace ``x_i W_i``:
+
+    HE: (x_i W) o w_i, a vector for each position     WE: w_i (x_i W), a scalar for each position     ME: x_i W
+
+There is no softmax and no norm, so ``y(a x) = a^2 y(x)``: put a norm before the layer and a residual around it.
 
 Shapes: B batch, T tokens, D width, F extracted width (D unless given), M = ``max_len`` positions.
 
-Cost: by position, time ``O(T D F)`` and a state of F numbers (SHE reads its whole weight, ``M D F`` numbers, once a
-call); by lag, HE and WE ``O(T log T F)``, SHE ``O(T log T D F)`` through the FFT, and a state of ``max_len`` inputs.
-Chunks of up to 8 tokens and chunks with a reset are summed directly: by position SHE then gathers one ``D F`` matrix a
-token, by lag all take ``O(T M)`` terms.
+Cost: by position, time ``O(T D F)``; SHE reads its whole weight, ``M D F`` numbers, once a call. By lag, through the
+FFT, HE and WE take ``O(T log T F)`` and SHE ``O(T log T D F)``. Chunks of up to 8 tokens and chunks with a reset are
+summed directly: by position SHE then gathers one ``D F`` matrix for each token, by lag all forms sum ``O(T M)`` terms.
 
-Differs from the paper: its text could not be had. SHE by position follows the one third-party code that was read, which
-also names the sequel (2311.12678), so that the root of t may come from there. SHE by lag, and HE, WE and ME altogether,
-are reconstructions of ours: the abstract says only that they are cheaper. All keep the root of t, so that ME is the
-running mean times the root of t. A width other than D and the projection back from it, padding, resets and streaming
-are ours. There is no softmax and no norm: ``y(a x) = a^2 y(x)``, which wants a norm before and a residual around it.
+All four stream. By position the state is recurrent, a sum of F numbers. By lag the state grows to ``max_len`` inputs.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.errors import ArgumentError, StateError, UnknownNameError
+from manyheads.core.errors import StateError
+from manyheads.core.fields import argument, attribute
 from manyheads.core.functional import (
     fast_length,
     fft_convolution,
@@ -42,28 +44,33 @@ from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput,
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
-INDICES = ("absolute", "lag")
-_DIRECT = 8  # tokens up to which a direct sum over the kept inputs is cheaper than a transform
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Index = Literal["absolute", "lag"]
+Thinning = Literal["matrix", "vector", "scalar", "none"]
+# tokens up to which a direct sum over the kept inputs is cheaper than a transform
+_DIRECT = 8
 
 
 class SumState(NamedTuple):
-    """By position: the sum so far, in float32 at least, and how many tokens of the episode it holds."""
+    """By position: the sum so far, in float32 or wider, and the number of tokens of the episode in it."""
 
     total: Tensor  # (B, F)
     count: Tensor  # (B,) int64
 
 
 class InputState(NamedTuple):
-    """By lag: what the tokens of the episode brought in, the oldest first."""
+    """By lag: the inputs of the episode's tokens, the oldest first."""
 
     inputs: Tensor  # (B, M, D) for SHE, (B, M, F) for the others
     used: Tensor  # (B,) int64: slots in use
 
 
-def lag_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """``y[:, t] = sum_{j <= t} x[:, t - j] weight[j]``: ``x (B, T, D)``, ``weight (K, D, F)`` -> ``(B, T, F)``.
+def lag_convolution(x: Float[Tensor, "b t d"], weight: Float[Tensor, "k d f"]) -> Float[Tensor, "b t f"]:
+    """Convolve with matrices: ``y[:, t] = sum_{j <= t} x[:, t - j] weight[j]``.
 
-    One matrix product a frequency; half precision is computed in float32.
+    It takes one matrix product for each frequency; half precision is computed in float32.
     """
     tokens, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     weight = weight[:tokens]
@@ -74,34 +81,34 @@ def lag_convolution(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Extractor(Layer):
-    """What the four share: the gate, the running sum or the convolution, and the states."""
+    """The gate, the running sum or the convolution, and the states, for all four; see the module."""
 
-    thinning: ClassVar[Literal["matrix", "vector", "scalar", "none"]]
+    thinning: ClassVar[Thinning]
 
-    def __init__(self, dim: int, *, width: int | None, max_len: int | None, index: str, config: dict[str, Any]) -> None:
-        super().__init__(dim, **config)
-        name = self.info.name
-        if index not in INDICES:
-            raise UnknownNameError(f"index of {name}", index, INDICES)
-        for argument, value in (("width", width), ("max_len", max_len)):
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name}: {argument}: found {value}, expected 1 or more")
-        inner = dim if width is None else width
-        self.inner, self.max_len, self.index = inner, max_len, index
+    width: int | None = argument(default=None, least=1)
+    """F; None for D. A given width adds a projection back to D (``F D`` more parameters)."""
+
+    # 0: there are no weights for positions
+    max_len: int = attribute(default=0)
+    index: Index = attribute(default="absolute")
+
+    def setup(self) -> None:
+        dim, max_len = self.dim, self.max_len
+        inner = self.inner = dim if self.width is None else self.width
         self.adjust = nn.Linear(dim, inner, bias=False)
         self.extract = None if self.thinning == "matrix" else nn.Linear(dim, inner, bias=False)
-        self.output = None if width is None else nn.Linear(inner, dim, bias=False)
-        if max_len is not None:
+        self.output = None if self.width is None else nn.Linear(inner, dim, bias=False)
+        if max_len:
             shape = {"matrix": (max_len, dim, inner), "vector": (max_len, inner), "scalar": (max_len, 1)}[self.thinning]
             self.weight = nn.Parameter(torch.empty(shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with variance one over the number of inputs (LeCun)."""
+        """Draw every weight from a normal with variance 1 / (number of inputs) (LeCun)."""
         for projection in (self.adjust, self.extract, self.output):
             if projection is not None:
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
-        if self.max_len is not None:
+        if self.max_len:
             nn.init.normal_(self.weight, std=self.dim**-0.5 if self.thinning == "matrix" else 1.0)
 
     @property
@@ -119,7 +126,7 @@ class _Extractor(Layer):
             wide = torch.promote_types(dtype, torch.float32)
             return SumState(torch.zeros(batch, self.inner, device=device, dtype=wide), count)
         kept = self.dim if self.thinning == "matrix" else self.inner
-        return InputState(torch.zeros(batch, self.max_len or 0, kept, device=device, dtype=dtype), count)
+        return InputState(torch.zeros(batch, self.max_len, kept, device=device, dtype=dtype), count)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask.padding is None else mask.padding
@@ -138,8 +145,8 @@ class _Extractor(Layer):
         return LayerOutput(y, state)
 
     def _length(self, place: Tensor, real: Tensor) -> int:
-        """Positions in use. A compiled graph takes all there are, and cannot tell when an episode is too long."""
-        if self.max_len is None:
+        """The number of positions in use. A compiled graph uses all positions, and cannot check an episode's length."""
+        if not self.max_len:
             return 0
         if torch.compiler.is_compiling():
             return self.max_len
@@ -162,25 +169,27 @@ class _Extractor(Layer):
         *,
         padded: bool,
     ) -> tuple[Tensor, SumState]:
-        brought = source if self.max_len is None else self._weighted(source, place, real, reset, length)
+        brought = self._weighted(source, place, real, reset, length) if self.max_len else source
         brought = brought.to(state.total.dtype)
         brought = torch.where(real.unsqueeze(-1), brought, 0.0) if padded else brought
         total = segment_cumsum(brought, reset, state.total)
         return total, SumState(total[:, -1], place[:, -1] + real[:, -1])
 
     def _weighted(self, source: Tensor, place: Tensor, real: Tensor, reset: Tensor | None, length: int) -> Tensor:
-        """Each token with the weight of its position, ``(B, T, F)``."""
+        """Each token times the weight of its position, ``(B, T, F)``."""
         place = place.clamp(max=length - 1)
         if self.thinning != "matrix":
             return source * functional.embedding(place, self.weight)
         batch, tokens, _ = source.shape
-        few = not torch.compiler.is_compiling() and batch * tokens < length  # an exported batch may have any size
+        # not in an exported graph: its batch may have any size
+        few = not torch.compiler.is_compiling() and batch * tokens < length
         if reset is not None or few:
             return (source.unsqueeze(2) @ self.weight[place]).squeeze(2)
-        # Tokens go to their positions, so that the weight is read once instead of gathered for every row.
+        # Scatter the tokens to their positions: then the weight is read once instead of gathered for every row.
         slot = torch.where(real, place, length).unsqueeze(-1)
         by_place = source.new_zeros(batch, length + 1, self.dim).scatter(1, slot.expand_as(source), source)
-        weight = self.weight if length == self.max_len else self.weight[:length]  # a slice's gradient is a second copy
+        # a slice only if needed: its gradient is a second copy of the weight
+        weight = self.weight if length == self.max_len else self.weight[:length]
         brought = torch.bmm(by_place[:, :length].transpose(0, 1), weight).transpose(0, 1)
         return brought.gather(1, place.unsqueeze(-1).expand(-1, -1, self.inner))
 
@@ -209,7 +218,7 @@ class _Extractor(Layer):
         return fft_convolution(packed.mT, self.weight[: packed.shape[1]].mT).mT
 
     def _direct(self, packed: Tensor, own: Tensor, place: Tensor) -> Tensor:
-        """The sum over the lags that each token's episode has, inputs gathered by lag."""
+        """The sum over the lags inside each token's episode, with the inputs gathered by lag."""
         lag = torch.arange(min(self.weight.shape[0], packed.shape[1]), device=own.device)
         index = (own.unsqueeze(-1) - lag).clamp(min=0)
         there = (lag <= place.unsqueeze(-1)).unsqueeze(-1)
@@ -221,47 +230,72 @@ class _Extractor(Layer):
         return (seen * weight).sum(2)
 
 
-def _flops(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
+class _Weighted(_Extractor):
+    """An extractor with a weight for each position: SHE, HE and WE."""
+
+    max_len: int = argument(default=512, least=1)
+    """M, the largest number of tokens in an episode."""
+    index: Index = "absolute"
+    """The weight of a token is that of its position ("absolute", the third-party code) or of its distance ("lag")."""
+
+
+def _flops(thinning: Thinning) -> Any:
     def flops(config: dict[str, Any], grid: Grid) -> float:
         dim, (tokens,) = config["dim"], grid
-        width = config.get("width") or dim
-        back = 0 if config.get("width") is None else 2 * dim * width
-        shared = 2 * dim * width + back + 2 * width + (0 if per_position == "matrix" else 2 * dim * width)
+        width = config["width"] or dim
+        back = 0 if config["width"] is None else 2 * dim * width
+        shared = 2 * dim * width + back + 2 * width + (0 if thinning == "matrix" else 2 * dim * width)
         if config.get("index") != "lag":
-            brought = {"matrix": 2 * dim * width, "vector": 2 * width, "scalar": 2 * width, "none": width}[per_position]
+            brought = {"matrix": 2 * dim * width, "vector": 2 * width, "scalar": 2 * width, "none": width}[thinning]
             return float(tokens * (shared + brought))
         length = fast_length(2 * tokens)
-        transform = 2.5 * length * max(length.bit_length() - 1, 1)  # of real numbers
-        kernels = dim * width if per_position == "matrix" else width
-        products = 4.0 * length * (dim * width if per_position == "matrix" else width)
+        # of real numbers
+        transform = 2.5 * length * max(length.bit_length() - 1, 1)
+        kernels = dim * width if thinning == "matrix" else width
+        products = 4.0 * length * (dim * width if thinning == "matrix" else width)
         return tokens * shared + transform * (dim + width + kernels) + products
 
     return flops
 
 
-def _at_length(per_position: Literal["matrix", "vector", "scalar", "none"]) -> Any:
+def _at_length(thinning: Thinning) -> Any:
     def at_length(tokens: int) -> dict[str, dict[str, Any]]:
-        if per_position == "none":
+        if thinning == "none":
             return {"plain": {}}
-        plain = {"max_len": tokens}
-        return {"plain": plain} if per_position == "matrix" else {"plain": plain, "lag": {**plain, "index": "lag"}}
+        # 64 or more leave a short example room to stream on
+        plain = {"max_len": max(64, tokens)}
+        # SHE by lag transforms D F kernels: too slow to measure on long inputs
+        affordable = thinning != "matrix" or tokens < 256
+        return {"plain": plain} | ({"lag": {**plain, "index": "lag"}} if affordable else {})
 
     return at_length
 
 
+def _formula(brought: str, by_lag: str) -> str:
+    lag = rf" \quad \text{{or, by lag, }} \frac{{1}}{{\sqrt t}} \sum_{{i \le t}} {by_lag}" if by_lag else ""
+    return (
+        rf"\begin{{aligned}} s_t &= \frac{{1}}{{\sqrt t}} \sum_{{i \le t}} {brought}{lag} \\ "
+        r"y_t &= (x_t W_\text{adj}) \odot s_t \end{aligned}"
+    )
+
+
 def _info(
     name: str,
-    good_for: str,
-    cost: str,
-    thinning: Literal["matrix", "vector", "scalar", "none"],
+    thinning: Thinning,
     *deviations: str,
+    formula: str,
+    good_for: str,
+    not_for: str,
+    cost: str,
 ) -> LayerInfo:
     lag = thinning != "none"
     return LayerInfo(
         name=name,
         title="Attention Is Not All You Need Anymore",
         arxiv="2308.07661",
+        formula=formula,
         good_for=good_for,
+        not_for=not_for,
         cost=cost,
         flops=_flops(thinning),
         at_length=_at_length(thinning),
@@ -270,89 +304,87 @@ def _info(
         masks=("padding", "reset"),
         positional=True,
         lengths="an episode of at most max_len tokens; more raise" if lag else "any",
-        deviations=("the paper's text could not be had", *deviations, "padding, resets and streaming are ours"),
+        deviations=(
+            "the paper's text could not be obtained, only its abstract was read",
+            *deviations,
+            "all four forms keep the root of t: ME is the running mean times the root of t",
+            "a width other than D with a projection back to D, padding, resets and streaming are ours",
+        ),
     )
 
 
-_OURS = "a reconstruction of ours, not from the paper: only that it is cheaper is known"
+_OURS = "a reconstruction of ours, not from the paper: the abstract says only that this form is cheaper than SHE"
 
 
-class SuperHighPerformanceExtractor(_Extractor):
-    """SHE: one matrix a position; see the module for equation and shapes. Parameters ``M D F + D F``.
-
-    Args:
-        dim: width D.
-        max_len: M, the most tokens that an episode may have.
-        index: "absolute": the matrix of a token is that of its position, as read; "lag": that of its distance (ours).
-        width: F; None for D. Given, a projection back to D follows (``F D`` parameters more; ours).
+class SuperHighPerformanceExtractor(_Weighted):
+    """SHE, with a matrix for each position; see the module for equation and shapes. Parameters ``M D F + D F``.
 
     Raises:
-        ArgumentError: widths or room below 1.
-        UnknownNameError: another index.
+        ArgumentError: a width or room below 1, or another index.
     """
 
     thinning = "matrix"
     info = _info(
         "extractor-she",
-        "Causal models of bounded length without attention: each position brings a matrix of its own.",
-        "by position: time N D^2 and M D^2 to read the weight, state D; by lag: N log N D^2, state M D",
         "matrix",
-        "by position as in a third-party code that was read; by lag a reconstruction of ours",
+        "by position SHE follows one third-party code, which also names the sequel (2311.12678), so the root of t may "
+        "come from the sequel",
+        "SHE by lag is a reconstruction of ours",
+        formula=_formula("x_i W_i", "x_i W_{t-i+1}"),
+        good_for="Causal models of bounded length without attention: each position has a matrix of its own.",
+        not_for="Long episodes, as it stores M D F weights: extractor-he stores M F, and a training step of softmax is "
+        "faster at every measured length (256 to 16,384 tokens).",
+        cost="by position: time N D^2 and M D^2 to read the weight, state D; by lag: N log N D^2, state M D",
     )
 
-    def __init__(self, dim: int, *, max_len: int = 512, index: str = "absolute", width: int | None = None) -> None:
-        config = {"max_len": max_len, "index": index, "width": width}
-        super().__init__(dim, width=width, max_len=max_len, index=index, config=config)
 
+class HigherPerformanceExtractor(_Weighted):
+    """HE, a reconstruction that is not from the paper: one shared projection, and a vector for each position.
 
-class HigherPerformanceExtractor(_Extractor):
-    """HE, a reconstruction that is not from the paper: one shared projection, one vector a position.
+    Parameters ``M F + 2 D F``.
 
-    Parameters ``M F + 2 D F``. Arguments and errors as for :class:`SuperHighPerformanceExtractor`.
+    Raises:
+        ArgumentError: a width or room below 1, or another index.
     """
 
     thinning = "vector"
     info = _info(
         "extractor-he",
-        "The same as extractor-she with far fewer weights: each position brings a vector.",
-        "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
         "vector",
         _OURS,
+        formula=_formula(r"(x_i W) \odot w_i", r"(x_i W) \odot w_{t-i+1}"),
+        good_for="Causal models of bounded length at linear cost: each position has a vector instead of SHE's matrix.",
+        not_for="Looking up a past token by its content: no weight depends on the content, so take softmax.",
+        cost="by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
     )
 
-    def __init__(self, dim: int, *, max_len: int = 512, index: str = "absolute", width: int | None = None) -> None:
-        config = {"max_len": max_len, "index": index, "width": width}
-        super().__init__(dim, width=width, max_len=max_len, index=index, config=config)
 
+class WorthwhileExtractor(_Weighted):
+    """WE, a reconstruction that is not from the paper: one shared projection, and a number for each position.
 
-class WorthwhileExtractor(_Extractor):
-    """WE, a reconstruction that is not from the paper: one shared projection, one number a position.
+    Parameters ``M + 2 D F``.
 
-    Parameters ``M + 2 D F``. Arguments and errors as for :class:`SuperHighPerformanceExtractor`.
+    Raises:
+        ArgumentError: a width or room below 1, or another index.
     """
 
     thinning = "scalar"
     info = _info(
         "extractor-we",
-        "The same with hardly any weights of the position: each brings a number.",
-        "by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
         "scalar",
         _OURS,
+        formula=_formula("w_i (x_i W)", "w_{t-i+1} (x_i W)"),
+        good_for="Causal models of bounded length with few parameters: each position has one number.",
+        not_for="Features that need memories of different length: all share one number for a position, so take "
+        "extractor-he.",
+        cost="by position: time N D^2, state D; by lag: N D^2 + N log N D, state M D",
     )
-
-    def __init__(self, dim: int, *, max_len: int = 512, index: str = "absolute", width: int | None = None) -> None:
-        config = {"max_len": max_len, "index": index, "width": width}
-        super().__init__(dim, width=width, max_len=max_len, index=index, config=config)
 
 
 class MinimalistExtractor(_Extractor):
-    """ME, a reconstruction that is not from the paper: one shared projection and no weight of the position at all.
+    """ME, a reconstruction that is not from the paper: one shared projection and no weight for a position.
 
     Parameters ``2 D F``; any length.
-
-    Args:
-        dim: width D.
-        width: F; None for D. Given, a projection back to D follows.
 
     Raises:
         ArgumentError: a width below 1.
@@ -361,11 +393,10 @@ class MinimalistExtractor(_Extractor):
     thinning = "none"
     info = _info(
         "extractor-me",
-        "A running mean of projected tokens: the cheapest causal mixer, a baseline for the others.",
-        "time N D^2, state D",
         "none",
         _OURS,
+        formula=_formula("x_i W", ""),
+        good_for="A running mean of projected tokens: the cheapest causal layer, a baseline for the others.",
+        not_for="Tasks in which the order of the past matters: its sum ignores it, so take extractor-we or softmax.",
+        cost="time N D^2, state D",
     )
-
-    def __init__(self, dim: int, *, width: int | None = None) -> None:
-        super().__init__(dim, width=width, max_len=None, index="absolute", config={"width": width})

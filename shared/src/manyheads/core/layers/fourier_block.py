@@ -7,19 +7,16 @@ Fourier-enhanced block.
 
 Shapes: B batch, T tokens, D width, H heads, E = D / H head width, M frequencies.
 
-Cost: time ``O(T M D + T D^2)``, memory ``O(T (M + D))``: linear in T, as the M coefficients are a product with a T x 2M
-matrix (for M below some hundred that is faster than an FFT, and exact under padding).
+Cost: time ``O(T M D + T D^2)``, memory ``O(T (M + D))``, linear in T. The M coefficients are a product with a T x 2M
+matrix: for M below a few hundred it is faster than an FFT, and it is exact under padding.
 
-Frequency k means k turns over the input, whatever its length: the M frequencies are chosen once, for inputs of
-``length`` tokens, and kept in a buffer; at a shorter input those above T / 2 do not exist and are skipped, at a longer
-one the same numbers of turns are used, so that a mode stands for a longer period.
+Frequency k means k turns over the input, at every length. The M frequencies are chosen once, for inputs of ``length``
+tokens, and kept in a buffer. A shorter input skips those above T / 2, which do not exist there. A longer input uses the
+same numbers of turns, so a mode then stands for a longer period.
 
-Differs from the paper: the result of frequency k goes back to frequency k; the authors' code puts the i-th chosen
-frequency into place i, so that a random choice is moved to the lowest frequencies (the same for ``select="lowest"``).
-Their code also reads the (H, E, T) result as (T, H E) without a transpose, which mixes time and channels; ours
-transposes. They choose among ``0 … length // 2 - 1``, we include ``length // 2``, and clamp the number of modes where
-we raise. The frequency-enhanced cross-attention, the wavelet form and the decomposition are no part of the layer.
-Padding is ours.
+The layer keeps no state: it does not stream.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -30,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument, attribute, heads_argument
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.packing import pack, pack_order, unpack
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -46,15 +44,6 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class FourierBlock(Layer):
     """Fourier-enhanced block; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        length: tokens of the inputs for which the frequencies are chosen; others are taken too.
-        modes: M, at most ``length // 2 + 1``. None for 64, or as many as there are.
-        select: frequencies at "random" or the "lowest".
-        heads: H; divides ``dim``. None for the largest power of two up to 8 that does.
-        seed: of the random choice.
-        bias: biases in the two projections.
-
     Raises:
         ArgumentError: heads that do not divide, modes below 1 or above ``length // 2 + 1``, an unknown ``select``.
     """
@@ -63,53 +52,68 @@ class FourierBlock(Layer):
         name="fourier-block",
         title="FEDformer: Frequency Enhanced Decomposed Transformer for Long-term Series Forecasting",
         arxiv="2201.12740",
+        formula=(
+            r"\begin{aligned} \tilde Q_k &= \sum_{t} (x_t W_q)\, e^{-2 \pi i k t / T}"
+            r" \quad \text{for } M \text{ fixed frequencies } k \\"
+            r" \tilde Y_k &= \big[\tilde Q_{k,1} R_{1,k} \;\dots\; \tilde Q_{k,H} R_{H,k}\big],"
+            r" \qquad R_{h,k} \in \mathbb{C}^{E \times E} \\"
+            r" Y &= \mathcal{F}^{-1}(\tilde Y)\, W_o \end{aligned}"
+        ),
         good_for="Smooth or periodic series of known length, at linear cost.",
+        not_for="Looking up tokens by content, as its filters do not depend on the input, and inputs below 512 tokens: "
+        "softmax trains as fast there.",
         cost="time N M D, memory N (M + D), M modes",
         flops=_flops,
-        at_length=lambda n: {"plain": {"length": n, "modes": min(64, n // 2 + 1)}},
+        at_length=lambda n: {"plain": {"length": n, "modes": min(64, max(2, n // 4))}},
         masks=("padding",),
         positional=True,
         lengths="any: mode k is k turns over the input; modes above half its length are skipped",
         deviations=(
-            "frequency k goes back to k; the authors' code moves random choices to the lowest frequencies",
-            "the result is transposed to (T, D); the authors' code reinterprets it",
+            "the result of frequency k goes back to frequency k; the authors' code puts the i-th chosen frequency into "
+            'place i, which moves a random choice to the lowest frequencies (no difference for select="lowest")',
+            "the result is transposed to (T, D); the authors' code reads (H, E, T) as (T, H E) without a transpose, "
+            "which mixes time and channels",
+            "frequencies are chosen from 0 … length // 2; the authors' code leaves out length // 2",
             "modes beyond length // 2 + 1 raise; the authors' code clamps",
+            "the frequency-enhanced cross-attention (fourier-cross), the wavelet form and the decomposition are not "
+            "part of the layer",
+            "padding is ours",
         ),
     )
 
-    frequencies: Tensor  # (M,) int64, ascending
+    length: int = argument(least=1)
+    """Tokens of the inputs for which the frequencies are chosen; other lengths are taken too."""
+    modes: int = argument(factory=lambda layer: min(64, layer.length // 2 + 1))
+    """M, at most ``length // 2 + 1``; by default 64, or all if there are fewer."""
+    select: Literal["random", "lowest"] = "random"
+    """Which frequencies are chosen."""
+    heads: int = heads_argument()
+    """H; divides ``dim``. By default the largest power of two up to 8 that does."""
+    seed: int = 0
+    """Seed of the random choice."""
+    bias: bool = True
+    """Biases in the two projections."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        length: int,
-        modes: int | None = None,
-        select: Literal["random", "lowest"] = "random",
-        heads: int | None = None,
-        seed: int = 0,
-        bias: bool = True,
-    ) -> None:
-        heads = head_count("fourier-block", dim, heads)
-        available = length // 2 + 1
-        modes = min(64, available) if modes is None else modes
-        super().__init__(dim, length=length, modes=modes, select=select, heads=heads, seed=seed, bias=bias)
-        if length < 1:
-            raise ArgumentError(f"fourier-block: length: found {length}, expected 1 or more")
+    # (M,) int64, ascending
+    frequencies: Tensor = attribute()
+
+    def setup(self) -> None:
+        dim, heads, modes, available = self.dim, self.heads, self.modes, self.length // 2 + 1
         if not 1 <= modes <= available:
             raise ArgumentError(
-                f"fourier-block: modes: found {modes}, expected 1 to length // 2 + 1 = {available} at length {length}"
+                f"fourier-block: modes: found {modes}, expected 1 to length // 2 + 1 = {available} "
+                f"at length {self.length}"
             )
-        self.heads = heads
         chosen = torch.arange(modes)
-        if select == "random":
-            chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:modes].sort().values
+        if self.select == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(available, generator=generator)[:modes].sort().values
         self.register_buffer("frequencies", chosen)
-        self.query = nn.Linear(dim, dim, bias=bias)
-        self.output = nn.Linear(dim, dim, bias=bias)
-        # uniform on [0, 1 / D^2) as in the authors' code
+        self.query = nn.Linear(dim, dim, bias=self.bias)
+        self.output = nn.Linear(dim, dim, bias=self.bias)
+        # uniform on [0, 1 / D^2) as in the authors' code; (M, H, out, in)
         shape, scale = (modes, heads, dim // heads, dim // heads), dim**-2
-        self.real = nn.Parameter(torch.rand(shape) * scale)  # (M, H, out, in)
+        self.real = nn.Parameter(torch.rand(shape) * scale)
         self.imaginary = nn.Parameter(torch.rand(shape) * scale)
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
@@ -121,14 +125,17 @@ class FourierBlock(Layer):
         return LayerOutput(self.output(unpack(self._filtered(packed, mask.padding.sum(1)), order, real)))
 
     def _filtered(self, q: Tensor, lengths: Tensor | None) -> Tensor:
+        """``Q (B, T, D)`` through the filters and back; ``lengths (B,)`` if rows are padded at the right."""
         wide = q.float() if q.dtype in (torch.bfloat16, torch.float16) else q
         basis, scale = fourier_basis(q.shape[1], self.frequencies, lengths=lengths, dtype=wide.dtype)
-        re, im = (basis.mT @ wide).unflatten(-1, (self.heads, -1)).chunk(2, 1)  # (B, M, H, E)
+        # the coefficients Q~, (B, M, H, E) each
+        re, im = (basis.mT @ wide).unflatten(-1, (self.heads, -1)).chunk(2, 1)
         weight_re, weight_im = self.real.to(wide.dtype), self.imaginary.to(wide.dtype)
 
         def times(coefficients: Tensor, weight: Tensor) -> Tensor:
             return torch.einsum("bmhi,mhoi->bmho", coefficients, weight)
 
+        # Y~, a complex product in real parts
         filtered = torch.cat(
             [times(re, weight_re) - times(im, weight_im), times(re, weight_im) + times(im, weight_re)], 1
         )

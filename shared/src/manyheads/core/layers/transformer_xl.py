@@ -4,30 +4,31 @@
     score[i, j] = ((q_i + u) . k_j + (q_i + w) . r_{i - j}) / sqrt(E),   0 <= i - j <= M
     Y = [softmax(score_1) V_1 … softmax(score_H) V_H] W_o
 
-in the form that GTrXL (1910.06764) uses. SG stops the gradient. Shapes: B batch, T tokens, M memory, D width, H heads,
-E head width (H E need not be D).
+in the form that GTrXL (1910.06764) uses. SG stops the gradient.
 
-Cost: time ``O(T M H E + T D H E)``, memory ``O(T H E)``; a state of ``M D`` numbers; a streamed token ``O(M H D)``.
+Shapes: B batch, T tokens, M memory, D width, H heads, E head width (H E need not be D).
 
-Differs from the paper: every token sees at most the M tokens before it, so that a rollout step by step and a segment at
-once see the same and agree (the paper's training lets the last token of a segment see the whole of memory and segment).
-Slots that hold nothing, and tokens of an earlier episode, are masked; the memory holds one episode and positions count
-its real tokens. Sines come before cosines, as in the paper's code, and ``w`` is the paper's v. No dropout, and no norm
-unless ``norm``, which is GTrXL's.
+Cost: time ``O(T M H E + T D H E)``, memory ``O(T H E)``; a streamed token ``O(M H D)``.
+
+It streams; the state is a window, the last M inputs, ``M D`` numbers.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument
 from manyheads.core.functional.packing import pack, pack_order, unpack
 from manyheads.core.functional.relative_attention import relative_attention, sinusoids
 from manyheads.core.functional.segments import segment_ids
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, head_count
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
@@ -39,10 +40,26 @@ class InputMemory(NamedTuple):
     used: Tensor  # (B,) int64: slots in use
 
 
+def shared_width(layer: Any) -> int:
+    """The head width E that shares D between the heads, the default of ``head_width``.
+
+    Raises :class:`ArgumentError` for heads that do not divide D.
+    """
+    if layer.heads < 1 or layer.dim % layer.heads:
+        raise ArgumentError(f"{layer.info.name}: heads: found {layer.heads}, expected a divisor of dim = {layer.dim}")
+    return layer.dim // layer.heads
+
+
+def check_heads(owner: str, layer: Any, head_width: int) -> None:
+    """Check the number of heads; with a given ``head_width`` it need not divide D."""
+    if layer.heads < 1:
+        raise ArgumentError(f"{owner}: heads: found {layer.heads}, expected 1 or more")
+
+
 def _flops(config: dict[str, Any], grid: Grid) -> float:
     (tokens,) = grid
     dim, memory = config["dim"], config["memory"]
-    inner = config["heads"] * (config.get("head_width") or dim // config["heads"])
+    inner = config["heads"] * config["head_width"]
     seen = memory + tokens
     if tokens == 1:
         return 10.0 * dim * inner + 6.0 * config["heads"] * seen * dim
@@ -53,14 +70,6 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class TransformerXL(Layer):
     """Relative attention over a memory; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        heads: H; divides ``dim`` without a ``head_width``. None for the largest power of two up to 8 that does.
-        head_width: E; ``dim / heads`` by default.
-        memory: M, how many tokens before it each token sees, and the slots of the state.
-        memory_gradient: let the gradient through the state; the definition stops it there.
-        norm: a layer norm over memory and tokens, while the memory holds the inputs as they came (GTrXL).
-
     Raises:
         ArgumentError: a number below 1; heads that do not divide ``dim`` without a ``head_width``.
     """
@@ -69,10 +78,18 @@ class TransformerXL(Layer):
         name="transformer-xl",
         title="Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context",
         arxiv="1901.02860",
+        formula=(
+            r"\begin{aligned} Z &= [\mathrm{SG}(\text{memory}), X], \quad Q = X W_q, \quad K = Z W_k,"
+            r" \quad V = Z W_v, \quad R = \mathrm{sinusoids}(0 \dots M)\, W_r \\"
+            r" s_{ij} &= \frac{(q_i + u) \cdot k_j + (q_i + w) \cdot r_{i-j}}{\sqrt E}, \qquad 0 \le i - j \le M \\"
+            r" Y &= \big[\mathrm{softmax}(s_1) V_1 \;\dots\; \mathrm{softmax}(s_H) V_H\big]\, W_o \end{aligned}"
+        ),
         good_for="Language and event streams where the distance between tokens matters, with a memory of fixed length.",
+        not_for="Dependencies longer than the memory, and inputs below 1,000 tokens: softmax is faster there and sees "
+        "every token.",
         cost="time N M D + N D^2, memory N D; a streamed token M H D with M slots",
         flops=_flops,
-        at_length=lambda n: {"plain": {"heads": 2, "memory": 128}},
+        at_length=lambda n: {"plain": {"heads": 2, "memory": min(128, max(2, n // 2))}},
         causal=("strict",),
         state=("window",),
         masks=("padding", "reset"),
@@ -80,40 +97,36 @@ class TransformerXL(Layer):
         full_context=False,
         linear_in_value=True,
         deviations=(
-            "a window of memory + 1 tokens for every token, so that step by step and segment agree",
-            "empty slots and earlier episodes are masked",
+            "each token sees at most the M tokens before it, so that a rollout step by step and a segment at once "
+            "agree; in the paper's training the last token of a segment sees the whole memory and segment",
+            "empty slots and tokens of an earlier episode are masked; the memory holds one episode, and positions "
+            "count its real tokens",
+            "sines come before cosines, as in the paper's code; w is the paper's v",
+            "no dropout, and no norm unless norm=True, which is GTrXL's",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int | None = None,
-        head_width: int | None = None,
-        memory: int = 128,
-        memory_gradient: bool = False,
-        norm: bool = False,
-    ) -> None:
-        if heads is None or head_width is None:
-            heads = head_count(self.info.name, dim, heads)
-        super().__init__(
-            dim, heads=heads, head_width=head_width, memory=memory, memory_gradient=memory_gradient, norm=norm
-        )
-        for name, value in (("heads", heads), ("memory", memory), ("head_width", head_width)):
-            if value is not None and value < 1:
-                raise ArgumentError(f"{self.info.name}: {name}: found {value}, expected 1 or more")
-        self.heads, self.memory, self.memory_gradient = heads, memory, memory_gradient
-        self.head_width = head_width or dim // heads
-        inner = heads * self.head_width
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+    heads: int = argument(factory=lambda layer: gcd(layer.dim, 8))
+    """H; divides ``dim`` without a ``head_width``. By default the largest power of two up to 8 that divides ``dim``."""
+    head_width: int = argument(factory=shared_width, least=1, check=check_heads)
+    """E; ``dim / heads`` by default."""
+    memory: int = argument(default=128, least=1)
+    """M, the number of earlier tokens that each token sees, and of the slots in the state."""
+    memory_gradient: bool = False
+    """Let the gradient through the state; the definition stops it there."""
+    norm: bool = argument(default=False)
+    """Layer norm over memory and tokens; the memory holds the inputs before the norm (GTrXL)."""
+
+    def setup(self) -> None:
+        dim, inner = self.dim, self.heads * self.head_width
+        self.norm = nn.LayerNorm(dim) if self.norm else nn.Identity()  # ty: ignore[invalid-assignment]
         self.query = nn.Linear(dim, inner, bias=False)
         self.key = nn.Linear(dim, inner, bias=False)
         self.value = nn.Linear(dim, inner, bias=False)
         self.distance = nn.Linear(dim, inner, bias=False)
         self.output = nn.Linear(inner, dim, bias=False)
-        self.content_bias = nn.Parameter(torch.zeros(heads, self.head_width))
-        self.distance_bias = nn.Parameter(torch.zeros(heads, self.head_width))
+        self.content_bias = nn.Parameter(torch.zeros(self.heads, self.head_width))
+        self.distance_bias = nn.Parameter(torch.zeros(self.heads, self.head_width))
 
     @property
     def state_carries_gradient(self) -> bool:
@@ -136,18 +149,20 @@ class TransformerXL(Layer):
             order, real = pack_order(mask.padding)
             x, episode = pack(x, order), episode.gather(1, order)
         known = torch.cat([state.inputs, x], 1)
-        y = self._attend(self.norm(known), self._first(state.used, episode))
+        normed = self.norm(known)  # ty: ignore[not-callable]
+        y = self._attend(normed, self._first(state.used, episode))
         if order is not None and real is not None:
             y = unpack(y, order, real)
         return LayerOutput(y, self._keep(known, state.used, episode, last, real))
 
     def _first(self, used: Tensor, episode: Tensor) -> Tensor:
-        """``(B, T)``: the first of memory and tokens that is of each token's own episode."""
+        """``(B, T)``: the place in memory and tokens where each token's own episode begins."""
         index = torch.arange(episode.shape[1], device=episode.device) + self.memory
         before = torch.cat([torch.zeros_like(episode[:, :1]), episode[:, :-1]], 1)
         return torch.where(episode > before, index, self.memory - used.unsqueeze(1)).cummax(1).values
 
     def _attend(self, known: Tensor, first: Tensor) -> Tensor:
+        """``known (B, M + T, D)``, ``first (B, T)`` -> ``(B, T, D)``."""
         distances = torch.arange(
             self.memory + 1, device=known.device, dtype=torch.promote_types(known.dtype, torch.float32)
         )
@@ -161,25 +176,27 @@ class TransformerXL(Layer):
         return self.output(mixed.transpose(1, 2).flatten(2).to(known.dtype))
 
     def _attend_once(self, known: Tensor, first: Tensor, table: Tensor) -> Tensor:
-        """One token, as in a rollout: ``q . (W z) = (q W) . z``, so that the memory need not be projected."""
+        """One token, as in a rollout. ``q . (W z) = (q W) . z``, so the memory is not projected."""
         z, scale = known.to(table.dtype), self.head_width**-0.5
         key, value, distance = (
             part.weight.to(table.dtype).unflatten(0, (self.heads, -1)) for part in (self.key, self.value, self.distance)
         )
         q = self.query(known[:, -1]).to(table.dtype).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        content = (q + self.content_bias.unsqueeze(1)) * scale @ key  # (H, B, D)
+        # q W, (H, B, D)
+        content = (q + self.content_bias.unsqueeze(1)) * scale @ key
         place = (q + self.distance_bias.unsqueeze(1)) * scale @ distance
         scores = content.transpose(0, 1) @ z.mT + (place @ table.flip(0).mT).transpose(0, 1)
         hidden = torch.arange(z.shape[1], device=z.device) < first
         weights = scores.masked_fill(hidden.unsqueeze(1), float("-inf")).softmax(-1)
-        mixed = (weights @ z).transpose(0, 1) @ value.mT  # (H, B, E)
+        # the values likewise: project after the mix, (H, B, E)
+        mixed = (weights @ z).transpose(0, 1) @ value.mT
         return self.output(mixed.transpose(0, 1).flatten(1).unsqueeze(1).to(known.dtype))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _keep(self, known: Tensor, used: Tensor, episode: Tensor, last: Tensor, real: Tensor | None) -> InputMemory:
-        """The latest M real tokens of the last episode."""
+        """The memory after this call: the last M real tokens of the last episode."""
         new = episode == last
         if real is None:
             inputs = known[:, -self.memory :]
@@ -189,10 +206,11 @@ class TransformerXL(Layer):
             inputs = torch.take_along_dim(known, slot.unsqueeze(-1), 1)
         used = (torch.where(last.squeeze(1) == 0, used, 0) + new.sum(1)).clamp(max=self.memory)
         held = torch.arange(self.memory, device=known.device) >= self.memory - used.unsqueeze(1)
-        inputs = torch.where(held.unsqueeze(-1), inputs, inputs.new_zeros(()))  # a number in its place costs thrice
+        # a tensor of 0: the number 0 takes three times as long
+        inputs = torch.where(held.unsqueeze(-1), inputs, inputs.new_zeros(()))
         return InputMemory(inputs if self.memory_gradient else inputs.detach(), used)
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Its weight may be used without calling it: not replaced, nobody listens."""
+    """Whether its weight may be used without calling it: the module is not replaced and has no hooks."""
     return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks
