@@ -83,9 +83,9 @@ def intervals_from(residuals: np.ndarray, levels: Sequence[float]) -> Intervals 
     if windows < max(needed, PLENTY * horizon):
         return Intervals(levels, pooled_quantiles(residuals, levels), coverage, windows)
     # H - 1 windows between the halves are left out, so that the halves share no target
-    half, apart = windows // 2, horizon - 1
-    if half - apart >= needed:
-        widths = quantiles(residuals[: half - apart], levels)
+    half, gap = windows // 2, horizon - 1
+    if half - gap >= needed:
+        widths = quantiles(residuals[: half - gap], levels)
         coverage = (residuals[half:][None] <= widths[:, None]).mean(axis=(1, 3))
     return Intervals(levels, quantiles(residuals, levels), coverage, windows)
 
@@ -129,5 +129,5 @@ def quantiles(residuals: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     count = len(residuals)
     ordered = np.sort(residuals, axis=0)
     ranks = [math.ceil((count + 1) * level - 1e-9) for level in levels]
-    endless = np.full(residuals.shape[1:], np.inf)
-    return np.stack([ordered[rank - 1] if rank <= count else endless for rank in ranks])
+    infinite = np.full(residuals.shape[1:], np.inf)
+    return np.stack([ordered[rank - 1] if rank <= count else infinite for rank in ranks])

@@ -57,10 +57,10 @@ def fallen_below_zero(forecasts: pd.DataFrame, fitted: Sequence[FittedPanel]) ->
 
 
 def _check(part: FittedPanel, panel: Panel, model: str) -> None:
-    names, found, wanted = listed(panel.channels), frequency(panel), frequency(part.panel)
-    if not same_frequency(found, wanted):
+    names, found, expected = listed(panel.channels), frequency(panel), frequency(part.panel)
+    if not same_frequency(found, expected):
         raise DataError(
-            f"{panel.name}, series {panel.channels[0]!r}: found rows at frequency {found}, expected {wanted}, as the "
+            f"{panel.name}, series {panel.channels[0]!r}: found rows at frequency {found}, expected {expected}, as the "
             "model was fitted: give rows of that frequency, or fit again"
         )
     if panel.rows < part.map.look_back:

@@ -32,9 +32,9 @@ from manyheads.forecasting.series.panels import (
 )
 
 # a typical movement below this share of the largest value is lost in the rounding of sums of squares
-_DWARFED = 1e-6
+_OUTLIER = 1e-6
 # a forecast may leave the range of the past by so many times its width
-_SANE = 10.0
+_PLAUSIBLE = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
     baselines: tuple[str, ...] = ()  # models to compare with on the held-out rows
 
     @property
-    def asked_look_back(self) -> int | None:
+    def requested_look_back(self) -> int | None:
         """The requested look-back; None if the model chooses its own or none was requested."""
         return None if find_model(self.model).own_look_back else self.look_back
 
@@ -88,19 +88,19 @@ def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
     The naive forecast replaces the model for a constant channel, for a channel with one cell so large that all other
     values vanish beside it, and for a panel that is too short. The warnings name each. No finite input raises.
     """
-    dwarfed = _dwarfed_channels(panel.values)
+    outlier = _outlier_channels(panel.values)
     scaler = Scaler.fit(panel.values)
     # for these channels a shift by the mean would round the usual values away; a power of two as scale is exact
-    scaler = Scaler(np.where(dwarfed, 0.0, scaler.mean), np.where(dwarfed, power_of_two(panel.values), scaler.scale))
+    scaler = Scaler(np.where(outlier, 0.0, scaler.mean), np.where(outlier, power_of_two(panel.values), scaler.scale))
     values = scaler.transform(panel.values)
-    fit = _fit_rows(values, panel, dwarfed, recipe)
+    fit = _fit_rows(values, panel, outlier, recipe)
     notes = [*fit.notes]
     intervals, held_out = None, {}
     if recipe.levels:
         first, last = calibration_origins(panel.rows, recipe.horizon)
         few = last - first < PLENTY * recipe.horizon and find_model(recipe.model).kind != "gradient"
         begins = range(first, last, max(1, math.ceil((last - first) / (4 if few else 1))))
-        early = [_fit_rows(values[:begin], panel, dwarfed, recipe) for begin in begins]
+        early = [_fit_rows(values[:begin], panel, outlier, recipe) for begin in begins]
         # skip a naive substitute: its errors say nothing about the model
         models = [one.model if one.short == fit.short else None for one in early]
         residuals = _residuals(models, values, begins)
@@ -110,7 +110,7 @@ def fit_panel(panel: Panel, recipe: Recipe) -> FittedPanel:
             for name in recipe.baselines:
                 # the same rows and windows for every model
                 other = replace(recipe, model=name)
-                models = [_fit_rows(values[:begin], panel, dwarfed, other).model for begin in begins]
+                models = [_fit_rows(values[:begin], panel, outlier, other).model for begin in begins]
                 residuals = _residuals(models, values, begins)
                 assert residuals is not None
                 held_out[name] = HeldOutError.of(residuals)
@@ -146,27 +146,27 @@ class _Fit:
     short: bool = False  # too few rows for the model: every channel has the naive forecast
 
 
-def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Recipe) -> _Fit:
+def _fit_rows(values: np.ndarray, panel: Panel, outlier: np.ndarray, recipe: Recipe) -> _Fit:
     """Fit the model on some first rows of a panel, with the naive forecast for what cannot be fitted."""
     rows, horizon = len(values), recipe.horizon
     constant = constant_channels(values)
-    dwarfed = dwarfed & ~constant
+    outlier = outlier & ~constant
     notes = [
         f"{panel.channels[c]} is constant ({panel.values[0, c]:g} in all {rows} rows): the value is repeated"
         for c in np.flatnonzero(constant)
     ]
-    for c in np.flatnonzero(dwarfed):
+    for c in np.flatnonzero(outlier):
         row = int(np.argmax(np.abs(panel.values[:rows, c])))
         notes.append(
             f"{panel.channels[c]} holds {panel.values[row, c]:g} at {panel.stamps[row]}, beside which all else is "
             "nothing: the naive forecast is given; correct the cell"
         )
-    columns = np.flatnonzero(~(constant | dwarfed))
+    columns = np.flatnonzero(~(constant | outlier))
     if not len(columns):
         return _Fit(naive_map(values, panel.season, horizon), notes)
     spec = find_model(recipe.model)
     usual = max(1, min(spec.usual_look_back, (rows - horizon) // 3))
-    look_back, train_end = recipe.asked_look_back or usual, rows
+    look_back, train_end = recipe.requested_look_back or usual, rows
     if not spec.joint:
         train_end = min(rows, max(round(rows * 0.8), look_back + horizon))
     names = tuple(panel.channels[c] for c in columns)
@@ -179,12 +179,12 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
         return _Fit(naive_map(values, panel.season, horizon), notes, short=True)
     if isinstance(model, Naive):
         model = model.as_linear_map()
-    sane, kept = _sane_channels(model, history.values), np.zeros(len(constant), dtype=bool)
-    kept[columns] = sane
+    plausible, kept = _plausible_channels(model, history.values), np.zeros(len(constant), dtype=bool)
+    kept[columns] = plausible
     notes += [
-        f"{recipe.model} forecasts {panel.channels[c]} more than {_SANE:g} ranges away from its past: the naive "
+        f"{recipe.model} forecasts {panel.channels[c]} more than {_PLAUSIBLE:g} ranges away from its past: the naive "
         "forecast is given"
-        for c in columns[~sane]
+        for c in columns[~plausible]
     ]
     if kept.all():
         return _Fit(model, notes)
@@ -194,17 +194,17 @@ def _fit_rows(values: np.ndarray, panel: Panel, dwarfed: np.ndarray, recipe: Rec
     return _Fit(Patched(model, columns, kept, naive), notes)
 
 
-def _dwarfed_channels(values_TC: np.ndarray) -> np.ndarray:
+def _outlier_channels(values_TC: np.ndarray) -> np.ndarray:
     """Channels whose typical movement is lost beside their largest value in double precision; ``(C,)`` bool."""
     from_median = np.abs(values_TC / 2 - np.median(values_TC, axis=0) / 2)
     usual = np.array([np.median(moved[moved > 0]) if moved.any() else 0.0 for moved in from_median.T])
-    return usual < _DWARFED * from_median.max(axis=0)
+    return usual < _OUTLIER * from_median.max(axis=0)
 
 
-def _sane_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
+def _plausible_channels(model: FittedModel, values_TC: np.ndarray) -> np.ndarray:
     """Channels whose forecasts from 50 windows, the last included, stay near the range of the past; ``(C,)`` bool."""
     lowest, highest = values_TC.min(axis=0), values_TC.max(axis=0)
-    room = _SANE * (highest - lowest)
+    room = _PLAUSIBLE * (highest - lowest)
     windows = sliding_window_view(values_TC, model.look_back, axis=0)
     chosen = np.unique(np.linspace(0, len(windows) - 1, 50).round().astype(int))
     forecast = model.forecast(windows[chosen].swapaxes(1, 2))

@@ -117,11 +117,11 @@ class Forecaster:
         """
         panels = self._as_panels(data)
         recipe = self._recipe()
-        asked = recipe.asked_look_back
+        steps = recipe.requested_look_back
         longest = max(panels, key=lambda panel: panel.rows, default=None)
-        if asked is not None and longest is not None and longest.rows < asked + self.horizon:
+        if steps is not None and longest is not None and longest.rows < steps + self.horizon:
             raise DataError(
-                f"{longest.name} has {longest.rows} rows, fewer than look-back + horizon = {asked} + {self.horizon}: "
+                f"{longest.name} has {longest.rows} rows, fewer than look-back + horizon = {steps} + {self.horizon}: "
                 "give more rows, a shorter look-back or a shorter horizon"
             )
         if find_model(self.model).kind == "gradient":
@@ -199,11 +199,11 @@ class Forecaster:
             if fitting < 1:
                 continue
             first = panel.rows - self.horizon - (fitting - 1) * step
-            part = fit_panel(_head(panel, first), self._recipe())
+            part = fit_panel(_first_rows(panel, first), self._recipe())
             for warning in part.warnings:
                 fit_warning(warning)
             for origin in range(first, panel.rows - self.horizon + 1, step):
-                past = _head(panel, origin)
+                past = _first_rows(panel, origin)
                 frame = self._forecast(part, past, np.arange(len(panel.channels)), self.horizon)
                 actual = panel.values[origin : origin + self.horizon]
                 frame.insert(2, "cutoff", past.stamps[-1])
@@ -259,12 +259,12 @@ class Forecaster:
         described = []
         for index, part in enumerate(self._fitted()):
             try:
-                model, told = stored_model(part.map)
+                model, description = stored_model(part.map)
             except ArgumentError as error:
                 raise ArgumentError(
                     f"save: the model {self.model!r}: {error}: keep this Forecaster in memory"
                 ) from error
-            plain = told == {"kind": LinearMap.KIND}
+            plain = description == {"kind": LinearMap.KIND}
             tail = part.panel.values[-max(part.map.look_back, 2 * part.panel.season) :]
             named = {
                 "mean": part.scaler.mean,
@@ -290,7 +290,7 @@ class Forecaster:
                     "levels": part.intervals.levels if part.intervals else (),
                     "windows": part.intervals.windows if part.intervals else 0,
                     "warnings": part.warnings,
-                    **({} if plain else {"model": told}),
+                    **({} if plain else {"model": description}),
                 }
             )
         settings = {name: getattr(self, name) for name in ("horizon", "model", "look_back", "levels", "seed")}
@@ -316,9 +316,9 @@ class Forecaster:
             RuntimeError,
             ManyheadsError,
         ) as error:
-            said = " ".join(str(error).split())[:120] or type(error).__name__
+            message = " ".join(str(error).split())[:120] or type(error).__name__
             raise CheckpointError(
-                f"{path}: its arrays and its description do not fit each other ({said}): {fix}"
+                f"{path}: its arrays and its description do not fit each other ({message}): {fix}"
             ) from error
 
     @classmethod
@@ -330,11 +330,11 @@ class Forecaster:
             stored = from_json(_Stored, described, place=f"panels[{index}]")
             names = ("weight", "bias", "scale_bias")
             if stored.model is None:
-                arrays_of_model, told = {n: part.pop(n) for n in names if n in part}, {"kind": LinearMap.KIND}
+                arrays_of_model, description = {n: part.pop(n) for n in names if n in part}, {"kind": LinearMap.KIND}
             else:
                 found = [name for name in part if name.startswith("model.")]
-                arrays_of_model, told = {n.removeprefix("model."): part.pop(n) for n in found}, stored.model
-            model = restored_model(arrays_of_model, told, made.horizon, len(stored.channels), len(part["tail"]))
+                arrays_of_model, description = {n.removeprefix("model."): part.pop(n) for n in found}, stored.model
+            model = restored_model(arrays_of_model, description, made.horizon, len(stored.channels), len(part["tail"]))
             stored.check(part, made.horizon, model.look_back)
             tail = part["tail"]
             last: Any = pd.Timestamp(stored.last)
@@ -400,5 +400,5 @@ def comparison(errors: pd.DataFrame) -> str:
     )
 
 
-def _head(panel: Panel, rows: int) -> Panel:
+def _first_rows(panel: Panel, rows: int) -> Panel:
     return replace(panel, values=panel.values[:rows], stamps=panel.stamps[:rows], split=None)

@@ -52,10 +52,11 @@ class Decomposed(nn.Module):
         self.decompose = SeriesDecomposition(*config.windows)
         self.encoder_embedding, self.decoder_embedding = ValueEmbedding(channels, dim), ValueEmbedding(channels, dim)
         self.dropout = nn.Dropout(config.dropout)
-        asked = label + horizon
+        decoder_steps = label + horizon
         self.encoder = nn.ModuleList(_block(config, look_back) for _ in range(config.depth))
         self.decoder = nn.ModuleList(
-            _block(config, asked, cross=_cross(config, asked, look_back)) for _ in range(config.decoder_depth)
+            _block(config, decoder_steps, cross=_cross(config, decoder_steps, look_back))
+            for _ in range(config.decoder_depth)
         )
         self.trends = nn.ModuleList(
             nn.Conv1d(dim, channels, 3, padding=1, padding_mode="circular", bias=False) for _ in self.decoder

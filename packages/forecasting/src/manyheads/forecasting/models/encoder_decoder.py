@@ -80,8 +80,8 @@ class EncoderDecoder(nn.Module):
                 encoded = self.distilling[index](encoded)
         encoded = self.encoder_norm(encoded)
         known = x_NLC[:, x_NLC.shape[1] - self.label :]
-        asked = torch.cat([known, known.new_zeros(len(known), self.horizon, known.shape[2])], 1)
-        decoded = self.dropout(self.positions(self.decoder_embedding(asked)))
+        decoder_input = torch.cat([known, known.new_zeros(len(known), self.horizon, known.shape[2])], 1)
+        decoded = self.dropout(self.positions(self.decoder_embedding(decoder_input)))
         for block in self.decoder:
             decoded = block(decoded, context=encoded).y
         return self.head(self.decoder_norm(decoded[:, -self.horizon :]))

@@ -176,10 +176,10 @@ def _named_time(frame: pd.DataFrame, columns: Columns) -> str | None:
     return next((name for name in frame if name.strip().lower() in TIME_NAMES), None)
 
 
-def _time_column(frame: pd.DataFrame, place: str, asked: str | None) -> str:
-    found = _named_time(frame, Columns(time=asked))
-    if found is None and asked is not None:
-        raise DataError(f"{place}: no time column {asked!r}, found {listed(frame.columns)}: name it with --time")
+def _time_column(frame: pd.DataFrame, place: str, requested: str | None) -> str:
+    found = _named_time(frame, Columns(time=requested))
+    if found is None and requested is not None:
+        raise DataError(f"{place}: no time column {requested!r}, found {listed(frame.columns)}: name it with --time")
     found = found or next((name for name in frame if is_stamps(frame[name])), None)
     if found is None:
         raise DataError(

@@ -100,11 +100,11 @@ def numbers(cells: Cells, name: str, what: Callable[[int], str], missing: float 
         found = _from_objects(cells, name, what)
     if missing is not None:
         found = np.where(found == missing, np.nan, found)
-    endless = np.isinf(found)
-    if endless.any():
-        row = int(np.argmax(endless))
+    infinite = np.isinf(found)
+    if infinite.any():
+        row = int(np.argmax(infinite))
         raise DataError(
-            f"{cells.at(row)}, {what(row)}: found an infinite value ({int(endless.sum())} in all), expected a number: "
+            f"{cells.at(row)}, {what(row)}: found an infinite value ({int(infinite.sum())} in all), expected a number: "
             "correct it"
         )
     return found

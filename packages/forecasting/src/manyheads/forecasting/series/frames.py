@@ -177,9 +177,9 @@ def _on_axes(kept: list[Observed], cells: Cells, reading: Reading, usual: str | 
 
 
 def _check_rising(series: Observed, cells: Cells) -> None:
-    late = np.flatnonzero(np.diff(series.stamps.asi8) <= 0)
-    if len(late):
-        at = late[0] + 1
+    unsorted = np.flatnonzero(np.diff(series.stamps.asi8) <= 0)
+    if len(unsorted):
+        at = unsorted[0] + 1
         again = series.stamps[at] == series.stamps[at - 1]
         found = "the stamp of the row before again" if again else "a stamp before the last one"
         fix = "keep one of the two rows" if again else "sort the table by time"
@@ -221,22 +221,22 @@ def _axis(
     if not len(wrong):
         return freq, expected
     grid = axis(freq, stamps[0], stamps[-1])
-    strange = np.flatnonzero(~stamps.isin(grid))
-    at = int(strange[0] if len(strange) else wrong[0])
+    off_grid = np.flatnonzero(~stamps.isin(grid))
+    at = int(off_grid[0] if len(off_grid) else wrong[0])
     row = _where(series, at, cells)
-    if reading.freq is None and 2 * len(strange) > len(stamps):
+    if reading.freq is None and 2 * len(off_grid) > len(stamps):
         fix = "date each row by the first day of its month"
         if len(set(stamps.day)) > 1:
             fix = "resample them, or name the frequency (--freq)"
         raise DataError(
-            f"{row}: found {len(strange)} of {len(stamps)} stamps apart from {freq}, the most usual step, expected "
+            f"{row}: found {len(off_grid)} of {len(stamps)} stamps apart from {freq}, the most usual step, expected "
             f"rows at one frequency: {fix}"
         )
-    if len(strange):
+    if len(off_grid):
         nearest = grid[min(grid.searchsorted(stamps[at]), len(grid) - 1)] if len(grid) else expected[at]
-        wanted = expected[at] if at == wrong[0] else nearest
+        correct = expected[at] if at == wrong[0] else nearest
         raise DataError(
-            f"{row}: found {stamps[at]}, expected {wanted} at frequency {freq}: add the missing rows (--fill "
+            f"{row}: found {stamps[at]}, expected {correct} at frequency {freq}: add the missing rows (--fill "
             "interpolate), correct the stamp, or name the frequency (--freq)"
         )
     if reading.fill is None:

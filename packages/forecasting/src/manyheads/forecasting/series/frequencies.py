@@ -128,19 +128,19 @@ def _months(clock: pd.DatetimeIndex, days: int) -> Iterator[str]:
     if days < 28:
         return
     months = clock.year.to_numpy() * 12 + clock.month.to_numpy() - 1
-    apart = max(1, int(_mode(np.diff(months))))
+    spacing = max(1, int(_mode(np.diff(months))))
     last = _MONTHS[int(_mode(months)) % 12]
     for first_or_last in ("S", "E"):
         for business in ("", "B"):
             name = f"{business}M{first_or_last}"
-            if apart == 12:
+            if spacing == 12:
                 yield f"{business}Y{first_or_last}-{last}"
-            elif apart == 3:
+            elif spacing == 3:
                 # a quarter is named by its first month of the year, or by the year's last
                 month = int(_mode(months % 3)) + (0 if first_or_last == "S" else 9)
                 yield f"{business}Q{first_or_last}-{_MONTHS[month]}"
-            elif apart > 1:
-                yield f"{apart}{name}"
+            elif spacing > 1:
+                yield f"{spacing}{name}"
             yield name
 
 

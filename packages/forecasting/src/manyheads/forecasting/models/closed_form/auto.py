@@ -30,9 +30,9 @@ The rule, the same for every panel:
 6. *Guard.* A channel that behaves like a random walk gets the naive forecast. The gain over Repeat is measured in the
    same cross-validation, with pooling weights from the other folds: for each channel over the folds in which it moves,
    for the panel as the median over channels. A channel keeps its model if its own gain is above two standard errors
-   over folds, or if the gain of the panel is and the channel itself does not lose by two standard
-   errors. Otherwise its forecast is Repeat, or the prior if that had the lower error. Medians are used so that no
-   channel decides for the others.
+   over folds, or if the gain of the panel is and the channel itself does not lose by two standard errors. Otherwise its
+   forecast is Repeat, or the prior if that had the lower error. Medians are used so that no channel decides for the
+   others.
 7. *Refit* of everything on all fitting rows.
 
 Source: our own, following SearchCast (2606.27282) and 2403.14587. No figure of a test part enters the rule.
@@ -63,15 +63,15 @@ class AutoRule:
     longest: int = 2016
     """Steps of the longest look-back, at most."""
     rows_per_step: int = 11
-    """The longest look-back is at most the number of rows over this ..."""
+    """The longest look-back is the number of rows divided by this, or ``seasons`` seasons if that is more."""
     seasons: int = 3
-    """... but at least this many seasons."""
+    """Seasons in the longest look-back, at least."""
     divisors: tuple[int, ...] = (1, 2, 3)
     """The look-backs are the longest one divided by these."""
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
     """``lambda``: multiples of the mean eigenvalue of the Gram matrix."""
     temperature: float = 0.03
-    """Of the softmax that gives the pooling weights, in relative error."""
+    """Temperature of the softmax that gives the pooling weights, in relative error."""
     folds: int = 4
     """Blocks of the cross-validation."""
     few_seasons: int = 30
