@@ -1,36 +1,34 @@
 """Hiformer: Heterogeneous Feature Interactions Learning with Transformers for Recommendation Systems (2311.05884).
 
-A token is a field of a record (user, item, hour …) and every field has weights of its own. A pre-norm block:
+A token is a field of a record (user, item, hour …), and every field has weights of its own. A pre-norm block:
 
     R = X + [concat_h softmax(Q_h K_h' / sqrt(E)) V_h]_t O_t,   Q, K, V = projections of N = LayerNorm(X)
     Y = R + W2_t GELU(W1_t LayerNorm(R)_t)                                    O_t, W1_t, W2_t: of field t
 
-    heterogeneous:  q_t = N_t Q_t           each field by its own matrix, likewise k and v
+    heterogeneous:  q_t = N_t Q_t           one matrix for each field, likewise k and v
     hiformer:       [q_1 … q_T] = vec(N) Q  a composite of all fields: Q is T D x T D, or of rank r, Q = L R'
 
 Shapes: B batch, T fields, D width, H heads, E = D / H head width, m expansion of the FFN, r rank, Q queries.
 
-Cost, multiply-adds a record: ``4 T D^2 + 2 T^2 D + 2 m T D^2`` (heterogeneous: that of a plain Transformer layer),
-with ``3 T^2 D^2`` (hiformer) or ``6 T D r`` (rank r) in place of ``3 T D^2``.
+Cost, multiply-adds for each record: heterogeneous ``4 T D^2 + 2 T^2 D + 2 m T D^2``, as a plain Transformer layer;
+hiformer has ``3 T^2 D^2``, or at rank r ``6 T D r``, in place of ``3 T D^2``. The layers keep no state: they do not
+stream.
 
-Only the last fields, the task tokens, feed the head, so that the last layer needs ``queries`` of them: keys and values
-of all fields, but queries, output projection and FFN of the last ones only, with no parameters for the others.
-``forward`` keeps the shape (B, T, D): the last ``queries`` rows are those of the unpruned layer, the rows before are X
-itself, as of a residual block that adds nothing; :meth:`last` gives (B, queries, D) alone. ``layer.prune(queries)``
-makes the pruned layer of a trained one, ``compress(layer, rank)`` the low-rank one.
+Pruning: only the last fields, the task tokens, feed the head. So the last layer of a network needs only ``queries`` of
+them: keys and values of all fields, but queries, output projection and FFN of the last ones, with no parameters for the
+others. ``forward`` keeps the shape (B, T, D): its last ``queries`` rows are those of the unpruned layer, the rows
+before are X, as of a residual block that adds nothing. :meth:`last` gives (B, queries, D) alone.
+``layer.prune(queries)`` makes the pruned layer from a trained one, ``compress(layer, rank)`` the low-rank one.
 
-``mask.padding`` marks fields that are missing: they add nothing to a composite, are not attended, and give 0.
+``mask.padding`` marks missing fields: they add nothing to a composite, are not attended, and give 0.
 
-Differs from the paper: its body could not be read; the equations are a reconstruction from descriptions and an
-independent implementation, of which parameter counts are all that could be checked. Where normalisation stands is not
-known: pre-norm here, LayerNorms shared by the fields. One pair of low-rank factors serves all heads; the paper has one
-a head. Missing fields are ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,33 +36,41 @@ from torch.nn import functional
 
 from manyheads.core.blocks.field_linear import FieldLinear
 from manyheads.core.errors import ArgumentError
-from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, blank, head_count
+from manyheads.core.fields import argument, heads_argument
+from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput, blank
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 _TITLE = "Hiformer: Heterogeneous Feature Interactions Learning with Transformers for Recommendation Systems"
 _DEVIATIONS = (
-    "reconstructed: the paper's body could not be read; checked by parameter counts",
-    "pre-norm; the paper's choice is not known",
-    "missing fields as padding",
+    "a reconstruction from descriptions and an independent implementation, as the paper's body could not be read: only "
+    "parameter counts could be checked",
+    "pre-norm, with LayerNorms that the fields share; where the paper normalises is not known",
+    "missing fields, as padding, are ours",
+)
+_BLOCK = (
+    r" R_t &= X_t + \Big[\mathrm{softmax}\Big(\tfrac{Q_h K_h^\top}{\sqrt E}\Big) V_h\Big]_{h = 1 \dots H,\; t} O_t \\"
+    r" Y_t &= R_t + \mathrm{GELU}\big(\mathrm{LN}(R_t)\, W_{1,t}\big)\, W_{2,t} \end{aligned}"
 )
 
 
 def _body_flops(config: dict[str, Any]) -> float:
     """All but the projections to queries, keys and values."""
-    dim, fields = config["dim"], config["fields"]
-    queries = config.get("queries") or fields
-    return 4.0 * queries * fields * dim + 2.0 * queries * dim * dim * (1 + 2 * config.get("expansion", 2))
+    dim, fields, queries = config["dim"], config["fields"], config["queries"]
+    return 4.0 * queries * fields * dim + 2.0 * queries * dim * dim * (1 + 2 * config["expansion"])
 
 
 def _heterogeneous_flops(config: dict[str, Any], grid: Grid) -> float:
-    dim, fields = config["dim"], config["fields"]
-    return 2.0 * ((config.get("queries") or fields) + 2 * fields) * dim * dim + _body_flops(config)
+    dim, outputs = config["dim"], config["queries"] + 2 * config["fields"]
+    return 2.0 * outputs * dim * dim + _body_flops(config)
 
 
 def _hiformer_flops(config: dict[str, Any], grid: Grid) -> float:
-    dim, fields, rank = config["dim"], config["fields"], config.get("rank")
-    outputs = (config.get("queries") or fields) + 2 * fields
+    dim, fields, rank = config["dim"], config["fields"], config["rank"]
+    outputs = config["queries"] + 2 * fields
     if rank is None:
         return 2.0 * outputs * fields * dim * dim + _body_flops(config)
     return 2.0 * (3 * fields + outputs) * dim * rank + _body_flops(config)
@@ -73,39 +79,42 @@ def _hiformer_flops(config: dict[str, Any], grid: Grid) -> float:
 class _FieldLayer(Layer):
     """The block of both layers; a subclass projects."""
 
-    query_parts: tuple[str, ...] = ("output", "inner", "outer")  # modules that hold a part for each query
+    # modules with a part for each query
+    query_parts: ClassVar[tuple[str, ...]] = ("output", "inner", "outer")
 
-    def __init__(
-        self, dim: int, *, fields: int, heads: int | None, expansion: int, queries: int | None, **config: Any
-    ) -> None:
-        heads = head_count(self.info.name, dim, heads, most=4)
-        super().__init__(dim, fields=fields, heads=heads, expansion=expansion, queries=queries, **config)
-        name = self.info.name
-        if fields < 1:
-            raise ArgumentError(f"{name}: fields: found {fields}, expected 1 or more")
-        if expansion < 1:
-            raise ArgumentError(f"{name}: expansion: found {expansion}, expected 1 or more")
-        if queries is not None and not 1 <= queries <= fields:
-            raise ArgumentError(f"{name}: queries: found {queries}, expected 1 to fields = {fields}")
-        self.fields, self.heads = fields, heads
-        self.queries = fields if queries is None else queries
+    fields: int = argument(least=1)
+    """T; every input has as many tokens."""
+    heads: int = heads_argument(most=4)
+    """H; divides ``dim``. By default the largest power of two up to 4 that does."""
+    expansion: int = argument(default=2, least=1)
+    """m; the FFN has m D hidden features."""
+    queries: int = argument(factory=lambda layer: layer.fields)
+    """The number of last fields that are computed; all by default."""
+
+    def setup(self) -> None:
+        dim, queries, hidden = self.dim, self.queries, self.expansion * self.dim
+        if not 1 <= queries <= self.fields:
+            raise ArgumentError(f"{self.info.name}: queries: found {queries}, expected 1 to fields = {self.fields}")
         self.norm = nn.LayerNorm(dim)
-        self.value = nn.Identity()  # where the values pass, for methods.mixing_matrix
-        self.output = FieldLinear(self.queries, dim, dim)
+        # the values pass here, for methods.mixing_matrix
+        self.value = nn.Identity()
+        self.output = FieldLinear(queries, dim, dim)
         self.inner_norm = nn.LayerNorm(dim)
-        self.inner = FieldLinear(self.queries, dim, expansion * dim)
-        self.outer = FieldLinear(self.queries, expansion * dim, dim)
+        self.inner = FieldLinear(queries, dim, hidden)
+        self.outer = FieldLinear(queries, hidden, dim)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(B, T, D)`` -> queries ``(B, Q, D)``, keys and values ``(B, T, D)``."""
+    def project(
+        self, x: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+        """Queries, keys and values of the normed fields."""
         raise NotImplementedError(f"{type(self).__name__} does not implement project")
 
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         rows = self._rows(x, mask)
         return LayerOutput(rows if self.queries == self.fields else torch.cat([x[:, : -self.queries], rows], 1))
 
-    def last(self, x: Tensor, *, mask: Mask | None = None) -> Tensor:
-        """The last ``queries`` rows of ``forward``, ``(B, T, D)`` -> ``(B, queries, D)``, without the others' copy."""
+    def last(self, x: Float[Tensor, "b t d"], *, mask: Mask | None = None) -> Float[Tensor, "b q d"]:
+        """The last ``queries`` rows of ``forward``, without a copy of the others."""
         x, _, mask = self._admitted(x, None, mask)
         if x.shape[0] == 0:
             return self._of_nothing(x, ()).y[:, -self.queries :]
@@ -113,9 +122,9 @@ class _FieldLayer(Layer):
         return rows if mask.padding is None else blank(rows, mask.padding[:, -self.queries :])
 
     def prune(self, queries: int) -> Self:
-        """A copy that computes the last ``queries`` fields only, with their parameters only.
+        """A copy that computes only the last ``queries`` fields and has only their parameters.
 
-        Raises :class:`ArgumentError` for more queries than this layer has, or none.
+        Raises :class:`ArgumentError` for 0 queries or more than this layer has.
         """
         if not 1 <= queries <= self.queries:
             raise ArgumentError(f"{self.info.name}: queries: found {queries}, expected 1 to {self.queries}")
@@ -135,13 +144,13 @@ class _FieldLayer(Layer):
             normed = torch.where(real.unsqueeze(-1), normed, 0.0)
         q, k, v = self.project(normed)
         mixed = self._attend(q, k, self.value(v), real)
-        # from here on field-major, as FieldLinear computes: elementwise functions are twice as slow on the views
+        # field-major from here on, as FieldLinear computes: elementwise functions take twice the time on its views
         rows = _swap(self.output(mixed)) + _swap(x[:, -self.queries :])
         hidden = functional.gelu(_swap(self.inner(_swap(self.inner_norm(rows)))))
         return _swap(rows + _swap(self.outer(_swap(hidden))))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
-        """Plain products: for some tens of tokens they take two thirds of the fused kernel's time."""
+        """Attention by plain products: for a few tens of tokens they take two thirds of the fused kernel's time."""
         batch, width = q.shape[0], self.dim // self.heads
 
         def split(part: Tensor) -> Tensor:
@@ -149,7 +158,7 @@ class _FieldLayer(Layer):
 
         scores = torch.baddbmm(q.new_zeros(()), split(q), split(k).mT, beta=0, alpha=width**-0.5)
         if real is not None:
-            # a finite floor: a record of missing fields only has a gradient of 0 and not NaN
+            # a finite floor: with minus infinity, a record of missing fields only has a gradient of NaN
             floor = torch.finfo(scores.dtype).min
             missing = ~real[:, None, None, :]
             scores = scores.unflatten(0, (batch, self.heads)).masked_fill(missing, floor).flatten(0, 1)
@@ -159,8 +168,11 @@ class _FieldLayer(Layer):
 
 
 def _softmax_of_columns(scores: Tensor) -> Tensor:
-    """Softmax over the last axis, for training: torch's kernel is slow for rows of some tens, and turned into columns
-    they take a fifth of its time, forward and backward. What is exported keeps the plain operator."""
+    """Softmax over the last axis, for training.
+
+    torch's kernel is slow for rows of a few tens: as columns they take a fifth of its time, forward and backward. An
+    exported layer keeps the plain operator.
+    """
     return scores.flatten(0, 1).t().contiguous().softmax(0).t().unflatten(0, scores.shape[:2])
 
 
@@ -170,14 +182,7 @@ def _swap(x: Tensor) -> Tensor:
 
 
 class Heterogeneous(_FieldLayer):
-    """Heterogeneous attention with a FFN of each field; see the module for equation and shapes.
-
-    Args:
-        dim: width D.
-        fields: T; every input has as many tokens.
-        heads: H; divides ``dim``. None for the largest power of two up to 4 that does.
-        expansion: m of the FFN.
-        queries: the last fields that are computed; all by default.
+    """Heterogeneous attention with an FFN for each field; see the module for equation and shapes.
 
     Raises:
         ArgumentError: no fields, heads that do not divide, an expansion below 1, queries out of 1 … fields.
@@ -187,7 +192,10 @@ class Heterogeneous(_FieldLayer):
         name="heterogeneous",
         title=_TITLE,
         arxiv="2311.05884",
-        good_for="Records of some dozen fields of different kinds: each field has projections of its own.",
+        formula=r"\begin{aligned} N &= \mathrm{LN}(X), \quad q_t = N_t Q_t, \quad k_t = N_t K_t, \quad v_t = N_t V_t \\"
+        + _BLOCK,
+        good_for="Records of a few dozen fields of different kinds: each field has projections of its own.",
+        not_for="Sequences, as the number of tokens is fixed and each position has weights of its own: take softmax.",
         cost="time N D^2 + N^2 D, memory N D, parameters N D^2",
         flops=_heterogeneous_flops,
         at_length=lambda n: {"plain": {"fields": n}} if n <= 512 else {},
@@ -200,29 +208,20 @@ class Heterogeneous(_FieldLayer):
     )
     query_parts = (*_FieldLayer.query_parts, "query")
 
-    def __init__(
-        self, dim: int, *, fields: int, heads: int | None = None, expansion: int = 2, queries: int | None = None
-    ) -> None:
-        super().__init__(dim, fields=fields, heads=heads, expansion=expansion, queries=queries)
-        self.query = FieldLinear(self.queries, dim, dim)
-        self.key_value = FieldLinear(fields, dim, 2 * dim)
+    def setup(self) -> None:
+        super().setup()
+        self.query = FieldLinear(self.queries, self.dim, self.dim)
+        self.key_value = FieldLinear(self.fields, self.dim, 2 * self.dim)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         k, v = self.key_value(x).chunk(2, -1)
         return self.query(x[:, -self.queries :]), k, v
 
 
 class Hiformer(_FieldLayer):
-    """Attention over composite projections, with a FFN of each field; see the module for equation and shapes.
-
-    Args:
-        dim: width D.
-        fields: T; every input has as many tokens.
-        rank: r of the projections to queries, keys and values; None for full matrices. Low rank is cheaper below
-            ``T D (Q + 2 T) / (Q + 5 T)``.
-        heads: H; divides ``dim``. None for the largest power of two up to 4 that does.
-        expansion: m of the FFN.
-        queries: the last fields that are computed; all by default.
+    """Attention over composite projections, with an FFN for each field; see the module for equation and shapes.
 
     Raises:
         ArgumentError: no fields, a rank out of 1 … T D, heads that do not divide, an expansion below 1, queries out of
@@ -233,42 +232,46 @@ class Hiformer(_FieldLayer):
         name="hiformer",
         title=_TITLE,
         arxiv="2311.05884",
+        formula=(
+            r"\begin{aligned} N &= \mathrm{LN}(X), \quad [q_1 \dots q_T] = \mathrm{vec}(N)\, Q, \quad"
+            r" Q \in \mathbb{R}^{TD \times TD} \text{ or } Q = L R^\top \text{ of rank } r, \quad"
+            r" \text{likewise } k, v \\"
+        )
+        + _BLOCK,
         good_for="Ranking with crossed features: every pair of fields has an interaction of its own.",
+        not_for="Many fields or few rows, as its full projections have 3 N^2 D^2 weights: take heterogeneous, or give "
+        "a rank.",
         cost="time and parameters N^2 D^2, with rank r N D r + N D^2; memory N D",
         flops=_hiformer_flops,
-        at_length=lambda n: {"plain": {"fields": n, "rank": 64}} if n <= 512 else {},
+        at_length=lambda n: {"plain": {"fields": n, "rank": min(64, max(2, n // 4))}} if n <= 512 else {},
         masks=("padding",),
         positional=True,
         lengths="fixed: as many tokens as fields, others raise",
         sizes=("fields",),
         linear_in_value=True,
-        deviations=(*_DEVIATIONS, "one pair of low-rank factors serves all heads"),
+        deviations=(*_DEVIATIONS, "one pair of low-rank factors serves all heads; the paper has one for each head"),
     )
     query_parts = (*_FieldLayer.query_parts, "query")
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        fields: int,
-        rank: int | None = None,
-        heads: int | None = None,
-        expansion: int = 2,
-        queries: int | None = None,
-    ) -> None:
-        super().__init__(dim, fields=fields, heads=heads, expansion=expansion, queries=queries, rank=rank)
-        wide = fields * dim
+    rank: int | None = None
+    """r of the projections to queries, keys and values; None for full matrices. Low rank is cheaper below
+    ``T D (Q + 2 T) / (Q + 5 T)``."""
+
+    def setup(self) -> None:
+        wide, rank = self.fields * self.dim, self.rank
         if rank is not None and not 1 <= rank <= wide:
             raise ArgumentError(f"hiformer: rank: found {rank}, expected 1 to fields * dim = {wide}, or None")
-        self.rank = rank
+        super().setup()
         source = wide if rank is None else rank
         if rank is not None:
             self.down = nn.Linear(wide, 3 * rank, bias=False)
-        self.query = nn.Linear(source, self.queries * dim)
+        self.query = nn.Linear(source, self.queries * self.dim)
         self.key = nn.Linear(source, wide)
         self.values = nn.Linear(source, wide)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         flat = x.flatten(1)
         sources = (flat, flat, flat) if self.rank is None else self.down(flat).chunk(3, -1)
         q, k, v = (
@@ -277,8 +280,8 @@ class Hiformer(_FieldLayer):
         )
         return q, k, v
 
-    def matrices(self) -> dict[str, Tensor]:
-        """The composite projections of "query", "key" and "values" as full matrices, ``(outputs, T D)``."""
+    def matrices(self) -> dict[str, Float[Tensor, "outputs td"]]:
+        """The composite projections "query", "key" and "values" as full matrices, ``(outputs, T D)``."""
         downs = [None] * 3 if self.rank is None else self.down.weight.chunk(3)
         modules = {"query": self.query, "key": self.key, "values": self.values}
         return {
@@ -288,17 +291,17 @@ class Hiformer(_FieldLayer):
 
 
 class Compressed(NamedTuple):
-    """A low-rank layer, and for each projection the spectral norm of what was cut off."""
+    """A low-rank layer, and the spectral norm of the approximation error of each projection."""
 
     layer: Hiformer
     error: dict[str, float]
 
 
 def compress(layer: Hiformer, rank: int) -> Compressed:
-    """The layer with its composite projections cut to ``rank`` by singular values, the best such approximation.
+    """Truncate the composite projections to ``rank`` by singular values, the best approximation of that rank.
 
-    ``error[name]`` is ``||W - W_r||_2 = sigma_{r + 1}`` of "query", "key" and "values", 0 from full rank on; all else
-    is copied. Raises :class:`ArgumentError` for a layer of another kind or a rank out of 1 … T D.
+    ``error[name]`` is ``||W - W_r||_2 = sigma_{r + 1}`` of "query", "key" and "values", 0 from full rank on. All other
+    weights are copied. Raises :class:`ArgumentError` for a layer of another kind or a rank out of 1 … T D.
     """
     if not isinstance(layer, Hiformer):
         raise ArgumentError(f"compress: layer: found {type(layer).__name__}, expected Hiformer")
@@ -310,7 +313,8 @@ def compress(layer: Hiformer, rank: int) -> Compressed:
         u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
         error[name] = float(sigma[rank]) if rank < len(sigma) else 0.0
         root = sigma[:rank].sqrt()
-        spare = rank - len(root)  # a pruned query has fewer singular values than the rank may ask for
+        # a pruned query may have fewer singular values than the rank: pad with 0
+        spare = rank - len(root)
         up = functional.pad(u[:, :rank] * root, (0, spare))
         downs.append(functional.pad(root.unsqueeze(1) * vh[:rank], (0, 0, 0, spare)).to(matrix.dtype))
         weights[f"{name}.weight"] = up.to(matrix.dtype)

@@ -115,11 +115,10 @@ class FieldTransformer(nn.Module):
 def _layer(config: TransformerConfig, tokens: int, queries: int) -> nn.Module:
     if config.layer == "vanilla":
         return VanillaLayer(config.dim, heads=config.heads, expansion=config.expansion, queries=queries)
-    asked = None if queries == tokens else queries
     if config.layer == "heterogeneous":
-        return Heterogeneous(config.dim, fields=tokens, heads=config.heads, expansion=config.expansion, queries=asked)
+        return Heterogeneous(config.dim, fields=tokens, heads=config.heads, expansion=config.expansion, queries=queries)
     return Hiformer(
-        config.dim, fields=tokens, rank=config.rank, heads=config.heads, expansion=config.expansion, queries=asked
+        config.dim, fields=tokens, rank=config.rank, heads=config.heads, expansion=config.expansion, queries=queries
     )
 
 
