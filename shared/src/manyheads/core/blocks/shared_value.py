@@ -28,8 +28,8 @@ class SharedValue(nn.Module):
         return x.unsqueeze(2).expand(-1, -1, self.heads, -1)
 
 
-def mix_shared(weights: Float[Tensor, "b h t s"], values: Float[Tensor, "b s h e"]) -> Float[Tensor, "b t h*e"]:
-    """Mix the output of :class:`SharedValue` by the weights of each head, as one product for all heads."""
+def mix_shared(weights: Float[Tensor, "b h t s"], values: Float[Tensor, "b s #h e"]) -> Float[Tensor, "b t h*e"]:
+    """Mix the output of :class:`SharedValue`, or one head of it, by the weights of each head, as one product."""
     batch, heads, tokens, _ = weights.shape
     mixed = weights.flatten(1, 2).to(values.dtype) @ values[:, :, 0]
     return mixed.view(batch, heads, tokens, -1).transpose(1, 2).flatten(2)
