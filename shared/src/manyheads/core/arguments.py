@@ -201,7 +201,7 @@ def _expectation(name: str, annotation: Any) -> Expectation | None:
     }
     if annotation in simple:
         return simple[annotation]
-    return _class(annotation) if isinstance(annotation, type) and annotation is not object else None
+    return _class(annotation) if isinstance(annotation, type) and annotation not in (object, Any) else None
 
 
 def _either(parts: list[Expectation]) -> Expectation:

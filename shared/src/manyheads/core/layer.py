@@ -88,21 +88,6 @@ def _named(forward: Callable[..., LayerOutput]) -> Callable[..., LayerOutput]:
     return run
 
 
-def head_count(name: str, dim: int, heads: int | None, *, most: int = 8, least_width: int = 1) -> int:
-    """``heads`` of the layer ``name``; for None the largest power of two up to ``most`` that divides ``dim``.
-
-    Raises :class:`ArgumentError` where they do not divide it into heads of ``least_width`` or more.
-    """
-    if heads is None:
-        heads = most
-        while heads > 1 and (dim % heads or dim // heads < least_width):
-            heads //= 2
-    if dim > 0 and (heads < 1 or dim % heads or dim // heads < least_width):
-        wide = "" if least_width == 1 else f" that leaves heads of width {least_width} or more"
-        raise ArgumentError(f"{name}: heads: found {heads}, expected a divisor of dim = {dim}{wide}")
-    return heads
-
-
 class Layer(Configured):
     """Base of all layers. A subclass has ``info``, declares its arguments as fields, and implements :meth:`mix`.
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from manyheads.core.errors import ArgumentError, MaskError, StateError, UnknownNameError
+from manyheads.core.errors import ArgumentError, MaskError, StateError
 from manyheads.core.functional import gru_scan
 from manyheads.core.layers.lama import (
     LowRankAttentionPooling,
@@ -237,7 +237,7 @@ def test_a_fresh_start_forgets_what_came_before():
     [
         ({"heads": 0}, ArgumentError, "heads: found 0, expected 1 or more"),
         ({"dim": 5}, ArgumentError, "dim: found 5, expected an even width"),
-        ({"context": "mena"}, UnknownNameError, "did you mean 'mean'"),
+        ({"context": "mena"}, ArgumentError, "context: found 'mena', expected 'mean' or 'learned'"),
         ({"window": 3}, ArgumentError, "window: found 3 with causal=False"),
         ({"causal": True, "window": 0}, ArgumentError, "window: found 0 with causal=True, expected 1 or more"),
         ({"causal": True, "max_len": 0}, ArgumentError, "max_len: found 0"),

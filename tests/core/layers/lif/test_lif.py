@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import Neuron, lif
 from manyheads.core.functional.lif import SURROGATES
 from manyheads.core.layers.lif import LIF, LIFState
@@ -163,7 +163,7 @@ def test_membrane_stays_float32_beside_lower_precision():
         ({"threshold": math.nan}, ArgumentError, "lif: threshold: found nan"),
         ({"alpha": -1.0}, ArgumentError, "lif: alpha: found -1.0"),
         ({"reset": "zero"}, ArgumentError, "lif: reset: found 'zero', expected 'hard' or 'soft'"),
-        ({"surrogate": "sigmoids"}, UnknownNameError, "unknown surrogate 'sigmoids': did you mean 'sigmoid'"),
+        ({"surrogate": "sigmoids"}, ArgumentError, "surrogate: found 'sigmoids', expected 'sigmoid', 'atan'"),
     ],
 )
 def test_bad_arguments_are_refused(config, kind, message):

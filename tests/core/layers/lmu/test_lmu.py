@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manyheads.core import state as trees
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError
 from manyheads.core.functional import (
     discretise,
     fft_convolution,
@@ -212,7 +212,7 @@ def test_order_above_the_window_warns():
         ({"order": 0}, ArgumentError, "lmu: order: found 0, expected 1 or more"),
         ({"window": 0}, ArgumentError, "lmu: window: found 0, expected 1 or more"),
         ({"channels": 0}, ArgumentError, "lmu: channels: found 0, expected 1 or more"),
-        ({"activation": "rely"}, UnknownNameError, "unknown activation 'rely': did you mean 'relu'"),
+        ({"activation": "rely"}, ArgumentError, "activation: found 'rely', expected 'relu', 'tanh' or 'identity'"),
     ],
 )
 def test_bad_arguments_are_refused(config, kind, message):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.spiking_lmu import SpikingLegendreMemoryUnit
 from manyheads.core.mask import Mask
 from manyheads.core.registry import create
@@ -191,7 +191,7 @@ def test_order_above_the_window_warns():
         ({"tau": 1.0}, ArgumentError, "spiking-lmu: tau: found 1.0"),
         ({"tau": math.inf}, ArgumentError, "spiking-lmu: tau: found inf"),
         ({"threshold": -1.0}, ArgumentError, "spiking-lmu: threshold: found -1.0"),
-        ({"surrogate": "arctan"}, UnknownNameError, "did you mean 'atan'"),
+        ({"surrogate": "arctan"}, ArgumentError, "surrogate: found 'arctan', expected 'sigmoid', 'atan'"),
     ],
 )
 def test_bad_arguments_are_refused(config, kind, message):

@@ -69,7 +69,7 @@ class CombinerLogsparse(Layer):
             r" \Omega_l &= \text{the } 2^l \text{ tokens that end at } \lfloor i / 2^l \rfloor\, 2^l \end{aligned}"
         ),
         good_for="Causal models of long sequences: each token reaches all earlier ones through log N summaries.",
-        not_for="Streams: the state keeps all tokens. Take combiner-fixed, whose state keeps spans.",
+        not_for="Most uses: causal combiner-fixed is faster at every measured length, and its state is smaller.",
         cost="time N log N D, memory N D; a streamed chunk M D with M slots",
         flops=_logsparse_flops,
         at_length=lambda n: {"plain": {"heads": 2}},

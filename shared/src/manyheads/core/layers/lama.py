@@ -13,6 +13,8 @@ and token t gets the summary of tokens 1 … t (or of the latest ``window``), wi
 ``|g_ki| <= 1`` bounds how sharp the attention can be: with a = 1 no weight over T tokens exceeds
 ``e^2 / (T - 1 + e^2)``, and the largest is at most e^2 times the smallest. ``temperature=True`` learns a_k.
 
+With one head g is the sign of f.
+
 Shapes: B batch, T tokens, S tokens that are seen, D width (of H too: D / 2 units a direction when not causal), m heads.
 
 Cost: the encoder's T steps, ``O(T D^2)``; pooling ``O(T D m)`` time and ``O(T m)`` memory beside H. Causal with the
@@ -20,23 +22,21 @@ learnt c the same by running sums, ``O(T D m)`` memory, with a state of ``m D`` 
 of every pair change, ``O(T^2 D m)`` time, ``O(T^2 m)`` memory, and a state that holds H; a window of W in blocks,
 ``O(T W D m)`` time.
 
-Differs from the paper: the pooling follows a third-party code that cites the paper's equations; size and kind of the
-encoder around it were not verified, and the penalty ``|A A' - I|^2`` (in ``aux``, where not causal) is from memory of
-the paper, its coefficient unknown. The norm has an epsilon: without it ``f = 0`` gives NaN. Learnt temperatures, the
-causal forms, the layer that hands the summary to every token and the states are ours. With one head g is the sign of f.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.recurrent_encoder import RecurrentEncoder
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
-from manyheads.core.errors import ArgumentError, MaskError, UnknownNameError
+from manyheads.core.errors import ArgumentError, MaskError
+from manyheads.core.fields import argument
 from manyheads.core.functional import (
     hold_first,
     hold_last,
@@ -52,7 +52,6 @@ from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput,
 from manyheads.core.mask import Mask
 from manyheads.core.state import State
 
-CONTEXTS = ("mean", "learned")
 EPSILON = 1e-12
 _SHORTEST_BLOCK = 64  # shorter windows share one: many small products cost more than masked entries
 
@@ -119,32 +118,29 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class LowRankAttentionPooling(Layer):
     """LAMA over a gated recurrent encoder, and its summary for every token; see the module for equation and shapes.
 
-    Args:
-        dim: width D; even when not causal, as each direction of the encoder has D / 2 units.
-        heads: m, the rank of the affinity.
-        causal: token t gets the summary of tokens 1 … t; the encoder runs forward only.
-        context: c: the "mean" of the encoder's states that are seen ("LAMA+ctx"), or one "learned" vector ("LAMA").
-        window: causal only: the summary is of the latest ``window`` real tokens; the encoder still sees all.
-        max_len: causal with the mean only: slots of the growing state; a stream longer than this raises. With the
-            learnt context the state needs no room, it is of constant size.
-        temperature: learns a_k, one a head, from 1 on. Running sums stay exact up to about a_k = 40 in float32.
-
     Raises:
-        ArgumentError: a head count below 1, an odd width that is not causal, a window or room that does not fit.
-        UnknownNameError: another context.
+        ArgumentError: a head count below 1, an odd width that is not causal, a window or room that does not fit, an
+            unknown context.
     """
 
     info = LayerInfo(
         name="lama",
         title="Low Rank Factorization for Compact Multi-Head Self-Attention",
         arxiv="1912.00835",
-        good_for="Classifying a text by a summary of few heads, with few parameters; a running summary when causal.",
+        formula=(
+            r"\begin{aligned} f_{ki} &= \tanh\big((p_k^\top c)(q_k^\top h_i)\big), \qquad"
+            r" g_{ki} = \frac{f_{ki}}{\sqrt{\sum_l f_{li}^2 + \epsilon}} \\"
+            r" A_k &= \operatorname{softmax}_i(a_k g_{ki}), \qquad E_k = A_k H, \qquad"
+            r" y = W_o [E_1; \dots; E_m], \quad H = \mathrm{GRU}(x) \end{aligned}"
+        ),
+        good_for="Classifying a text by a summary of few heads, with few parameters; a running summary if causal.",
+        not_for="Outputs that differ from token to token without causal: all get the same summary. Take softmax.",
         cost="time N D^2 + N D m, memory N D m; causal with the mean N^2 D m, a streamed token M D m with M slots",
         flops=_flops,
         at_length=lambda n: {
             "plain": {"heads": 4},
             "recurrent": {"heads": 4, "causal": True, "context": "learned"},
-            "window": {"heads": 4, "causal": True, "window": 128},
+            "window": {"heads": 4, "causal": True, "window": min(128, max(2, n // 2))},
         },
         causal=("no", "strict"),
         state=("none", "recurrent", "window", "growing"),
@@ -158,54 +154,49 @@ class LowRankAttentionPooling(Layer):
         linear_in_value=True,
         compiles=False,  # torch's compiler refuses its recurrent units
         deviations=(
-            "the summary is handed to every token; causal forms, states and learnt temperatures are ours",
-            "an epsilon in the norm over heads",
-            "encoder and penalty not verified against the paper's text",
+            "the pooling follows a third-party code that cites the paper's equations; size and kind "
+            "of the encoder were not "
+            "verified",
+            "the penalty |A A' - I|^2 (in aux, if not causal) is from memory of the paper, its coefficient unknown",
+            "the norm over heads has an epsilon: without it f = 0 gives NaN",
+            "the summary is given to every token; causal forms, states and learnt temperatures are ours",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int = 4,
-        causal: bool = False,
-        context: str = "mean",
-        window: int | None = None,
-        max_len: int | None = None,
-        temperature: bool = False,
-    ) -> None:
-        super().__init__(
-            dim,
-            heads=heads,
-            causal=causal,
-            context=context,
-            window=window,
-            max_len=max_len,
-            temperature=temperature,
-        )
-        if heads < 1:
-            raise ArgumentError(f"lama: heads: found {heads}, expected 1 or more")
+    heads: int = argument(default=4, least=1)
+    """m, the rank of the affinity."""
+    causal: bool = False
+    """Token t gets the summary of tokens 1 … t; the encoder runs forward only. If not, ``dim`` must be even: each
+    direction of the encoder has D / 2 units."""
+    context: Literal["mean", "learned"] = "mean"
+    """c: the "mean" of the states that are seen ("LAMA+ctx"), or one "learned" vector ("LAMA")."""
+    window: int | None = None
+    """Causal only: the summary is of the latest ``window`` real tokens; the encoder still sees all."""
+    max_len: int | None = None
+    """Causal with the mean only: slots of the growing state; a longer stream raises. With the learnt context the state
+    has constant size."""
+    temperature: bool = False
+    """Learn a_k, one for each head, from 1 on. Running sums stay exact up to about a_k = 40 in float32."""
+
+    def setup(self) -> None:
+        dim, heads, causal, window, max_len = self.dim, self.heads, self.causal, self.window, self.max_len
         if not causal and dim % 2:
             raise ArgumentError(f"lama: dim: found {dim}, expected an even width for two directions (causal=False)")
-        if context not in CONTEXTS:
-            raise UnknownNameError("context of lama", context, CONTEXTS)
         for name, value in (("window", window), ("max_len", max_len)):
             if value is not None and (value < 1 or not causal):
                 raise ArgumentError(f"lama: {name}: found {value} with causal={causal}, expected 1 or more and causal")
-        if max_len is not None and (window is not None or context == "learned"):
+        if max_len is not None and (window is not None or self.context == "learned"):
             raise ArgumentError(
-                f"lama: max_len: found {max_len} with window={window} and context={context!r}, expected None: the "
+                f"lama: max_len: found {max_len} with window={window} and context={self.context!r}, expected None: the "
                 "state is of constant size"
             )
-        self.heads, self.causal, self.window, self.max_len = heads, causal, window, max_len
         self.encoder = RecurrentEncoder(dim, dim if causal else dim // 2, both_ways=not causal)
         self.p = nn.Parameter(torch.empty(dim, heads))
         self.q = nn.Parameter(torch.empty(dim, heads))
         for factor in (self.p, self.q):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-        self.learned = nn.Parameter(torch.randn(dim)) if context == "learned" else None
-        self.log_sharpness = nn.Parameter(torch.zeros(heads)) if temperature else None
+        self.learned = nn.Parameter(torch.randn(dim)) if self.context == "learned" else None
+        self.log_sharpness = nn.Parameter(torch.zeros(heads)) if self.temperature else None
         self.value = SharedValue(heads)
         self.output = nn.Linear(heads * dim, dim, bias=False)
 

@@ -7,14 +7,12 @@ the tokens, as in LMUFormer (2402.04882): one spike a token at most. Shapes: B b
 
 Cost: time ``O(T D)`` in T sequential steps, memory ``O(T D)``; a streamed token ``O(D)``, the state has D numbers.
 
-Differs from the paper: it reviews neurons with a synaptic current of their own and surrogates in general; this is the
-neuron without one, as LMUFormer's code takes it from spikingjelly, with its conventions (a spike where the membrane
-equals the threshold, ``decay_input``, the scales of the surrogates). Padding, resets and streaming are ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,27 +32,21 @@ class LIF(Layer):
     """Leaky integrate-and-fire neurons, one a width; ``aux["spike_rate"]`` is the spikes a real token and neuron, with
     its surrogate gradient, so that it serves as a penalty.
 
-    Args:
-        dim: neurons D.
-        tau: time constant of the leak in tokens.
-        threshold: the membrane at which a neuron fires.
-        reset: "hard" sets the membrane to 0 after a spike, "soft" takes the threshold off it.
-        decay_input: the input is divided by tau too.
-        detach_reset: no gradient passes through the reset.
-        surrogate: "sigmoid", "atan", "triangle" or "rectangular".
-        alpha: the surrogate's scale, larger is narrower; None for the usual one.
-
     Raises:
-        ArgumentError: tau that is not above 1 or not finite, threshold or alpha not above 0 or not finite,
-            another reset.
-        UnknownNameError: another surrogate.
+        ArgumentError: tau that is not above 1 or not finite, threshold or alpha not above 0 or not finite, an unknown
+            reset or surrogate.
     """
 
     info = LayerInfo(
         name="lif",
         title="Surrogate Gradient Learning in Spiking Neural Networks",
         arxiv="1901.09948",
+        formula=(
+            r"\begin{aligned} h_t &= v_{t-1} + \frac{x_t - v_{t-1}}{\tau}, \qquad"
+            r" y_t = [\, h_t \ge \theta \,], \qquad v_t = h_t (1 - y_t) \end{aligned}"
+        ),
         good_for="Spiking networks: neurons that turn a signal into spikes, trained by gradient.",
+        not_for="Mixing across channels, and networks without spiking hardware: take lmu.",
         cost="time N D in N sequential steps, memory N D; a streamed token D",
         flops=lambda config, grid: 4.0 * grid[0] * config["dim"],
         causal=("strict",),
@@ -66,24 +58,39 @@ class LIF(Layer):
         surrogate=True,
         vmaps=False,
         second_derivatives=False,
-        deviations=("without a synaptic current", "conventions of spikingjelly, which LMUFormer's code uses"),
+        deviations=(
+            "without a synaptic current: the neuron of LMUFormer's code, which takes it from spikingjelly",
+            "conventions of spikingjelly: a spike if the membrane equals the threshold, decay_input, "
+            "the scales of the surrogates",
+            "padding, resets and streaming are ours",
+        ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        tau: float = 2.0,
-        threshold: float = 1.0,
-        reset: str = "hard",
-        decay_input: bool = True,
-        detach_reset: bool = True,
-        surrogate: str = "sigmoid",
-        alpha: float | None = None,
-    ) -> None:
-        neuron = Neuron(tau, threshold, reset, decay_input, detach_reset, surrogate, alpha)
-        super().__init__(dim, **neuron._asdict())
-        self.neuron = neuron.check("lif")
+    tau: float = 2.0
+    """Time constant of the leak, in tokens."""
+    threshold: float = 1.0
+    """The membrane potential at which a neuron fires."""
+    reset: Literal["hard", "soft"] = "hard"
+    """"hard" sets the membrane to 0 after a spike, "soft" subtracts the threshold."""
+    decay_input: bool = True
+    """The input is divided by tau too."""
+    detach_reset: bool = True
+    """No gradient passes through the reset."""
+    surrogate: Literal["sigmoid", "atan", "triangle", "rectangular"] = "sigmoid"
+    """The derivative that stands for that of the spike."""
+    alpha: float | None = None
+    """Scale of the surrogate, larger is narrower; None for the usual one."""
+
+    def setup(self) -> None:
+        self.neuron = Neuron(
+            self.tau,
+            self.threshold,
+            self.reset,
+            self.decay_input,
+            self.detach_reset,
+            self.surrogate,
+            self.alpha,
+        ).check("lif")
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         return LIFState(torch.zeros(batch, self.dim, device=device, dtype=carried(dtype)))

@@ -1,4 +1,4 @@
-"""LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units (2402.04882), its cell without
+"""LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units (2402.04882): the cell without
 spikes, which is the parallel unit of Parallelizing Legendre Memory Unit Training (2102.11417).
 
     u[t] = f(W_u x[t] + b_u),   m[t] = A' m[t - 1] + B' u[t],   y[t] = f(W_m m[t] + W_x x[t] + b)
@@ -9,23 +9,19 @@ A', B' are the Legendre delay system of order q and window theta, zero-order hol
 Cost: time ``O(T C q^2 + T D (C q + D))``, all of it matrix products, memory ``O(T (C q + D))``; a streamed token
 ``O(C q^2 + C q D + D^2)``, the state has C q numbers.
 
-Differs from the paper: its code convolves by FFT at a fixed length of 128; here the parallel form works in blocks,
-takes an initial state and any length, and is the faster one from some thousand tokens on. C > 1 channels, each with a
-memory of its own, are ours (the paper has one). The width of the output is that of the input. W_m and W_x are two
-matrices (the paper has them side by side in one). The body of the paper could not be read: the equations are those of
-its published code. Padding, resets and streaming are ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.legendre_memory import LegendreMemory
-from manyheads.core.errors import ArgumentError, UnknownNameError
+from manyheads.core.fields import argument
 from manyheads.core.functional.legendre import memory_flops
 from manyheads.core.functional.recurrent_mask import carried, recurrent_mask
 from manyheads.core.layer import Grid, Layer, LayerInfo, LayerOutput
@@ -51,61 +47,67 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
     return 2.0 * tokens * dense + channels * memory_flops(order, tokens)
 
 
+def _at_length(tokens: int) -> dict[str, dict[str, Any]]:
+    if tokens < 128:
+        return {
+            "plain": {"window": tokens},
+            "window": {"order": min(32, max(2, tokens // 4)), "window": max(2, tokens // 2)},
+        }
+    return {"plain": {"window": max(tokens, 128)}, "window": {"order": 32}}
+
+
 class LegendreMemoryUnit(Layer):
     """The Legendre memory unit; see the module for equation and shapes.
 
-    Args:
-        dim: width D.
-        order: q, numbers that each channel remembers; None for ``dim``, as in the paper. A warning where it exceeds
-            ``window``: the surplus adds no linear information.
-        window: theta, the tokens that the memory reaches back.
-        activation: f: "relu" (as in the paper), "tanh" or "identity".
-        channels: C, scalar inputs with a memory each.
-
     Raises:
-        ArgumentError: order, window or channels below 1.
-        UnknownNameError: an activation of another name.
+        ArgumentError: order, window or channels below 1, an unknown activation.
     """
 
     info = LayerInfo(
         name="lmu",
         title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
         arxiv="2402.04882",
+        formula=(
+            r"\begin{aligned} u_t &= f(W_u x_t + b_u), \qquad m_t = \bar A\, m_{t-1} + \bar B\, u_t \\"
+            r" y_t &= f(W_m m_t + W_x x_t + b) \end{aligned}"
+        ),
         good_for="Long signals sampled evenly, on small devices: a state of constant size that remembers a window.",
+        not_for="Looking up tokens by content: it weighs them by time only. Take softmax with a window.",
         cost="time N q^2 + N D (q + D), memory N (q + D), with order q; a streamed token q^2 + D (q + D)",
         flops=_flops,
-        at_length=lambda n: {"plain": {"window": max(n, 128)}, "window": {"order": 32}},
+        at_length=_at_length,
         causal=("strict",),
         state=("recurrent",),
         masks=("padding", "reset"),
         positional=True,
         full_context=False,  # a ReLU that is shut passes nothing on
         deviations=(
-            "blocked parallel form of any length with an initial state, for an FFT of one length",
+            "the parallel form works in blocks, with any length and an initial state; the paper's "
+            "code convolves by FFT at a fixed "
+            "length of 128",
             "more than one channel is ours",
+            "the width of the output is that of the input; W_m and W_x are two matrices (in the paper one)",
+            "the body of the paper could not be read: the equations are those of its published code",
+            "padding, resets and streaming are ours",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        order: int | None = None,
-        window: int = 128,
-        activation: str = "relu",
-        channels: int = 1,
-    ) -> None:
-        super().__init__(dim, order=order, window=window, activation=activation, channels=channels)
-        if activation not in ACTIVATIONS:
-            raise UnknownNameError("activation", activation, ACTIVATIONS)
-        if channels < 1:
-            raise ArgumentError(f"lmu: channels: found {channels}, expected 1 or more")
-        self.order, self.channels = dim if order is None else order, channels
-        self.activation = ACTIVATIONS[activation]
-        self.memory = LegendreMemory(self.order, window, owner="lmu")
-        self.encoder = nn.Linear(dim, channels)
-        self.readout = nn.Linear(channels * self.order, dim, bias=False)
-        self.skip = nn.Linear(dim, dim)
+    order: int = argument(factory=lambda layer: layer.dim)
+    """q, the numbers that each channel remembers; by default ``dim``, as in the paper. An order above ``window`` warns:
+    the surplus adds no linear information."""
+    window: int = 128
+    """theta, the tokens that the memory reaches back."""
+    activation: Literal["relu", "tanh", "identity"] = "relu"
+    """f; "relu" as in the paper."""
+    channels: int = argument(default=1, least=1)
+    """C, scalar inputs with a memory each."""
+
+    def setup(self) -> None:
+        self.activate = ACTIVATIONS[self.activation]
+        self.memory = LegendreMemory(self.order, self.window, owner="lmu")
+        self.encoder = nn.Linear(self.dim, self.channels)
+        self.readout = nn.Linear(self.channels * self.order, self.dim, bias=False)
+        self.skip = nn.Linear(self.dim, self.dim)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         return LMUState(self.memory.initial(batch, self.channels, device=device, dtype=dtype))
@@ -113,7 +115,7 @@ class LegendreMemoryUnit(Layer):
     def mix(self, x: Tensor, state: State, context: Tensor | None, mask: Mask) -> LayerOutput:
         told = recurrent_mask(mask.padding, mask.reset)
         x = told.pack(x)
-        u = self.activation(self.encoder(x)).mT.flatten(0, 1)  # (B C, T)
+        u = self.activate(self.encoder(x)).mT.flatten(0, 1)  # (B C, T)
         segments = None if told.segments is None else told.segments.repeat_interleave(self.channels, 0)
         memory = self.memory(u, state.memory.flatten(0, 1), segments)  # (B C, T, q)
         memory = memory.unflatten(0, (-1, self.channels)).transpose(1, 2)  # (B, T, C, q)
@@ -124,7 +126,7 @@ class LegendreMemoryUnit(Layer):
         """One step ``(B, D)`` without blocks: five products."""
         if not self._is_plain(x_t, state):
             return super().step(x_t, state)
-        memory = self.memory.step(self.activation(self.encoder(x_t)), state.memory)
+        memory = self.memory.step(self.activate(self.encoder(x_t)), state.memory)
         return self._read(memory.flatten(1), x_t), LMUState(memory)
 
     def _is_plain(self, x_t: Tensor, state: State) -> bool:
@@ -137,4 +139,4 @@ class LegendreMemoryUnit(Layer):
         return fits and alike and x_t.device == weight.device == memory.device
 
     def _read(self, memory: Tensor, x: Tensor) -> Tensor:
-        return self.activation(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))
+        return self.activate(self.readout(memory.to(self.readout.weight.dtype)) + self.skip(x))

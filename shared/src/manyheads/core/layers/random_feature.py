@@ -14,10 +14,7 @@ Shapes: B batch, T queries, S keys, D query width, C key width (D without a cont
 Cost: ``W_m' z_0`` is formed once a query, so that a query takes ``O(M (D C + S C))`` time, all of them ``O(M T (D C +
 S C))``; memory ``O(M T S)`` for the scores; a state of ``max_len`` tokens.
 
-Differs from the paper: no code was found, and the model is from memory of the paper, checked against what it proves and
-simulates. D outputs, the self, causal and streaming forms and masks are ours; so is training by gradient (the paper
-solves for v with ridge: :meth:`RandomFeatureAttention.features` gives the regressors). The paper's tokens have norm 1
-and nothing is rescaled here: tokens of norm r give features of size r^3.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from torch.nn import functional
 
 from manyheads.core.blocks.shared_value import SharedValue, mix_shared
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import argument, attribute
 from manyheads.core.functional import hold_first, require_room, same_segment, segment_ids, visible
 from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
@@ -71,25 +69,21 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class RandomFeatureAttention(Layer):
     """ReLU attention with frozen random weights (the buffer ``weight``) and a trained read-out ``output`` (v).
 
-    Args:
-        dim: width D of queries and outputs.
-        heads: M, the random heads; M (C + 1) features and D times as many parameters.
-        biased: BRFA: the weights are around diag(1, …, 1, 0).
-        causal: each token's keys are itself and what came before.
-        max_len: causal only: slots of the growing state; a stream longer than this raises :class:`StateError`.
-        context_dim: C, for keys from a context; not with ``causal``, and D where ``biased``.
-        seed: of the frozen weights; the same seed gives the same weights.
-
     Raises:
         ArgumentError: heads or room below 1, room without ``causal``, a context that does not fit.
     """
 
-    weight: Tensor  # (M, D + 1, C + 1), frozen
     info = LayerInfo(
         name="random-feature",
         title="What can a Single Attention Layer Learn? A Study Through the Random Features Lens",
         arxiv="2307.11353",
+        formula=(
+            r"f(x_0; x_1 \dots x_N) = \sum_m \frac{1}{N} \sum_i"
+            r" \mathrm{ReLU}\big(\langle W_m, z_0 z_i^\top \rangle\big)\, \langle v_m, z_i \rangle,"
+            r" \quad z = [x; 1], \quad W_m \sim N(W_0, \tfrac14)"
+        ),
         good_for="Studying what attention learns: frozen random weights with a read-out that ridge regression solves.",
+        not_for="Applications: take softmax, which learns its queries and keys.",
         cost="time M N (N D + D^2), memory M N^2; one query over N keys M (N D + D^2)",
         flops=_flops,
         at_length=lambda n: {"plain": {"heads": 4}},
@@ -101,42 +95,43 @@ class RandomFeatureAttention(Layer):
         full_context=False,  # a rectifier shuts some pairs off
         linear_in_value=True,
         deviations=(
-            "from memory of the paper; no code was found",
-            "self, causal and streaming forms and masks are ours",
-            "trained by gradient, not by ridge",
+            "from memory of the paper, checked against what it proves and simulates; no code was found",
+            "D outputs, the self, causal and streaming forms and masks are ours",
+            "trained by gradient; the paper solves for v with ridge regression (features gives the regressors)",
+            "nothing is rescaled: the paper's tokens have norm 1, and tokens of norm r give features of size r^3",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int = 64,
-        biased: bool = False,
-        causal: bool = False,
-        max_len: int | None = None,
-        context_dim: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            dim, heads=heads, biased=biased, causal=causal, max_len=max_len, context_dim=context_dim, seed=seed
-        )
-        if heads < 1:
-            raise ArgumentError(f"random-feature: heads: found {heads}, expected 1 or more")
+    # (M, D + 1, C + 1), frozen
+    weight: Tensor = attribute()
+    heads: int = argument(default=64, least=1)
+    """M, the random heads; M (C + 1) features and D times as many parameters."""
+    biased: bool = False
+    """BRFA: the weights are around diag(1, …, 1, 0)."""
+    causal: bool = False
+    """The keys of each token are itself and earlier tokens."""
+    max_len: int | None = None
+    """Causal only: slots of the growing state; a longer stream raises :class:`StateError`."""
+    context_dim: int | None = None
+    """C, for keys from a context; not with ``causal``, and D if ``biased``."""
+    seed: int = 0
+    """Seed of the frozen weights; the same seed gives the same weights."""
+
+    def setup(self) -> None:
+        dim, causal, max_len, context_dim = self.dim, self.causal, self.max_len, self.context_dim
         if max_len is not None and (max_len < 1 or not causal):
             raise ArgumentError(
                 f"random-feature: max_len: found {max_len} with causal={causal}, expected 1 or more and causal"
             )
-        if context_dim is not None and (causal or context_dim < 1 or (biased and context_dim != dim)):
+        if context_dim is not None and (causal or context_dim < 1 or (self.biased and context_dim != dim)):
             raise ArgumentError(
-                f"random-feature: context_dim: found {context_dim} with causal={causal}, biased={biased}, expected "
-                f"None where causal, {dim} where biased, else 1 or more"
+                f"random-feature: context_dim: found {context_dim} with causal={causal}, biased={self.biased}, "
+                f"expected None where causal, {dim} where biased, else 1 or more"
             )
-        self.heads, self.causal, self.max_len, self.context_dim = heads, causal, max_len, context_dim
         key = dim if context_dim is None else context_dim
-        self.value = SharedValue(heads)
-        self.output = nn.Linear(heads * (key + 1), dim, bias=False)
-        weight = random_weights(heads, dim, key, seed=seed, biased=biased)
+        self.value = SharedValue(self.heads)
+        self.output = nn.Linear(self.heads * (key + 1), dim, bias=False)
+        weight = random_weights(self.heads, dim, key, seed=self.seed, biased=self.biased)
         self.register_buffer("weight", weight.to(self.output.weight))
 
     @property
@@ -160,7 +155,7 @@ class RandomFeatureAttention(Layer):
         return TokenState(tokens, torch.zeros(batch, dtype=torch.int64, device=device))
 
     def features(self, x: Tensor, *, context: Tensor | None = None, mask: Mask | None = None) -> Tensor:
-        """What the read-out is linear in, ``(B, T, M (C + 1))``: regressors for a ridge solution of v."""
+        """Return the regressors of the read-out, ``(B, T, M (C + 1))``, for a ridge solution of v."""
         seen: list[Tensor] = []
         hook = self.output.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:

@@ -30,14 +30,7 @@ Cost: time ``O(T C D + T w D + T b D + T D^2)`` for C w about T, ``O(T^1.5 D)`` 
 ``O(T D)``, and ``O(T C)`` affinities that are not kept for the backward pass. A streamed token copies the state,
 ``O(C w D)``.
 
-Differs from the paper: out of cluster means are exact; its code divides by the count plus 0.01, which shrinks outputs
-by 1 %. Logits are scaled by 1 / sqrt(E), which its code leaves out on this path. No relative positions, no attention
-dropout. The counts start at 1 with the initial centroids as their sums, so that the first update is a small step; in
-its code they start at 0 and mix the heads. Its update is a side effect of each training forward, ours is a call;
-without ``shared_qk`` its code makes two updates a step. With ``shared_qk`` its code adds the commitment loss twice.
-Without ``shared_qk``, its causal mask goes by rank inside the cluster, so that queries see later keys; ours goes by
-position, and a query that sees no key of a cluster does not count that cluster. Without ``causal``, local heads look
-both ways (the paper's models are causal). ``latest-w`` is not in the paper.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -119,7 +112,14 @@ class Routing(Layer):
         name="routing",
         title="Efficient Content-Based Sparse Attention with Routing Transformers",
         arxiv="2003.05997",
+        formula=(
+            r"\begin{aligned} \hat q &= \mathrm{LN}(q), \quad \hat k = \mathrm{LN}(k), \qquad"
+            r" S_c = \text{the } w \text{ tokens with the largest } \hat q \cdot \mu_c \\"
+            r" o_i &= \operatorname{mean}_{c : i \in S_c} \sum_{j \in S_c}"
+            r" \operatorname{softmax}_j\!\left(\frac{\hat q_i \cdot \hat k_j}{\sqrt{E}}\right) v_j \end{aligned}"
+        ),
         good_for="Long sequences in which tokens of like content are far apart, such as books or music.",
+        not_for="Sequences below some thousand tokens: softmax is exact and faster there.",
         cost="time N (C + w + b) D + N D^2, N^1.5 D at C = w = b = sqrt(N); memory N D; a streamed token C w D",
         flops=_flops,
         at_length=_at_length,
@@ -135,11 +135,21 @@ class Routing(Layer):
         deviations=(
             "top-w with a causal mask is weakly causal: membership depends on later tokens",
             "assignment latest-w, strictly causal, is ours",
-            "means over clusters are exact (the paper's code divides by count + 0.01)",
-            "logits are scaled by 1 / sqrt(E); no relative positions, no attention dropout",
-            "causal: masked by position (the authors' code masks by rank in the cluster where queries and keys differ)",
-            "centroids are updated by a call, never by forward, once a step; counts start at 1, each head has its own",
-            "the commitment loss is added once (the authors' code: twice with shared queries and keys)",
+            "means over clusters are exact; the authors' code divides by the count plus 0.01, which "
+            "shrinks outputs by 1 %",
+            "logits are scaled by 1 / sqrt(E), which the code leaves out on this path; no relative "
+            "positions, no attention dropout",
+            "causal: masked by position; without shared_qk the authors' code masks by rank in the "
+            "cluster, so that queries see "
+            "later keys; a query that sees no key of a cluster does not count that cluster",
+            "centroids are updated by a call, never by forward; the code makes the update a side "
+            "effect of each training "
+            "forward, and two updates a step without shared_qk",
+            "counts start at 1 with the initial centroids as their sums, so that the first update is "
+            "a small step; in the code "
+            "they start at 0 and mix the heads",
+            "the commitment loss is added once; the code adds it twice with shared_qk",
+            "without causal, local heads look both ways (the paper's models are causal)",
         ),
     )
 

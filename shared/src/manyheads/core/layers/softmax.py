@@ -11,8 +11,7 @@ window of W tokens time ``O(T W D + T D^2)`` and memory ``O(T W + T D)``; a stre
 With ``rotary``, queries and keys are turned by their positions (``functional.rotary``); the cache holds keys that are
 not turned.
 
-Differs from the paper: no biases by default; padding, resets, windows and the streaming state are ours. A window counts
-real tokens only, so that padding between them does not shorten it.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -216,7 +215,12 @@ class SoftmaxAttention(HeadAttention):
         name="softmax",
         title="Attention Is All You Need",
         arxiv="1706.03762",
-        good_for="The baseline for any sequence: exact attention by content. Long ones take a window.",
+        formula=(
+            r"Y = [\,\mathrm{head}_1 \dots \mathrm{head}_H\,]\, W_o, \qquad"
+            r" \mathrm{head}_h = \operatorname{softmax}\!\left(\frac{Q_h K_h^\top}{\sqrt{E}}\right) V_h"
+        ),
+        good_for="The baseline for any sequence: exact attention by content. Long sequences take a window.",
+        not_for="Many thousand tokens without a window: time grows with N^2. Take combiner-fixed or routing.",
         cost="time N^2 D, memory N D; with a window W time and memory N W D; a streamed token M D with M slots",
         flops=_flops,
         at_length=lambda n: {
@@ -230,7 +234,12 @@ class SoftmaxAttention(HeadAttention):
         cross=True,
         masks=("padding", "reset", "window", "blocks", "context_padding"),
         linear_in_value=True,
-        deviations=("no biases by default", "a window counts real tokens only"),
+        deviations=(
+            "no biases by default",
+            "padding, resets, windows and the streaming state are ours",
+            "a window counts real tokens only, so that padding between them does not shorten it",
+            "rotary positions (2104.09864) are an option",
+        ),
     )
 
     window: int | None = None

@@ -1,4 +1,4 @@
-"""LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units (2402.04882), its cell with spikes.
+"""LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units (2402.04882): the cell with spikes.
 
     u[t] = S(N(W_u x[t] + b_u)),   m[t] = A' m[t - 1] + B' u[t],   s[t] = S(N(m[t])),
     y[t] = S(N(W_m s[t] + W_x x[t] + b))
@@ -9,24 +9,20 @@ normalisation, one of each a site; A', B' as in ``lmu``. Shapes: B batch, T toke
 Cost: time ``O(T q^2 + T D (q + D))`` in matrix products and T sequential steps of the neurons, memory
 ``O(T (q + D))``; a streamed token ``O(q^2 + D (q + D))``, the state has ``1 + 2 q + D`` numbers.
 
-Differs from the paper: the memory is linear and spikes after it, as in the paper's code; its figure feeds the spikes
-back, for which no parallel form exists. The code's own recurrent form leaves N and S on m out and is not equal to its
-parallel one; here they are equal in evaluation. In training the statistics are those of the call, so that chunks differ
-from the whole there. What surrounds the cell in LMUFormer's mixer (normalisation and spikes before it, a convolution
-after it) is left to the caller: layer ``lif``. W_m and W_x are two matrices (the paper has them in one). The body of
-the paper could not be read. Padding, resets and streaming are ours.
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.legendre_memory import LegendreMemory
+from manyheads.core.fields import argument
 from manyheads.core.functional.legendre import memory_flops
 from manyheads.core.functional.lif import Neuron, fire, spike_rate
 from manyheads.core.functional.recurrent_mask import RecurrentMask, carried, recurrent_mask
@@ -55,32 +51,28 @@ def _flops(config: dict[str, Any], grid: Grid) -> float:
 class SpikingLegendreMemoryUnit(Layer):
     """The spiking Legendre memory unit; see the module for equation and shapes.
 
-    ``aux`` holds the spikes a real token and neuron at each site: ``spike_rate_input``, ``spike_rate_memory``,
+    ``aux`` holds the spikes per real token and neuron at each site: ``spike_rate_input``, ``spike_rate_memory``,
     ``spike_rate_output``. A fresh layer may be silent: its running statistics are 0 and 1 until it has been trained or
     :meth:`calibrate` d.
 
-    Args:
-        dim: width D.
-        order: q, numbers that are remembered; None for ``2 * dim``, as in the paper. A warning where it exceeds
-            ``window``: the surplus adds no linear information.
-        window: theta, the tokens that the memory reaches back.
-        tau: time constant of the neurons' leak in tokens.
-        threshold: the membrane at which a neuron fires; it is then set to 0, without a gradient through this.
-        surrogate: "sigmoid" (as in the paper's code), "atan", "triangle" or "rectangular".
-
     Raises:
-        ArgumentError: order or window below 1, tau that is not above 1 or not finite, threshold not above 0.
-        UnknownNameError: another surrogate.
+        ArgumentError: order or window below 1, tau that is not above 1 or not finite, threshold not above 0, an unknown
+            surrogate.
     """
 
     info = LayerInfo(
         name="spiking-lmu",
         title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
         arxiv="2402.04882",
+        formula=(
+            r"\begin{aligned} u_t &= S(N(W_u x_t + b_u)), \qquad m_t = \bar A\, m_{t-1} + \bar B\, u_t, \qquad"
+            r" s_t = S(N(m_t)) \\ y_t &= S(N(W_m s_t + W_x x_t + b)) \end{aligned}"
+        ),
         good_for="Spiking networks for long signals, such as keyword spotting on neuromorphic hardware.",
+        not_for="Ordinary processors: the neurons run step by step. Take lmu, which is parallel and more accurate.",
         cost="time N q^2 + N D (q + D) and N sequential steps, memory N (q + D); a streamed token q^2 + D (q + D)",
         flops=_flops,
-        at_length=lambda n: {"plain": {"window": max(n, 256)}},
+        at_length=lambda n: {"plain": {"window": max(n, 256) if n >= 128 else n}},
         causal=("strict",),
         state=("recurrent",),
         masks=("padding", "reset"),
@@ -91,25 +83,36 @@ class SpikingLegendreMemoryUnit(Layer):
         vmaps=False,
         second_derivatives=False,
         deviations=(
-            "the memory is linear and spikes after it, as in the paper's code and unlike its figure",
-            "parallel and recurrent form are equal in evaluation; the code's are not",
+            "the memory is linear and spikes after it, as in the paper's code; its figure feeds the "
+            "spikes back, for which no "
+            "parallel form exists",
+            "parallel and recurrent form are equal in evaluation; the code's recurrent form leaves "
+            "norm and spikes of the memory "
+            "out",
+            "in training the statistics are those of the call, so that chunks differ from the whole there",
+            "the parts around the cell in LMUFormer's mixer are left to the caller (layer lif)",
+            "W_m and W_x are two matrices (in the paper one)",
+            "the body of the paper could not be read",
+            "padding, resets and streaming are ours",
         ),
     )
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        order: int | None = None,
-        window: int = 128,
-        tau: float = 2.0,
-        threshold: float = 1.0,
-        surrogate: str = "sigmoid",
-    ) -> None:
-        super().__init__(dim, order=order, window=window, tau=tau, threshold=threshold, surrogate=surrogate)
-        self.neuron = Neuron(tau=tau, threshold=threshold, surrogate=surrogate).check("spiking-lmu")
-        self.order = 2 * dim if order is None else order
-        self.memory = LegendreMemory(self.order, window, owner="spiking-lmu")
+    order: int = argument(factory=lambda layer: 2 * layer.dim)
+    """q, the numbers that are remembered; by default ``2 * dim``, as in the paper. An order above ``window`` gives a
+    warning: the surplus adds no linear information."""
+    window: int = 128
+    """theta, the tokens that the memory reaches back."""
+    tau: float = 2.0
+    """Time constant of the neurons' leak, in tokens."""
+    threshold: float = 1.0
+    """The membrane potential at which a neuron fires; it is then set to 0, without a gradient through this."""
+    surrogate: Literal["sigmoid", "atan", "triangle", "rectangular"] = "sigmoid"
+    """The derivative that stands for that of the spike; "sigmoid" as in the paper's code."""
+
+    def setup(self) -> None:
+        dim = self.dim
+        self.neuron = Neuron(tau=self.tau, threshold=self.threshold, surrogate=self.surrogate).check("spiking-lmu")
+        self.memory = LegendreMemory(self.order, self.window, owner="spiking-lmu")
         self.encoder = nn.Linear(dim, 1)
         self.readout = nn.Linear(self.order, dim, bias=False)
         self.skip = nn.Linear(dim, dim)
@@ -141,8 +144,10 @@ class SpikingLegendreMemoryUnit(Layer):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], *, mask: Mask | None = None) -> dict[str, Tensor]:
-        """Sets the running statistics of the three sites to those of ``batches`` of ``(B, T, D)``, averaged over them,
-        and returns the spike rates of the last one. A single tensor is one batch. ``mask`` holds for every batch."""
+        """Set the running statistics of the three sites to the mean of those of ``batches`` of ``(B, T, D)``.
+
+        Returns the spike rates of the last batch. A single tensor is one batch. ``mask`` holds for every batch.
+        """
         norms, was_training = (self.input_norm, self.memory_norm, self.output_norm), self.training
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

@@ -19,11 +19,9 @@ Shapes: B batch, T tokens, D width, H heads, E = D / H head width, K kept source
 Cost: training time ``O(T K D + T D^2)``, memory ``O(T D + K D)`` (fused kernel), plus ``O(T K)`` booleans with
 ``causal``, and ``O(T^2)`` booleans with another mask; in eval mode that of softmax attention.
 
-Differs from the paper: no code was published and the details were recalled from the text, so this is a reconstruction,
-the biased form above all. Each query keeps its own token, so that with ``causal`` none is left without a source. Rows
-with padding draw their own sources, ceil(ratio n) of n valid ones; without, the batch shares one choice. Softmax over a
-part of the tokens is no unbiased estimate of attention over all: "unbiased" is the draw. The paper counts its memory
-against attention that stores its scores; the fused kernel never does, so here the saving is in time and in sources.
+Softmax over a part of the tokens is no unbiased estimate of attention over all: "unbiased" is the draw.
+
+Differs from the paper: see ``info.deviations``.
 """
 
 from __future__ import annotations
@@ -69,7 +67,13 @@ class SubsampledAttention(HeadAttention):
         name="ssa",
         title="The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
         arxiv="2306.01705",
+        formula=(
+            r"y_i = W_o \sum_{j \in M \cup \{i\}} \operatorname{softmax}_j\!\left(\frac{q_i \cdot "
+            r"k_j}{\sqrt{E}}\right) v_j,"
+            r" \qquad M \text{ random}, \quad |M| = \lceil \text{ratio} \cdot T \rceil"
+        ),
         good_for="Training softmax attention at part of its cost, and ensembles from one model.",
+        not_for="Inference: it costs what softmax costs there. For cheaper inference take softmax with a window.",
         cost="training: time ratio N^2 D, memory N D; eval: as softmax",
         flops=_flops,
         at_length=lambda n: {
@@ -84,10 +88,12 @@ class SubsampledAttention(HeadAttention):
         lengths="any: ceil(ratio N) sources are kept, the last block of queries is padded inside",
         linear_in_value=True,
         deviations=(
-            "reconstructed: no code was published, the locally biased draw is recalled from the text",
-            "each query always keeps its own token",
+            "reconstructed: no code was published, and the details, the locally biased draw above "
+            "all, are recalled from the text",
+            "each query always keeps its own token, so that with causal none is left without a source",
             "rows with padding draw among their valid tokens; without padding the batch shares one draw",
-            "scores are never stored, so that the saving is in time and in gathered sources",
+            "scores are never stored (fused kernel), so that the saving is in time and in gathered "
+            "sources, not in stored scores",
         ),
     )
 
