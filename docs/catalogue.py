@@ -111,10 +111,18 @@ def definition(kind: type[Layer]) -> str:
     """The docstring of the module without its title and its deviations, as Markdown."""
     text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
     parts = [part for part in text.split("\n\n")[1:] if not part.startswith("Differs from the paper")]
-    blocks = ["```text\n" + textwrap.dedent(part) + "\n```" if part.startswith("    ") else part for part in parts]
-    joined = "\n\n".join(blocks).replace("\n```\n\n```text\n", "\n\n")
-    plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", joined)
-    return re.sub(r"``([^`]+)``", r"`\1`", plain)
+    blocks = [_code(part) if part.startswith("    ") else _prose(part) for part in parts]
+    return "\n\n".join(blocks).replace("\n```\n\n```text\n", "\n\n")
+
+
+def _code(part: str) -> str:
+    return f"```text\n{textwrap.dedent(part)}\n```"
+
+
+def _prose(part: str) -> str:
+    """A paragraph of a docstring as Markdown; indented lines inside it become code."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", part))
+    return re.sub(r"((?:\n {4}.*)+)", lambda found: f"\n\n{_code(found[1].strip(chr(10)))}\n", text)
 
 
 def arguments(kind: type[Layer]) -> str:

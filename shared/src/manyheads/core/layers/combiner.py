@@ -81,7 +81,7 @@ class CombinerFixed(Layer):
             r" \bar q_r &= \max_{j \in \Omega_r} q_j, \quad \bar k_r = \max_{j \in \Omega_r} k_j \end{aligned}"
         ),
         good_for="Sequences of thousands of tokens in which every token must reach every other at a cost below N^2.",
-        not_for="Sequences below some thousand tokens: softmax is exact and as fast there.",
+        not_for="Sequences below 512 tokens: softmax is exact and faster there.",
         cost="time N (s + N / s) D, N^1.5 D at s = sqrt(N), memory N D; a streamed token (s + M / s) D",
         flops=_fixed_flops,
         at_length=lambda n: {

@@ -1,12 +1,12 @@
 """Efficient Content-Based Sparse Attention with Routing Transformers (2003.05997).
 
-Local heads look at the neighbours: their block and the one before (without ``causal`` the one after too). Routing heads
-look at tokens of like content wherever they are:
+Local heads see their block and the one before (without ``causal`` the one after too). Routing heads see tokens with
+similar content at any distance:
 
     q^ = LN(q), k^ = LN(k);   S_c = the w tokens with the largest q^ . mu_c (keys likewise), in order of position
     o_i = mean over the clusters c that i is in of   softmax_j(q^_i . k^_j / sqrt(E)) v_j,   j in S_c (and j <= i)
 
-and 0 where a token is in no cluster. The centroids mu are buffers, not parameters: they follow the tokens by moving
+and 0 if a token is in no cluster. The centroids mu are buffers, not parameters: they follow the tokens by moving
 averages (``functional.spherical_kmeans``). **Forward never changes them.** In training mode ``aux`` holds
 ``commitment``, the loss that draws tokens to their centroids (the paper's weight is 1e-4), ``cluster_counts`` and
 ``cluster_sums``, and the loop says when they are used:
@@ -19,9 +19,9 @@ averages (``functional.spherical_kmeans``). **Forward never changes them.** In t
 so that accumulated micro-batches make one step, equal to that of the whole batch, and a forward pass that is run again
 (activation checkpointing) makes none.
 
-**Causality.** ``assignment="top-w"`` is the paper's balanced membership. With ``causal`` it masks what lies ahead in
-each cluster, but whether a token is a member depends on how it compares with *all* tokens, later ones too. So it is
-causal for given memberships only: declared weak. ``assignment="latest-w"`` is ours and strictly causal: a token belongs
+**Causality.** ``assignment="top-w"`` is the paper's balanced membership. With ``causal`` it masks later tokens in each
+cluster, but the membership of a token depends on a comparison with *all* tokens, later ones too. So it is causal for
+given memberships only: declared weak. ``assignment="latest-w"`` is ours and strictly causal: a token belongs
 to its nearest centroid and attends to the latest w tokens of its cluster. It streams, with w - 1 tokens a cluster.
 
 Shapes: B batch, T tokens, D width, H heads, E = D / H head width, C clusters, w = ``window``, b = ``block``, S = w - 1.
@@ -119,7 +119,7 @@ class Routing(Layer):
             r" \operatorname{softmax}_j\!\left(\frac{\hat q_i \cdot \hat k_j}{\sqrt{E}}\right) v_j \end{aligned}"
         ),
         good_for="Long sequences in which tokens of like content are far apart, such as books or music.",
-        not_for="Sequences below some thousand tokens: softmax is exact and faster there.",
+        not_for="Sequences below 512 tokens: softmax is exact and faster there.",
         cost="time N (C + w + b) D + N D^2, N^1.5 D at C = w = b = sqrt(N); memory N D; a streamed token C w D",
         flops=_flops,
         at_length=_at_length,

@@ -69,7 +69,7 @@ class SpikingLegendreMemoryUnit(Layer):
             r" s_t = S(N(m_t)) \\ y_t &= S(N(W_m s_t + W_x x_t + b)) \end{aligned}"
         ),
         good_for="Spiking networks for long signals, such as keyword spotting on neuromorphic hardware.",
-        not_for="Ordinary processors: the neurons run step by step. Take lmu, which is parallel and more accurate.",
+        not_for="Ordinary processors: the neurons run step by step. Take lmu, which runs in parallel.",
         cost="time N q^2 + N D (q + D) and N sequential steps, memory N (q + D); a streamed token q^2 + D (q + D)",
         flops=_flops,
         at_length=lambda n: {"plain": {"window": max(n, 256) if n >= 128 else n}},
