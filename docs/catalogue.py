@@ -1,8 +1,8 @@
 """Writes the catalogue of layers from the registry: ``python docs/catalogue.py [LAYER …] [--check]``.
 
-One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README, and
-the navigation of the site. A picture that exists is drawn anew only where its layer is named. ``--check`` changes
-nothing and fails where a page is not what the registry says.
+One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README, the
+part on layers in ``docs/deviations.md``, and the navigation of the site. A picture that exists is drawn anew only where
+its layer is named. ``--check`` changes nothing and fails where a page is not what the registry says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manyheads.core.fields import REQUIRED, documentation
-from manyheads.core.layer import Layer
+from manyheads.core.layer import Layer, LayerInfo
 from manyheads.core.registry import LAYERS
 from manyheads.lab.data.files import write_atomically, write_figure
 from manyheads.lab.reporting.layer_costs import grid_of
@@ -205,6 +205,28 @@ def paper(title: str, arxiv: str) -> str:
     return f"{title} ([{arxiv}](https://arxiv.org/abs/{arxiv}))"
 
 
+def deviations() -> str:
+    """All deviations: a heading for each paper, and below it each list after links to the layers that it is about."""
+    papers: dict[str, list[LayerInfo]] = {}
+    for kind in LAYERS.values():
+        papers.setdefault(kind.info.arxiv, []).append(kind.info)
+    parts = []
+    for infos in papers.values():
+        # sentence -> layers, then layers -> sentences: layers of one paper share some of theirs
+        holders: dict[str, list[str]] = {}
+        for info in infos:
+            for sentence in info.deviations or ("None known.",):
+                holders.setdefault(sentence, []).append(info.name)
+        lists: dict[tuple[str, ...], list[str]] = {}
+        for sentence, names in holders.items():
+            lists.setdefault(tuple(names), []).append(f"- {sentence}")
+        parts.append(f"### {paper(infos[0].title, infos[0].arxiv)}")
+        for names, sentences in lists.items():
+            links = ", ".join(f"[`{name}`](layers/{name}.md)" for name in names)
+            parts += [f"{links}:", "\n".join(sentences)]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
 def table(folder: str, *, cost: bool) -> str:
     header = ("layer", "paper", "causal", "state", *(("cost",) if cost else ()))
     rows = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -235,6 +257,8 @@ def wanted() -> dict[Path, str]:
     for path, folder in ((PAGES / "index.md", ""), (ROOT / "README.md", "docs/layers/")):
         rows = table(folder, cost=folder == "")
         texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", rows)
+    path = ROOT / "docs" / "deviations.md"
+    texts[path] = between(path.read_text(), "<!-- layers -->", "<!-- end of layers -->", deviations())
     site = ROOT / "mkdocs.yml"
     nav = "\n".join(f"          - {name}: layers/{name}.md" for name in LAYERS)
     start, end = "          # catalogue", "          # end of catalogue"

@@ -72,9 +72,12 @@ class Activator(Layer):
         sizes=("tokens",),
         lengths="any along the channels; along the tokens the number that the layer was built with",
         deviations=(
-            "axis='token' is ours: the published layer mixes no tokens",
-            "no dropout; the authors' code has 0.5 in the feed-forward network",
-            "the patch embedding belongs to the model around the layer",
+            "here axis='channel' mixes no tokens, as published: its mixing matrix is the identity, and a network of "
+            "it sees a bag of patches; the paper calls the layer a replacement of attention",
+            "axis='token' is ours: the gated unit along the tokens mixes them, and fixes their number",
+            "here no dropout; the authors' code has 0.5 in the feed-forward network",
+            "here the activation is GELU, as in the paper, or another by name",
+            "here the patch embedding belongs to the model around the layer",
             "padding, resets, windows and blocks along the channels are ours (they change nothing there)",
         ),
     )

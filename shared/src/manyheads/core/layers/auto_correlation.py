@@ -72,14 +72,15 @@ class AutoCorrelation(Layer):
         linear_in_value=True,
         discontinuous=True,
         deviations=(
-            "one set of delays for all heads, from R averaged over heads and channels, as in the "
-            "authors' code; the paper's "
-            "equation gives each head its own (per_head=True)",
-            "R is a sum over time, not the mean of the paper's equation (3), as in the code: the "
-            "softmax sharpens with T",
-            "in training the batch shares the delays with the largest mean R, as in the code, except with padding",
-            "no causal form: a roll brings the end of the series to its start, and the authors' code ignores its mask",
-            "series decomposition is not part of the layer (blocks.decomposition)",
+            "here one set of delays for all heads, from R averaged over heads and channels, as in the authors' code; "
+            "the paper's equation gives each head its own (per_head=True)",
+            "here R is a sum over time, as in the authors' code; the paper's equation (3) is a mean: the softmax "
+            "sharpens with T",
+            "here the batch shares the delays with the largest mean R in training, as in the authors' code, except "
+            "with padding",
+            "here no causal form, as a roll brings the end of the series to its start; the authors' code takes a mask "
+            "and ignores it",
+            "here series decomposition is no part of the layer (blocks.decomposition)",
             "padding is ours",
         ),
     )

@@ -62,8 +62,8 @@ class AxialAttention(Layer):
         full_context=False,
         linear_in_value=True,
         deviations=(
-            "one layer along one axis; the shifts, position embeddings and blocks of the paper's "
-            "model are not part of it",
+            "here one layer along one axis; the shifts, position embeddings, blocks and row-by-row sampling of the "
+            "paper's model are not part of it",
             "causal means along the axis, and so in raster order too",
             "padding is ours",
         ),

@@ -96,14 +96,13 @@ class CombinerFixed(Layer):
         lengths="any; the last segment may be short (its missing keys are masked)",
         linear_in_value=True,
         deviations=(
-            "no dropout on the attention",
-            "summaries by max-pooling only, not DeepSets",
-            "the last segment may be short (in the authors' code s divides the length): its missing keys are masked",
-            "segment=None takes ceil(sqrt(N)) in each call; the paper sets a segment for each "
-            "experiment, about sqrt(N)",
-            "running maxima are cumulative maxima, as in the paper and the JAX code; the TensorFlow "
-            "code takes cumulative sums",
-            "the bidirectional form is of this plan only",
+            "here no dropout; the paper has dropout on the direct attention weights",
+            "here summaries by max-pooling only; the paper has DeepSets too",
+            "here any length, as the missing keys of a short last segment are masked; in the authors' code the "
+            "segment divides the length: no effect if it does",
+            "here segment=None takes ceil(sqrt(N)) in each call; the paper sets a segment for each experiment, about "
+            "sqrt(N): the function then depends on the length, so that only a given segment has masks and a state",
+            "here the bidirectional form is of combiner-fixed only; the paper has it for all plans",
             "padding, resets and streaming are ours",
         ),
     )

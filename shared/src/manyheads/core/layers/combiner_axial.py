@@ -76,14 +76,19 @@ class CombinerAxial(Layer):
         positional=True,
         linear_in_value=True,
         deviations=(
-            "causal only",
-            "no dropout on the attention",
-            "rowmajor follows the authors' JAX code, in which the key of a span is made from its "
-            "value (the TensorFlow code "
-            "offers three others): no matrix gives the output from the values alone",
-            "no mixture of the plans in one softmax, the default of the JAX code: it counts tokens more than once",
-            "no running sums in place of running maxima, as in the TensorFlow code",
-            "the norm of rowmajor has epsilon 1e-5, torch's; the JAX code has 1e-6",
+            "here no dropout; the paper has dropout on the direct attention weights",
+            "here summaries by max-pooling only; the paper has DeepSets too",
+            "here the bidirectional form is of combiner-fixed only; the paper has it for all plans",
+            "here the plans are vertical, horizontal and rowmajor; the authors' JAX code takes another one by "
+            "default, mixture: column, row, previous rows, top left and top right in one softmax, which counts tokens "
+            "more than once, so that its published results are of another function",
+            "here running maxima are cumulative maxima, as in the paper and the authors' JAX code; their TensorFlow "
+            "code takes cumulative sums: another function",
+            "here the key of a row in rowmajor is W_2 LayerNorm(x + W_1 a) of its attention a, as in the authors' JAX "
+            "code; their TensorFlow code offers three others: keys are made from values, so that no matrix gives the "
+            "output from the values alone",
+            "here the norm of rowmajor has epsilon 1e-5, torch's; the authors' JAX code has 1e-6: some 5e-6 of the "
+            "key at unit variance",
             "padding is ours (not with rowmajor): those tokens keep their place on the grid, and no token sees them",
         ),
     )

@@ -80,13 +80,11 @@ class CombinerLogsparse(Layer):
         positional=True,
         linear_in_value=True,
         deviations=(
-            "causal only",
-            "no dropout on the attention",
-            "summaries by max-pooling only",
-            "the length need not be a power of two",
-            "the state keeps all tokens: the weights inside a span come from the maximum over all of "
-            "it, so that two spans do "
-            "not merge into the next longer one",
+            "here no dropout; the paper has dropout on the direct attention weights",
+            "here summaries by max-pooling only; the paper has DeepSets too",
+            "here any length, as the missing tokens are masked; the paper's length is a power of two: no effect if it "
+            "is",
+            "here the bidirectional form is of combiner-fixed only; the paper has it for all plans",
             "padding, resets and streaming are ours",
         ),
     )

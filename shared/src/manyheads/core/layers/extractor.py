@@ -305,15 +305,24 @@ def _info(
         positional=True,
         lengths="an episode of at most max_len tokens; more raise" if lag else "any",
         deviations=(
-            "the paper's text could not be obtained, only its abstract was read",
+            "the paper's text could not be obtained: only its abstract was read, and one third-party code that names "
+            "the paper and its sequel (2311.12678)",
             *deviations,
-            "all four forms keep the root of t: ME is the running mean times the root of t",
-            "a width other than D with a projection back to D, padding, resets and streaming are ours",
+            "here all four forms keep the root of t: ME is the running mean times the root",
+            "here the weights start from a normal distribution; the third-party code truncates it (LeCun): the "
+            "variance is the same",
+            "a width F other than D, with D F more parameters for a projection back, is ours",
+            "padding, resets and streaming are ours",
         ),
     )
 
 
-_OURS = "a reconstruction of ours, not from the paper: the abstract says only that this form is cheaper than SHE"
+_OURS = (
+    "here this form is a reconstruction of ours, a vector (HE), a number (WE) or nothing (ME) for each position after "
+    "one shared projection; the abstract says only that it is cheaper than SHE: our figures say nothing about the "
+    "paper's form"
+)
+_LONG = "the limit of max_len tokens for an episode is ours: more raise"
 
 
 class SuperHighPerformanceExtractor(_Weighted):
@@ -327,9 +336,9 @@ class SuperHighPerformanceExtractor(_Weighted):
     info = _info(
         "extractor-she",
         "matrix",
-        "by position SHE follows one third-party code, which also names the sequel (2311.12678), so the root of t may "
-        "come from the sequel",
-        "SHE by lag is a reconstruction of ours",
+        "here SHE by position follows the third-party code: the root of t may come from the sequel",
+        "SHE by lag is a reconstruction of ours: a causal convolution with matrices",
+        _LONG,
         formula=_formula("x_i W_i", "x_i W_{t-i+1}"),
         good_for="Causal models of bounded length without attention: each position has a matrix of its own.",
         not_for="Long episodes, as it stores M D F weights: extractor-he stores M F, and a training step of softmax is "
@@ -352,6 +361,7 @@ class HigherPerformanceExtractor(_Weighted):
         "extractor-he",
         "vector",
         _OURS,
+        _LONG,
         formula=_formula(r"(x_i W) \odot w_i", r"(x_i W) \odot w_{t-i+1}"),
         good_for="Causal models of bounded length at linear cost: each position has a vector instead of SHE's matrix.",
         not_for="Looking up a past token by its content: no weight depends on the content, so take softmax.",
@@ -373,6 +383,7 @@ class WorthwhileExtractor(_Weighted):
         "extractor-we",
         "scalar",
         _OURS,
+        _LONG,
         formula=_formula("w_i (x_i W)", "w_{t-i+1} (x_i W)"),
         good_for="Causal models of bounded length with few parameters: each position has one number.",
         not_for="Features that need memories of different length: all share one number for a position, so take "

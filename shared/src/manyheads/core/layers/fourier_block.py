@@ -69,14 +69,18 @@ class FourierBlock(Layer):
         positional=True,
         lengths="any: mode k is k turns over the input; modes above half its length are skipped",
         deviations=(
-            "the result of frequency k goes back to frequency k; the authors' code puts the i-th chosen frequency into "
-            'place i, which moves a random choice to the lowest frequencies (no difference for select="lowest")',
-            "the result is transposed to (T, D); the authors' code reads (H, E, T) as (T, H E) without a transpose, "
-            "which mixes time and channels",
-            "frequencies are chosen from 0 … length // 2; the authors' code leaves out length // 2",
-            "modes beyond length // 2 + 1 raise; the authors' code clamps",
-            "the frequency-enhanced cross-attention (fourier-cross), the wavelet form and the decomposition are not "
-            "part of the layer",
+            "here the result of frequency k goes back to frequency k; the authors' code puts the i-th chosen "
+            "frequency into place i, which moves a random choice to the lowest frequencies: no effect with "
+            'select="lowest"',
+            "here the result is transposed to (T, D); the authors' code reads (H, E, T) as (T, H E) without a "
+            "transpose: it mixes time and channels",
+            "here a seed chooses the frequencies from 0 … length // 2, and a buffer keeps them; the authors' code "
+            "draws them with the global generator and leaves out length // 2",
+            "here modes beyond length // 2 + 1 raise; the authors' code clamps the number",
+            "other lengths are ours: frequency k is k turns over any input, and frequencies above T / 2 are skipped",
+            "here the number of heads is an argument; the authors' code has eight",
+            "here the frequency-enhanced cross-attention (fourier-cross), the wavelet form and the decomposition are "
+            "no part of the layer",
             "padding is ours",
         ),
     )

@@ -71,13 +71,15 @@ class FourierCrossAttention(Layer):
         discontinuous=True,
         lengths="any: mode k is k turns over the input; modes above half its length are skipped",
         deviations=(
-            "the weights R are in the authors' code only",
-            "the values are a projection of their own; the authors' code uses the keys",
-            "frequencies are chosen from 0 … length // 2; the authors' code leaves out length // 2",
-            "the result is not divided by D^2 a second time; the authors' code divides it on top of weights that start "
-            "at 1 / D^2",
-            "tanh of the real and the imaginary part, as in the authors' later code; their first releases take the "
-            "tanh of the complex number, which has poles",
+            "here weights R for each head and frequency, as in the authors' code; the paper has none",
+            "here the values have a projection of their own, as in the paper; the authors' code uses the keys",
+            "here a seed chooses the frequencies from 0 … length // 2, and a buffer keeps them; the authors' code "
+            "draws them with the global generator and leaves out length // 2",
+            "other lengths are ours: frequencies above half of a shorter input or context are skipped",
+            "here the result is not divided by D^2; the authors' code divides it, on top of weights that start at 1 / "
+            "D^2: the layer contributes from the start of training here",
+            "here the tanh of the real and the imaginary part, as in the authors' later code; their first releases "
+            "take the tanh of the complex number, which has poles",
         ),
     )
 

@@ -69,14 +69,21 @@ class GTrXL(Layer):
         positional=True,
         full_context=False,
         deviations=(
-            "the paper's text was read without its formulas: the equations of the gates other than the GRU come from "
-            "secondary sources",
-            "each token sees at most the M tokens before it, so that step by step and segment agree, as in "
-            "transformer-xl",
-            "empty slots and tokens of an earlier episode are masked, as in transformer-xl",
-            "the hidden width F of the MLP is 4 D unless given, the paper's is not known; its counts of parameters fit "
-            "gates of width 512, not the 256 of its text (docs/deviations.md)",
-            "queries come from the tokens after the norm; in DI-engine's code from those before it",
+            "the paper's text was read without its formulas: those of the GRU gate agree in five public codes, those "
+            "of the other gates come from a secondary source; the input gate has no bias, as in the paper",
+            "here each token sees at most the M tokens before it, and empty slots and tokens of an earlier episode "
+            "are masked, as in transformer-xl; the paper does not spell this out",
+            "here the hidden width F of the MLP is 4 D unless given; the paper's is not known",
+            'the paper\'s text says "embedding 256" for 12 layers with 8 heads of 64, but its counts of parameters '
+            "(TrXL-I 28.6 M, with output gates 34.9 M, with GRU gates 66.4 M) need gates of width 512: the "
+            "differences are 6.3 M and 37.8 M, and 24 output gates of width 512 have 6.30 M, 24 GRU gates 37.76 M (of "
+            "width 256: 1.6 M and 9.4 M)",
+            "F = 1,024 is inferred from these counts: with D = 512 the layers then have 28.37, 34.67 and 66.13 M, "
+            "which leaves .2 to .3 M for encoder and heads in all three",
+            "the paper's thin model, with half the heads and half the width, has 22.4 M parameters and is not "
+            "reproduced: D = 256, 4 heads and F = 1,024 give 19.70 M",
+            "here queries, keys and values come from the tokens after the norm; DI-engine's code takes the queries "
+            "from those before it: another function",
         ),
     )
 

@@ -46,9 +46,11 @@ if TYPE_CHECKING:
 
 _TITLE = "Hiformer: Heterogeneous Feature Interactions Learning with Transformers for Recommendation Systems"
 _DEVIATIONS = (
-    "a reconstruction from descriptions and an independent implementation, as the paper's body could not be read: only "
-    "parameter counts could be checked",
-    "pre-norm, with LayerNorms that the fields share; where the paper normalises is not known",
+    "a reconstruction from descriptions and an independent implementation, as the paper's body could not be read: "
+    "only the parameter counts could be checked, against the closed formulas of such layers",
+    "here pre-norm, with LayerNorms that the fields share; where the paper normalises is not known",
+    "here queries prunes the last layer: the other rows are passed on unchanged, or left out by last; the paper "
+    "computes the task tokens only",
     "missing fields, as padding, are ours",
 )
 _BLOCK = (
@@ -249,7 +251,10 @@ class Hiformer(_FieldLayer):
         lengths="fixed: as many tokens as fields, others raise",
         sizes=("fields",),
         linear_in_value=True,
-        deviations=(*_DEVIATIONS, "one pair of low-rank factors serves all heads; the paper has one for each head"),
+        deviations=(
+            *_DEVIATIONS,
+            "here one pair of low-rank factors serves all heads; the paper has one for each head",
+        ),
     )
     query_parts = (*_FieldLayer.query_parts, "query")
 

@@ -154,12 +154,18 @@ class LowRankAttentionPooling(Layer):
         linear_in_value=True,
         compiles=False,  # torch's compiler refuses its recurrent units
         deviations=(
-            "the pooling follows a third-party code that cites the paper's equations; size and kind "
-            "of the encoder were not "
-            "verified",
-            "the penalty |A A' - I|^2 (in aux, if not causal) is from memory of the paper, its coefficient unknown",
-            "the norm over heads has an epsilon: without it f = 0 gives NaN",
-            "the summary is given to every token; causal forms, states and learnt temperatures are ours",
+            "the paper was not read: the pooling follows a third-party code that cites the paper's equations; around "
+            "it is one bidirectional GRU layer with D / 2 units for each direction: the size of the encoder and the "
+            "number of heads are not the paper's",
+            "here the norm over heads has 1e-12 under the root; that code has no epsilon: scores of 0 give equal "
+            "weights instead of NaN",
+            'the penalty |A A\' - I|^2 in aux["penalty"] is from memory of the paper, its coefficient unknown; no loss '
+            "contains it here, and the causal form has none",
+            "here the temperature is 1, or learnt for each head; the paper's is 1: without a learnt one no weight "
+            "exceeds e^2 / (T - 1 + e^2)",
+            "here every token gets the projected summary, and pool gives the summary alone; the paper has one vector "
+            "for each sequence",
+            "causal forms, windows and states are ours; their context is the mean over the tokens that each token sees",
         ),
     )
 

@@ -59,9 +59,14 @@ class LIF(Layer):
         vmaps=False,
         second_derivatives=False,
         deviations=(
-            "without a synaptic current: the neuron of LMUFormer's code, which takes it from spikingjelly",
-            "conventions of spikingjelly: a spike if the membrane equals the threshold, decay_input, "
-            "the scales of the surrogates",
+            "here neurons without a synaptic current; the paper's have one of their own: the neuron of LMUFormer's "
+            "code, which takes it from spikingjelly",
+            "here the conventions of spikingjelly: a spike if the membrane equals the threshold, the input divided by "
+            "tau (decay_input), the scales of the surrogates: spikes equal spikingjelly's, gradients agree within "
+            "rounding",
+            "here detach_reset is True by default, as LMUFormer sets it; in spikingjelly it is False: only gradients "
+            "differ",
+            "second derivatives raise an error",
             "padding, resets and streaming are ours",
         ),
     )

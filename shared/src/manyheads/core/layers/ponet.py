@@ -101,12 +101,16 @@ class PoNet(Layer):
         positional=True,
         lengths="any; the last segment may be short",
         deviations=(
-            "segments have a given number of tokens; the authors' code for Long Range Arena takes K segments of "
-            "floor(N / K) + 1 tokens of the padded length N, which is segment = N // K + 1 (for K = N only N / 2 "
-            "segments are in use, and fewer than K for many other K)",
-            "padding is minus infinity to the maxima, not -10000, and no input is written to",
-            "a maximum sends its gradient to one token",
-            "the mean of the queries is computed as the projected mean of the inputs",
+            "here segments have a given number of tokens; the authors' code for Long Range Arena takes K segments of "
+            "floor(N / K) + 1 tokens of the padded length N: the same for segment = N // K + 1 (K = N gives N / 2 "
+            "segments of two tokens, and many other K give fewer than K segments)",
+            "here padding is minus infinity to the maxima, and no input is written to; the authors' code fills "
+            "padding with -10000, in place, in tensors that the caller holds: no effect, unless all of a segment is "
+            "padding",
+            "here the gradient of a maximum goes to one token; in the authors' code the library decides among equal "
+            "values",
+            "here the mean query is the projection of the mean; the authors' code takes the mean of the projections: "
+            "the same function",
             "the causal form, padding, resets and states are ours",
             'causal with global_pooling="running": each token is scored once, with the mean query of its own time, '
             "which is another function",

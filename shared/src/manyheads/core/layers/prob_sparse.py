@@ -131,18 +131,19 @@ class ProbSparse(Layer):
         linear_in_value=True,
         discontinuous=True,
         deviations=(
-            "the mean of M is over the sampled keys, as defined; the authors' code divides their sum "
-            "by the length, which all "
-            "but drops it",
-            "causal: lazy queries get the running mean, as from uniform attention; the authors' code "
-            "gives the running sum "
-            "(running='sum')",
-            "the sample is fixed by a seed (drawn anew in training with resample); the authors draw "
-            "at every call, in evaluation "
-            "too",
-            "heads are joined token by token; the authors' decoder transposes heads and time before it joins them",
-            "the convolution that halves the sequence between layers is not part of the layer (blocks.distilling)",
-            "padding is ours",
+            "here M subtracts the mean over the sampled keys, as the paper defines it; the authors' code divides "
+            "their sum by the length: its M is nearly the maximum alone, and may choose other queries",
+            "here lazy queries of the causal form get the running mean of the values, as from uniform attention; the "
+            "authors' code gives the running sum (running='sum'): it grows with the length",
+            "here a hash of seed, query and place gives the sampled keys, drawn anew only in training with "
+            "resample=True; the authors' code draws at every call, in evaluation too: evaluation is deterministic "
+            "here, and padding does not change the sample",
+            "here the causal form is declared weakly causal, as the choice of the queries depends on all tokens; the "
+            "paper does not state its causality",
+            "here heads are joined token by token; in the self-attention of their decoder the authors transpose heads "
+            "and time before they join the heads (mix): their decoder mixes time and heads, their encoder does not",
+            "here the convolution that halves the sequence between layers is no part of the layer (blocks.distilling)",
+            "padding is ours: padded tokens count as absent",
         ),
     )
 

@@ -95,10 +95,14 @@ class RandomFeatureAttention(Layer):
         full_context=False,  # a rectifier shuts some pairs off
         linear_in_value=True,
         deviations=(
-            "from memory of the paper, checked against what it proves and simulates; no code was found",
-            "D outputs, the self, causal and streaming forms and masks are ours",
-            "trained by gradient; the paper solves for v with ridge regression (features gives the regressors)",
-            "nothing is rescaled: the paper's tokens have norm 1, and tokens of norm r give features of size r^3",
+            "from memory of the paper, as no code was found: checked against the closed-form kernel and a target that "
+            "the paper's theory covers",
+            "here D outputs, trained by gradient; the paper has one number, solved by ridge regression (features "
+            "gives the regressors)",
+            "here every token is a query, over all tokens, over those before it or over a context; the paper has one "
+            "query for each sample",
+            "the causal and streaming forms and the masks are ours",
+            "here nothing is rescaled; the paper's tokens have norm 1: tokens of norm r give features of size r^3",
         ),
     )
 

@@ -133,23 +133,34 @@ class Routing(Layer):
         linear_in_value=True,
         discontinuous=True,
         deviations=(
-            "top-w with a causal mask is weakly causal: membership depends on later tokens",
-            "assignment latest-w, strictly causal, is ours",
-            "means over clusters are exact; the authors' code divides by the count plus 0.01, which "
-            "shrinks outputs by 1 %",
-            "logits are scaled by 1 / sqrt(E), which the code leaves out on this path; no relative "
-            "positions, no attention dropout",
-            "causal: masked by position; without shared_qk the authors' code masks by rank in the "
-            "cluster, so that queries see "
-            "later keys; a query that sees no key of a cluster does not count that cluster",
-            "centroids are updated by a call, never by forward; the code makes the update a side "
-            "effect of each training "
-            "forward, and two updates a step without shared_qk",
-            "counts start at 1 with the initial centroids as their sums, so that the first update is "
-            "a small step; in the code "
-            "they start at 0 and mix the heads",
-            "the commitment loss is added once; the code adds it twice with shared_qk",
-            "without causal, local heads look both ways (the paper's models are causal)",
+            "here top-w chooses the members of a cluster among all tokens, as the paper does, and with a causal mask "
+            "is declared weakly causal: membership of a past token depends on later ones, so that decoding step by "
+            "step is not the trained function (a test shows the leak)",
+            'assignment="latest-w", strictly causal, is ours: the nearest centroid and the latest w tokens of its '
+            "cluster; it streams",
+            "here the causal mask goes by position; without shared_qk the authors' code masks by rank in the cluster, "
+            "so that the i-th query sees the first i keys: queries see later keys if the two lists of members differ; "
+            "with shared_qk the masks are equal",
+            "here a query that sees no key of a cluster does not count that cluster (causal, without shared_qk); in "
+            "the authors' code it gets the mean of the masked values",
+            "here means over clusters are exact; the authors' code divides by the count plus 0.01: its outputs are "
+            "1 % too small",
+            "here logits are scaled by 1 / sqrt(E); the authors' code leaves that out on the routing path: attention "
+            "is flatter here",
+            "here no relative positions, attention dropout, strided or hashed clusters, and no codebook loss in place "
+            "of the moving averages; all are options of the authors' code",
+            "here centroids are updated by a call with the statistics of one or more outputs, never by forward; in "
+            "the authors' code the update is a side effect of each training step: accumulated micro-batches make one "
+            "step here",
+            "here counts start at 1, with the initial centroids as their sums; in the authors' code they start at 0: "
+            "the first update is a small step here",
+            "here each head has moving averages of its own counts; those of the authors' code mix the heads: "
+            "centroids of heads that are used unequally are scaled otherwise",
+            "here one update for a step, of queries and keys together; without shared_qk the authors' code makes two, "
+            "one for the queries and one for the keys: at the same decay its centroids move nearly twice as far",
+            "here the commitment loss is added once; with shared_qk the authors' code adds it twice, as for queries "
+            "and for keys: its weight of 1e-4 is 2e-4 here",
+            "here local heads without causal see the block before and the block after; the paper's models are causal",
         ),
     )
 

@@ -235,7 +235,7 @@ class SoftmaxAttention(HeadAttention):
         masks=("padding", "reset", "window", "blocks", "context_padding"),
         linear_in_value=True,
         deviations=(
-            "no biases by default",
+            "here no biases by default",
             "padding, resets, windows and the streaming state are ours",
             "a window counts real tokens only, so that padding between them does not shorten it",
             "rotary positions (2104.09864) are an option",

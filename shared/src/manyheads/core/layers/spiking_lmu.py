@@ -83,16 +83,19 @@ class SpikingLegendreMemoryUnit(Layer):
         vmaps=False,
         second_derivatives=False,
         deviations=(
-            "the memory is linear and spikes after it, as in the paper's code; its figure feeds the "
-            "spikes back, for which no "
-            "parallel form exists",
-            "parallel and recurrent form are equal in evaluation; the code's recurrent form leaves "
-            "norm and spikes of the memory "
-            "out",
-            "in training the statistics are those of the call, so that chunks differ from the whole there",
-            "the parts around the cell in LMUFormer's mixer are left to the caller (layer lif)",
-            "W_m and W_x are two matrices (in the paper one)",
-            "the body of the paper could not be read",
+            "the body of the paper could not be read: the equations are those of its published code, and the "
+            "parameters of lmu and spiking-lmu complete the counts of the published models (1,621,796 and 1,689,894)",
+            "here the memory is linear and spikes after it, as in the authors' code; the paper's figure feeds the "
+            "spikes back, for which no parallel form exists",
+            "here the recurrent form equals the parallel one in evaluation; the recurrent form of the authors' code "
+            "leaves norm and neurons of the memory out, and so differs from its parallel form",
+            "here the batch normalisation of training takes the statistics of real tokens only; the authors' code "
+            "those of the whole batch: chunks then differ from the whole, and calibrate sets the running statistics",
+            "here the order is by default 2 dim at a window of 128, as in the authors' code, and an order above the "
+            "window gives a warning: the surplus holds nothing more about the window",
+            "here the caller adds the normalisation and neurons at the entry of the mixer (layer lif) and the "
+            "convolution after it; in the paper they are part of the mixer",
+            "here W_m and W_x are two matrices side by side; in the paper they are one, W_h [m; x]: the same function",
             "padding, resets and streaming are ours",
         ),
     )

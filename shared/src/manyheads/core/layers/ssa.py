@@ -88,12 +88,13 @@ class SubsampledAttention(HeadAttention):
         lengths="any: ceil(ratio N) sources are kept, the last block of queries is padded inside",
         linear_in_value=True,
         deviations=(
-            "reconstructed: no code was published, and the details, the locally biased draw above "
-            "all, are recalled from the text",
-            "each query always keeps its own token, so that with causal none is left without a source",
-            "rows with padding draw among their valid tokens; without padding the batch shares one draw",
-            "scores are never stored (fused kernel), so that the saving is in time and in gathered "
-            "sources, not in stored scores",
+            "a reconstruction: no code was published, and the details come from the text as it was recalled, above "
+            "all the locally biased draw (noise in units of the kept tokens, blocks of half as many queries)",
+            "the paper's share of dense fine-tuning and number of passes of an ensemble could not be found",
+            "here each query always keeps its own token, so that with causal none is left without a source",
+            "here rows with padding draw among their valid tokens; without padding the batch shares one draw",
+            "here scores are never stored (fused kernel); the paper saves memory in matrices of scores: here the "
+            "saving is in time and in gathered sources",
         ),
     )
 
