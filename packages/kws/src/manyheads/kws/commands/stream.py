@@ -47,7 +47,7 @@ def stream(
         smoothing: window in seconds over which the logits are averaged. Default: as in the spotter file.
         refractory: seconds after a detection without another one. Default: as in the spotter file.
         chunk: seconds of audio per chunk, at least 0.01.
-        paced: play a file in real time.
+        paced: process a file in real time.
         seconds: stop after this many seconds of audio.
         device: microphone, by name or number.
         plot: draw the waveform and the scores to this file: .png, .svg or .pdf.
