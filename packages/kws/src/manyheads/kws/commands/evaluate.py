@@ -195,7 +195,7 @@ def export(
     if measure:
         document["accuracy"] = rows = measured(chosen, out, clips_of_part(*trained_on(chosen, set, part)))
         found = [(r["what"], accuracy_text(r["accuracy"] * r["clips"], r["clips"]), r["other_words"]) for r in rows]
-        shown.append(table(("heard with", "accuracy", "other words than the network"), found))
+        shown.append(table(("model", "accuracy", "predictions unlike the network's"), found))
     return Outcome(document, Group(*shown))
 
 

@@ -251,7 +251,7 @@ def text_of(found: Evaluation) -> Any:
         ("accuracy", clips.accuracy_text),
         (
             "99 % of it after",
-            f"{clips.time_to(0.99):.2f} s of real audio, look-ahead {spotter.lookahead_seconds:g} s in",
+            f"{clips.time_to(0.99):.2f} s of audio, look-ahead of {spotter.lookahead_seconds:g} s included",
         ),
         ("parameters", f"{spotter.network.parameter_count:,}"),
     ]

@@ -79,7 +79,7 @@ def timeline(
         said = found.label if verdict in (None, RIGHT) else f"{found.label}\n{verdict}"
         wave.text(found.time, -1.08 * top, said, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
         score.plot([found.time], [found.score], marker="v", color=colour, markersize=6, clip_on=False, zorder=3)
-    wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="said / heard" if truth else "heard")
+    wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="spoken / detected" if truth else "detected")
     for index, label in enumerate(labels):
         shown = label in colours
         score.plot(
@@ -110,7 +110,7 @@ def confusion(results: ClipResults) -> Figure:
     names = [*results.labels, "nothing"] if nothing else list(results.labels)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(results.labels)), results.labels)
-    axes.set(xlabel="heard", ylabel="said")
+    axes.set(xlabel="predicted", ylabel="spoken")
     for row, column in np.argwhere(shown > 0):
         value = share[row, column]
         axes.text(
@@ -145,7 +145,7 @@ def det(curves: Mapping[str, DetCurve]) -> Figure:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all", title_fontsize="small")
+    axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all audio", title_fontsize="small")
     return figure
 
 
@@ -170,11 +170,13 @@ def early_decision(results: ClipResults, *, title: str = "") -> Figure:
     axes = figure.subplots()
     times = np.arange(0, round(results.longest * 100) + 1) / 100
     axes.plot(times, 100 * results.early(times), color="C0", linewidth=1.4)
-    axes.axhline(100 * results.accuracy, color="0.5", linewidth=0.8, linestyle=":", label="in the end")
+    axes.axhline(100 * results.accuracy, color="0.5", linewidth=0.8, linestyle=":", label="final accuracy")
     reached = results.time_to(0.99)
-    axes.axvline(reached, color="C3", linewidth=0.9, label=f"99 % of it after {reached:.2f} s")
-    axes.axvline(float(np.median(results.seconds)), color="0.7", linewidth=0.8, linestyle="--", label="the clip ends")
-    axes.set(xlabel="seconds of real audio heard, look-ahead included", ylabel="accuracy, %", ylim=(0, 101))
+    axes.axvline(reached, color="C3", linewidth=0.9, label=f"99 % of it at {reached:.2f} s")
+    axes.axvline(
+        float(np.median(results.seconds)), color="0.7", linewidth=0.8, linestyle="--", label="median end of clip"
+    )
+    axes.set(xlabel="decision time: seconds of audio, look-ahead included", ylabel="accuracy, %", ylim=(0, 101))
     axes.set_title(title, loc="left")
     axes.margins(x=0)
     axes.grid(alpha=0.3)
@@ -189,13 +191,15 @@ def spike_rates(count: SpikeCount) -> Figure:
     names = list(count.rates)
     left.barh(names, [100 * count.rates[name] for name in names], color="C0")
     left.invert_yaxis()
-    left.set(xlabel="spikes a step and neuron, %", title=f"{count.zero_share:.1%} of all outputs are zero")
+    left.set(xlabel="spike rate per step and neuron, %", title=f"{count.zero_share:.1%} of all outputs are zero")
     products = [product.name for product in count.products]
     right.barh(products, [product.macs for product in count.products], color="0.85", label="dense multiply-adds")
     colours = ["C0" if product.source else "C3" for product in count.products]
     right.barh(products, [product.operations for product in count.products], color=colours, height=0.5)
     right.invert_yaxis()
-    right.set(xlabel="a step; blue: additions by spikes, red: stays dense", title=f"{count.saving:.1f} times fewer")
+    right.set(
+        xlabel="operations per step; blue: additions by spikes, red: dense", title=f"{count.saving:.1f} times fewer"
+    )
     right.legend(fontsize="small", frameon=False)
     return figure
 

@@ -29,7 +29,7 @@ def export_spotter(spotter: KeywordSpotter, folder: Path, *, int8: bool = True, 
     """
     made = [(export_step(spotter.network, folder / STEP), "one step, state in and out, float32")]
     if int8:
-        made.append((quantise(folder / STEP, folder / STEP_INT8), "the same with int8 weights"))
+        made.append((quantise(folder / STEP, folder / STEP_INT8), "the same with weights in 8 bits"))
     around = {
         "labels": spotter.labels,
         "features": asdict(spotter.features),
@@ -39,7 +39,7 @@ def export_spotter(spotter: KeywordSpotter, folder: Path, *, int8: bool = True, 
         "lookahead_frames": spotter.network.lookahead,
     }
     save_document(folder / AROUND, around, kind="keyword spotter's export")
-    made.append((folder / AROUND, "features, running mean and detection rule, which are not part of the step"))
+    made.append((folder / AROUND, "features, running mean and rule, which stay outside the step"))
     if nir:
         made.append((export_nir(spotter.network, folder / NEURONS), "the spiking neurons"))
     return [{"file": str(path), "bytes": path.stat().st_size, "what": what} for path, what in made]

@@ -5,8 +5,8 @@
     logits = runner(frames)                     # (64, stride, M) float32 -> (64, C); the runner keeps the states
 
 The step reads the frames of one step, ``(B, stride, M)``, and returns its logits ``(B, C)``. Batch norm is folded.
-Output ``next_0`` is input ``state_0`` of the next step, and so on; all states are 0 before the first frame. The metadata
-of the file contain labels, stride, look-ahead and number of mel bins.
+Output ``next_0`` is input ``state_0`` of the next step, and so on; all states are 0 before the first frame. The file
+metadata contain labels, stride, look-ahead and number of mel bins.
 
 The log-mel features and the running mean are not part of the step: they are a few percent of the work, and the sample
 format of a microphone driver depends on the device.
@@ -68,8 +68,8 @@ def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = 
     The model maps ``(B, frames, M)`` to logits ``(B, frames // stride, C)``, like :meth:`Network.whole`. Its linear
     memory is one matrix product for all steps.
 
-    Raises like :func:`export_step`. Also raises :class:`ArgumentError` for fewer frames than one step, and for a spiking
-    network, whose loop over the steps would have to be unrolled.
+    Raises like :func:`export_step`. Also raises :class:`ArgumentError` for fewer frames than one step, and for a
+    spiking network, whose loop over the steps would have to be unrolled.
     """
     need_package("onnx", "manyheads-kws", "onnx")
     if any(isinstance(module, SpikeSite) for module in network.modules()):

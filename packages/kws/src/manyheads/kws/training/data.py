@@ -190,7 +190,7 @@ class ClipSet:
         return max(1, -(-self.epoch_clips // max(1, count)))
 
     def open(self) -> Splits:
-        """Read all clips and return the splits. Raises :class:`DataError` with the name of a clip that cannot be used."""
+        """Read all clips and return the splits. Raises :class:`DataError` with the path of a clip that is unusable."""
         clips = self.clips()
         words, times = labels_of(clips), dict.fromkeys(labels_of(clips), self.repeats(clips))
         if self.beside:

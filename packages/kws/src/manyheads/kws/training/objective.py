@@ -88,7 +88,7 @@ class ClipLoss:
         return {**metrics, **{f"elsewhere_{name}": value for name, value in elsewhere.items()}}
 
     def after(self, model: nn.Module, splits: Splits, folder: Path) -> None:
-        """Write ``spotter.safetensors`` to the folder of the run, for ``manyheads kws stream``, ``eval``, ``export``."""
+        """Write ``spotter.safetensors`` to the run's folder, for ``manyheads kws stream``, ``eval`` and ``export``."""
         if "features" not in splits.facts:
             return
         from manyheads.kws.models import Network
