@@ -24,6 +24,7 @@ import recsys
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "benchmarks" / "notes" / "keyword-recipes.md",
     ROOT / "docs" / "forecasting.md",
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",

@@ -1,4 +1,4 @@
-"""Small awake networks for the tests: random statistics, calibrated, spiking where they can."""
+"""Small calibrated networks for the tests: random batch norm, and neurons that spike."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ SPIKING = [name for name, config in CONFIGS.items() if getattr(config, "spiking"
 
 
 def awake(name: str, dtype: torch.dtype = torch.float64) -> tuple[Network, dict[str, torch.Tensor]]:
-    """The network in evaluation with every batch norm an affine map of its own, statistics calibrated to frames as
-    :func:`frames` makes them; and its spike rates. The head's weights are drawn anew, as the first ones are small."""
+    """Return a network in evaluation mode, and its spike rates.
+
+    Every batch norm has random scale and shift, with statistics calibrated on :func:`frames`. The weights of the head
+    are drawn again, because the initial ones are small.
+    """
     torch.manual_seed(1)
     network = CONFIGS[name].make(BINS, LABELS).to(dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Small spotters whose batch norm is calibrated, so that what they say depends on what they hear."""
+"""Small spotters with calibrated batch norm, so that their detections depend on the audio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEATURES = Features(sample_rate=8000, bins=16)
 
 
 def babble(seconds: float, seed: int = 0, sample_rate: int = 8000) -> np.ndarray:
-    """Noise whose colour and loudness change a few times a second."""
+    """Return noise whose colour and loudness change a few times per second."""
     random = np.random.default_rng(seed)
     count = round(seconds * sample_rate)
     t = np.arange(count) / sample_rate
@@ -26,7 +26,7 @@ def babble(seconds: float, seed: int = 0, sample_rate: int = 8000) -> np.ndarray
 
 
 def sweep(seconds: float, sample_rate: int = 8000) -> np.ndarray:
-    """A tone of one loudness whose frequency goes up and down, in a little noise."""
+    """Return a tone of constant loudness whose frequency goes up and down, with a little noise."""
     count = round(seconds * sample_rate)
     t = np.arange(count) / sample_rate
     tone = np.sin(2 * np.pi * np.cumsum(900 + 600 * np.sin(9 * t)) / sample_rate)
@@ -35,13 +35,14 @@ def sweep(seconds: float, sample_rate: int = 8000) -> np.ndarray:
 
 
 def small_spotter(*, rule: Rule | None = None, streams: int = 1, surround: Surround | None = None, **config):
-    """``config`` as for :class:`LMUFormerConfig`."""
+    """Return a small spotter; ``config`` as for :class:`LMUFormerConfig`."""
     torch.manual_seed(3)
     network = LMUFormerConfig(**{"channels": 12, "order": 4, "window": 10, "memories": 2, **config}).make(16, LABELS)
     frames = RunningMean()(LogMel(FEATURES)(torch.from_numpy(babble(20.0, seed=9))[None])[0])[0]
     network.calibrate(frames)
     with torch.no_grad():
-        network.head.weight.mul_(150)  # so that scores move between 0 and 1
+        # Large weights, so that scores vary between 0 and 1.
+        network.head.weight.mul_(150)
         network.head.bias.sub_(network.eval().whole(frames).mean((0, 1)))
     rule = rule or Rule(threshold=0.6, smoothing=0.2, refractory=0.3)
     return KeywordSpotter(network, FEATURES, rule=rule, streams=streams, surround=surround)

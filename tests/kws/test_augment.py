@@ -1,4 +1,4 @@
-"""Each change of a clip against what it should do, on spectra whose answer is known."""
+"""Augmentation: each change of a clip, on spectra with a known result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LINES = 129
 
 
 def ramp(*lengths):
-    """Clips whose power at frame t is t + 1 in every line; beyond the end something else."""
+    """Return clips whose power at frame t is t + 1 in every line; the padding has another value."""
     power = torch.full((len(lengths), max(lengths), LINES), 1e9)
     for row, length in enumerate(lengths):
         power[row, :length] = torch.arange(1.0, length + 1).unsqueeze(1)
@@ -52,7 +52,7 @@ def placed(power, lengths, *, pace=1.0, onset=0, trail=0, quiet=0.5, longest=0):
     )
 
 
-def test_unchanged_clips_are_the_clips_and_what_follows_is_quiet():
+def test_place_without_change_keeps_the_clip_and_adds_quiet():
     window, lengths = placed(*ramp(5, 3))
     assert lengths.tolist() == [5, 3]
     assert window[0, :, 0].tolist() == [1, 2, 3, 4, 5]
@@ -79,13 +79,13 @@ def test_negative_shift_cuts_the_beginning():
     assert lengths.item() == 4
 
 
-def test_windows_are_cut_at_the_longest():
+def test_windows_are_cut_at_the_largest_length():
     window, lengths = placed(*ramp(9, 3), longest=4)
     assert window.shape[1] == 4
     assert lengths.tolist() == [4, 3]
 
 
-def test_no_warp_is_the_plain_filterbank():
+def test_warp_of_one_gives_the_plain_filterbank():
     assert warped_triangles(FEATURES, 1.0).equal(mel_triangles(FEATURES))
     banks = warped_filterbanks(FEATURES, 1.2)
     assert len(banks) == WARPS
@@ -94,8 +94,8 @@ def test_no_warp_is_the_plain_filterbank():
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.25])
-def test_a_warped_bin_hears_a_line_where_the_plain_one_hears_it_scaled(factor):
-    """A tone at line f heard through the warped bank is the tone at f * factor through the plain one."""
+def test_warped_filterbank_scales_the_frequency_axis(factor):
+    """A tone at line f in the warped filterbank gives the same energies as a tone at f * factor in the plain one."""
     warped, plain = warped_triangles(FEATURES, factor), mel_triangles(FEATURES)
     for line in (20, 40, 60):
         peak = warped[:, line].argmax()
@@ -103,7 +103,7 @@ def test_a_warped_bin_hears_a_line_where_the_plain_one_hears_it_scaled(factor):
     assert (peak - plain[:, 60].argmax()).sign() == (1 if factor > 1 else -1)
 
 
-def test_the_equaliser_passes_through_its_points():
+def test_equaliser_curve_passes_through_its_control_points():
     points = torch.tensor([[0.0, 1.0, -1.0, 2.0, 0.5]])
     curve = equaliser_curves(points, 41).log()
     torch.testing.assert_close(curve[:, ::10], points)
@@ -111,7 +111,7 @@ def test_the_equaliser_passes_through_its_points():
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
-def test_noise_has_the_asked_ratio_and_colour(slope):
+def test_noise_has_the_requested_snr_and_colour(slope):
     torch.manual_seed(0)
     power, lengths = torch.full((2, 4000, LINES), 3.0), torch.tensor([4000, 2000])
     power[1, 2000:] = 1e9  # beyond the clip, and not heard
@@ -122,7 +122,7 @@ def test_noise_has_the_asked_ratio_and_colour(slope):
     assert mean[0] / mean[99] == pytest.approx(100**slope, rel=0.15)
 
 
-def test_mixup_shares_power_and_labels_alike():
+def test_mixup_mixes_power_and_labels_in_the_same_ratio():
     a, b = torch.rand(2, 4, LINES), torch.rand(2, 4, LINES)
     share = torch.tensor([0.0, 0.25])
     found = mixed(a, b, share)
@@ -140,7 +140,7 @@ def test_blending_stretches_the_partner_and_takes_the_geometric_mean():
     torch.testing.assert_close(found[1, :3, 0], torch.tensor([1.0, 3, 5]))
 
 
-def test_partners_share_the_label_and_are_others():
+def test_partners_are_other_clips_of_the_same_label():
     torch.manual_seed(0)
     labels = torch.tensor([0, 1, 0, 1, 2, 0])
     for _ in range(20):
@@ -150,7 +150,7 @@ def test_partners_share_the_label_and_are_others():
         assert (found != torch.arange(6))[[0, 1, 2, 3, 5]].all()
 
 
-def test_masks_hide_what_they_say():
+def test_masks_cover_the_given_range():
     frames = torch.ones(2, 4, 5)
     hidden = masked(frames, 2, torch.tensor([1, 4]), torch.tensor([2, 0]))
     assert hidden[0, 0].tolist() == [1, 0, 0, 1, 1]
@@ -159,7 +159,7 @@ def test_masks_hide_what_they_say():
     assert hidden[:, :, 0].tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
 
 
-def test_spec_augment_keeps_to_its_widths():
+def test_spec_augment_masks_stay_within_the_largest_width():
     torch.manual_seed(0)
     frames, lengths = torch.ones(300, 50, 40), torch.full((300,), 50)
     hidden = spec_augment(frames, lengths, Augmentation(masks=1, mask_bins=6, mask_frames=8)) == 0
@@ -205,7 +205,7 @@ def test_only_mixup_softens_labels():
     assert 0.2 < (soft.max(1).values < 1).float().mean() < 0.7
 
 
-def test_gain_is_as_large_as_asked():
+def test_gain_has_the_requested_range():
     made = run(Augmentation(gain=2.0), batch=400)[3]
     plain = run(NONE, batch=400)[3]
     change = (made.frames - plain.frames)[:, 5].mean(1)
@@ -222,6 +222,6 @@ def test_gain_is_as_large_as_asked():
         ({"snr": (20.0, 5.0)}, "snr: found .*, expected the lower one first"),
     ],
 )
-def test_bad_strengths(values, message):
+def test_bad_augmentation_strengths_are_refused(values, message):
     with pytest.raises(ArgumentError, match=message):
         Augmentation(**values)

@@ -1,4 +1,4 @@
-"""The background noise of a stream: the quietest window by brute force, in any chunks."""
+"""Background noise of a stream: the quietest window against brute force, in any chunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def heard(frames, sizes):
 
 
 @pytest.mark.parametrize("sizes", [160, 1, 7, 60])
-def test_the_background_is_the_quietest_window_of_all(sizes):
+def test_background_is_the_quietest_window(sizes):
     state = heard(LOG_MEL, sizes)
     for row, frames in enumerate(LOG_MEL):
         windows = [frames[start : start + FRAMES] for start in range(160 - FRAMES + 1)]
@@ -34,7 +34,7 @@ def test_the_background_is_the_quietest_window_of_all(sizes):
         torch.testing.assert_close(state.peak[row], max(window.mean() for window in windows))
 
 
-def test_streams_that_began_apart_are_followed_as_if_alone():
+def test_streams_with_different_starts_do_not_affect_each_other():
     early, late = heard(LOG_MEL[:1, :90], 90), heard(LOG_MEL[1:2, :11], 11)
     both = follow(LOG_MEL[:2, 90:130], states.concat([early, late]))
     alone = follow(LOG_MEL[1:2, 90:130], late)
@@ -42,8 +42,8 @@ def test_streams_that_began_apart_are_followed_as_if_alone():
         torch.testing.assert_close(found[1:], expected)
 
 
-def test_a_stream_without_a_background_ends_in_the_quiet_of_training():
-    """Too short for a window; even, so that it may be speech throughout; quieter than the quiet, as digital silence."""
+def test_stream_without_background_ends_in_the_quiet_of_training():
+    """Three cases: too short for a window; constant level, possibly speech throughout; digital silence."""
     quiet = torch.full((1, 40, BINS), -8.0, dtype=torch.float64)
     loud = torch.full((1, 60, BINS), 2.0, dtype=torch.float64)
     silence = torch.full((1, 60, BINS), -16.0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Which clips there are and how they are split."""
+"""Clips of data sets and folders, and their split."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def test_arabic_is_split_by_speaker_as_published():
     assert len(labels_of(clips)) == 10
 
 
-def test_official_lists_of_speech_commands_decide(tmp_path):
+def test_speech_commands_are_split_by_the_official_lists(tmp_path):
     clips = speech_commands(speech_commands_folder(tmp_path))
     assert Counter(clip.split for clip in clips) == {"train": 12, "validation": 3, "test": 3}
     assert {c.speaker for c in clips if c.split == "validation"} == {"s04"}
     assert labels_of(clips) == tuple(sorted(WORDS))  # the noise is no word
 
 
-def test_speech_commands_without_its_lists(tmp_path):
+def test_speech_commands_without_lists_are_refused(tmp_path):
     (speech_commands_folder(tmp_path) / "testing_list.txt").unlink()
     with pytest.raises(DataError, match=r"testing_list\.txt: no such file: expected the lists of Speech Commands"):
         speech_commands(tmp_path)
 
 
-def test_a_folder_is_split_by_speaker_and_a_new_speaker_moves_no_other(tmp_path):
+def test_folder_is_split_by_speaker_and_a_new_speaker_moves_no_other(tmp_path):
     clips = clips_of(str(word_folder(tmp_path, speakers=40)))
     before = {c.path: c.split for c in clips}
     assert len({(c.speaker, c.split) for c in clips}) == len({c.speaker for c in clips})
@@ -44,7 +44,7 @@ def test_a_folder_is_split_by_speaker_and_a_new_speaker_moves_no_other(tmp_path)
     assert {path: after[path] for path in before} == before
 
 
-def test_a_folder_with_one_label(tmp_path):
+def test_folder_with_one_label_is_refused(tmp_path):
     word_folder(tmp_path)
     for word in ("middle", "high"):
         shutil.rmtree(tmp_path / word)
@@ -52,7 +52,7 @@ def test_a_folder_with_one_label(tmp_path):
         clips_of_folder(tmp_path)
 
 
-def test_a_label_with_one_file(tmp_path):
+def test_label_with_one_file_is_refused(tmp_path):
     word_folder(tmp_path, speakers=40)
     for path in sorted((tmp_path / "low").iterdir())[1:]:
         path.unlink()
@@ -60,7 +60,7 @@ def test_a_label_with_one_file(tmp_path):
         clips_of_folder(tmp_path)
 
 
-def test_unknown_set_names_the_known_ones():
+def test_error_for_an_unknown_set_lists_the_known_sets():
     with pytest.raises(UnknownNameError, match="arabic_sc_10w"):
         clips_of("arabik")
 
@@ -73,11 +73,11 @@ def test_held_out_speaker_is_the_test_part():
         hold_out(clips, "nobody")
 
 
-def test_only_some_labels():
+def test_labels_select_clips():
     assert labels_of(only(clips_of("arabic"), ["yes", "no"])) == ("no", "yes")
 
 
-def test_every_kind_of_sound_is_a_clip_and_what_is_left_out_is_said(tmp_path, capsys):
+def test_every_sound_format_is_a_clip_and_skipped_files_are_reported(tmp_path, capsys):
     word_folder(tmp_path, speakers=40)
     kinds = {"a.MP3": "MP3", "b.ogg": "OGG", "c.oga": "OGG", "d.aiff": "AIFF", "e.flac": "FLAC"}
     for name, form in kinds.items():
@@ -98,7 +98,7 @@ def test_every_kind_of_sound_is_a_clip_and_what_is_left_out_is_said(tmp_path, ca
     ]
 
 
-def test_a_recording_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_recording_is_named(tmp_path):
     word_folder(tmp_path, speakers=40)
     (tmp_path / "low" / "new.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     with pytest.raises(DataError, match=r"low/new\.m4a: found \.m4a, expected a WAV, FLAC, OGG, .*convert it"):

@@ -1,4 +1,4 @@
-"""Clips as training data: what comes out of a set is what is in its files, and whatever was done to them is said."""
+"""Training data: batches equal the features of the files, and changes to clips are reported."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def words(tmp_path):
     return ClipSet(str(word_folder(tmp_path / "words", speakers=30)), TELEPHONE)
 
 
-def test_scoring_hears_what_a_stream_hears(words):
-    """The frames of a clip are log-mel and running mean of its samples, whatever else is in the batch."""
+def test_evaluation_frames_equal_stream_frames(words):
+    """The frames of a clip are its log-mel features with running mean, independent of the other clips in the batch."""
     part = words.open().test
     clips = [clip for clip in clips_of(words.set) if clip.split == "test"]
     batch = part.batch(torch.arange(len(part)))
@@ -40,20 +40,20 @@ def test_scoring_hears_what_a_stream_hears(words):
         assert part.labels[batch.target[row].argmax()] == clip.label
 
 
-def test_quiet_around_a_clip_is_as_long_as_asked(words):
+def test_quiet_around_a_clip_has_the_requested_length(words):
     plain, around = words.open().test, replace(words, lead=4, trail=6).open().test
     rows = torch.arange(3)
     assert (around.batch(rows).lengths - plain.batch(rows).lengths).tolist() == [10, 10, 10]
 
 
-def test_scoring_does_not_draw(words):
+def test_evaluation_draws_no_random_numbers(words):
     part = replace(words, augmentation=LIGHT).open().test
     state = torch.get_rng_state()
     assert part.batch(torch.arange(3)).frames.equal(part.batch(torch.arange(3)).frames)
     assert torch.get_rng_state().equal(state)
 
 
-def test_training_draws_anew_and_can_be_repeated(words):
+def test_training_batches_differ_and_are_reproducible(words):
     part = replace(words, augmentation=LIGHT).open().train
     torch.manual_seed(3)
     first, second = part.batch(torch.arange(4)), part.batch(torch.arange(4))
@@ -63,13 +63,13 @@ def test_training_draws_anew_and_can_be_repeated(words):
     assert first.frames.shape != second.frames.shape or not first.frames.equal(second.frames)
 
 
-def test_training_windows_are_cut_and_scoring_ones_are_not(words):
+def test_training_clips_are_cut_and_evaluation_clips_are_not(words):
     splits = replace(words, longest=20).open()
     assert splits.train.batch(torch.arange(8)).frames.shape[1] == 20
     assert splits.test.batch(torch.arange(len(splits.test))).frames.shape[1] > 20
 
 
-def test_spectra_too_large_for_memory_are_computed_a_batch_at_a_time(words):
+def test_spectra_too_large_for_memory_are_computed_per_batch(words):
     sounds = [read_sound(clip.path, 8000) for clip in clips_of(words.set)]
     kept, computed = Spectra(sounds, TELEPHONE), Spectra(sounds, TELEPHONE, limit=0)
     assert (kept.cached, computed.cached) == (True, False)
@@ -96,7 +96,7 @@ def test_a_held_out_speaker_is_the_whole_test_part():
     assert "00000005" not in {clips[i].speaker for i in splits.train.indices.tolist()}
 
 
-def test_another_set_is_scored_as_well_and_used_for_nothing_else(words, tmp_path):
+def test_second_test_set_is_used_for_evaluation_only(words, tmp_path):
     other = word_folder(tmp_path / "other", speakers=30, rate=16000)
     for speaker in range(3):
         write(other / "stranger" / f"s{speaker:02}_nohash_0.wav", tone(50), 8000)
@@ -108,7 +108,7 @@ def test_another_set_is_scored_as_well_and_used_for_nothing_else(words, tmp_path
     assert len(splits.test) == len(plain.test)
 
 
-def test_a_set_beside_is_for_training_only_and_never_one_of_the_words(words, tmp_path):
+def test_auxiliary_set_is_for_training_only_and_never_predicted(words, tmp_path):
     other = word_folder(tmp_path / "other", speakers=30)
     plain, more = words.open(), replace(words, beside=str(other), elsewhere=str(other)).open()
     assert more.facts["labels"] == ("_high", "_low", "_middle", "high", "low", "middle")
@@ -124,27 +124,27 @@ def parts(splits):
     return splits.train, splits.validation, splits.test
 
 
-def test_another_set_without_the_words_is_refused(words, tmp_path):
+def test_second_test_set_without_the_words_is_refused(words, tmp_path):
     other = word_folder(tmp_path / "other", speakers=30)
     shutil.rmtree(other / "low")
     with pytest.raises(DataError, match="other: found no clip of low, expected all words of"):
         replace(words, elsewhere=str(other)).open()
 
 
-def test_only_some_labels():
+def test_labels_select_clips():
     config = ClipSet("arabic", labels=("yes", "no"))
     assert config.open().facts["labels"] == ("no", "yes")
     with pytest.raises(ArgumentError, match="labels: found 'maybe', expected some of close, down"):
         replace(config, labels=("yes", "maybe")).open()
 
 
-def test_speech_commands_by_its_official_lists(tmp_path):
+def test_speech_commands_data_use_the_official_lists(tmp_path):
     splits = splits_of(speech_commands(speech_commands_folder(tmp_path)), ClipSet("speech-commands"))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [12, 3, 3]
     assert splits.facts["labels"] == tuple(sorted(WORDS))
 
 
-def test_whatever_was_done_to_clips_is_counted_and_said(tmp_path, capsys):
+def test_changes_to_clips_are_counted_and_reported(tmp_path, capsys):
     folder = word_folder(tmp_path, speakers=30)
     stereo = np.stack([tone(300), tone(300)], 1)
     write(folder / "low" / "s00_nohash_0.wav", stereo)
@@ -163,7 +163,7 @@ def test_whatever_was_done_to_clips_is_counted_and_said(tmp_path, capsys):
     assert all(note in said for note in notes)
 
 
-def test_clean_clips_are_not_remarked_on():
+def test_clean_clips_give_no_notes():
     assert notes_of([read_sound(clip.path) for clip in clips_of("arabic")[:5]]) == ()
 
 
@@ -182,7 +182,7 @@ def test_a_bad_file_among_good_ones_is_named(words, content):
         words.open()
 
 
-def test_permuted_digits_are_the_digits_in_another_order():
+def test_permuted_digits_are_the_same_pixels_in_another_order():
     plain, permuted = PixelDigits(permuted=False).open(), PixelDigits().open()
     assert [len(part) for part in (plain.train, plain.validation, plain.test)] == [1297, 100, 400]
     a, b = (splits.test.batch(torch.arange(50)) for splits in (plain, permuted))
@@ -191,7 +191,7 @@ def test_permuted_digits_are_the_digits_in_another_order():
     assert a.target.equal(b.target)
 
 
-def test_augmentation_touches_training_only(words):
+def test_augmentation_changes_training_clips_only(words):
     loud = replace(words, augmentation=replace(NONE, gain=3.0))
     rows = torch.arange(4)
     assert loud.open().test.batch(rows).frames.equal(words.open().test.batch(rows).frames)

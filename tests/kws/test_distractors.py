@@ -1,4 +1,4 @@
-"""Synthetic sounds: what is drawn, and that it is in training alone."""
+"""Synthetic distractor sounds: their form, and their use for training only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .sounds import word_folder
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_each_kind_is_a_sound_of_the_length_asked_for(rate):
+def test_each_distractor_has_the_requested_length(rate):
     for sound in distractors(3 * len(KINDS), rate, seconds=0.7):
         assert sound.shape == (round(0.7 * rate),)
         assert sound.dtype == np.float32
@@ -23,13 +23,13 @@ def test_each_kind_is_a_sound_of_the_length_asked_for(rate):
         assert power > LEVEL[0] - 30  # clicks at full scale hold little power
 
 
-def test_a_seed_decides_the_sounds():
+def test_same_seed_gives_the_same_distractors():
     first, again, other = distractors(8, 8000), distractors(8, 8000), distractors(8, 8000, seed=1)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_distractors_are_in_training_alone(tmp_path):
+def test_distractors_are_used_for_training_only(tmp_path):
     folder = str(word_folder(tmp_path, speakers=10))
     with_sounds, without = (
         SpottingSet(folder, Features(sample_rate=8000), distractors=count).open() for count in (16, 0)
@@ -40,7 +40,7 @@ def test_distractors_are_in_training_alone(tmp_path):
     assert with_sounds.train.targets[with_sounds.train.indices[-16:]].tolist() == [label] * 16
 
 
-def test_opening_a_set_does_not_draw_from_the_trainers_generator(tmp_path):
+def test_opening_a_set_does_not_use_the_global_generator(tmp_path):
     import torch
 
     folder = str(word_folder(tmp_path, speakers=10))

@@ -1,4 +1,4 @@
-"""Every figure of an evaluation against the plainest way to count it."""
+"""Figures of an evaluation against plain counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_accuracy_and_confusion_are_counts():
 
 
 @pytest.mark.parametrize("time", [0.0, 0.0999, 0.1, 0.3, 0.3001, 0.6, 9.0])
-def test_early_decision_uses_what_was_known_by_then(time):
+def test_early_decision_uses_only_outputs_known_by_then(time):
     results = drawn_results()
     right = 0
     for truth, logits, known in zip(results.truth, results.logits, results.known, strict=True):
@@ -53,12 +53,12 @@ def test_early_decision_uses_what_was_known_by_then(time):
     assert results.early([time])[0] == pytest.approx(right / 40)
 
 
-def test_decided_at_the_end_early_is_the_accuracy():
+def test_early_decision_at_the_end_equals_the_accuracy():
     results = drawn_results()
     assert results.early([100.0])[0] == results.accuracy
 
 
-def test_time_to_a_share_of_the_accuracy_is_the_first_from_which_it_stays():
+def test_time_to_a_share_of_the_accuracy_is_when_it_stays_above():
     logits = [np.array([[1.0, 0], [-3, 0], [9, 0]]), np.array([[1.0, 0], [1, 0], [1, 0]])]
     known = [np.array([0.1, 0.2, 0.3])] * 2
     results = ClipResults(("a", "b"), np.array([0, 0]), logits, known, np.array([0.35, 0.35]))
@@ -72,7 +72,7 @@ alarms = st.lists(st.tuples(times, st.sampled_from("ab")), max_size=8)
 
 
 @given(words, alarms)
-def test_matching_is_the_plain_loop(said, found):
+def test_matching_equals_a_plain_loop(said, found):
     spoken = [Spoken(label, start, start + length) for start, length, label in said]
     detections = [Detection(label, time, 1.0, 0.0) for time, label in found]
     free = [word for word in spoken if word.label != "x"]
@@ -89,7 +89,7 @@ def test_matching_is_the_plain_loop(said, found):
     assert len(result.hits) + len(result.misses) == sum(w.label != "x" for w in spoken)
 
 
-def test_a_second_detection_of_a_word_and_one_of_another_label_are_false_alarms():
+def test_second_detections_and_other_labels_are_false_alarms():
     spoken = [Spoken("a", 1.0, 1.5)]
     found = [Detection("a", 1.4, 1, 0), Detection("a", 1.9, 1, 0), Detection("b", 1.4, 1, 0), Detection("a", 2.1, 1, 0)]
     result = match(found, spoken, ["a", "b"])
@@ -102,7 +102,7 @@ def tape_of(seed):
     return Tape(babble(10.0, seed=seed), 8000, spoken)
 
 
-def test_every_point_of_the_curve_is_a_run_of_the_spotter_at_that_threshold():
+def test_each_det_point_equals_a_run_at_that_threshold():
     tapes = [tape_of(1), tape_of(2)]
     spotter = small_spotter(rule=Rule(0.5, 0.16, 0.2))
     levels = [0.3, 0.5, 0.7, 0.9, 0.99, 1.01]
@@ -126,13 +126,13 @@ def test_every_point_of_the_curve_is_a_run_of_the_spotter_at_that_threshold():
     assert best.misses == min(allowed)
 
 
-def test_thresholds_end_where_nothing_is_detected():
+def test_largest_threshold_detects_nothing():
     levels = thresholds()
     assert (np.diff(levels) > 0).all()
     assert levels[-1] > 1 > levels[-2]
 
 
-def test_latency_is_counted_from_start_and_end_of_the_words():
+def test_latency_counts_from_start_and_end_of_words():
     hits = [(Spoken("a", 1.0, 1.5), Detection("a", 1.4, 1, 0)), (Spoken("a", 3.0, 3.4), Detection("a", 3.7, 1, 0))]
     found = latency(hits, lookahead=0.05)
     assert found.after_start[0] == pytest.approx((0.45 + 0.75) / 2)
@@ -152,7 +152,7 @@ def clips(tmp_path_factory):
     return made
 
 
-def test_a_tape_holds_each_clip_where_it_says_at_the_ratio_it_says(clips):
+def test_composed_recording_has_each_clip_at_its_time_and_snr(clips):
     tape = compose(clips, 8000, snr=12.0, seed=3)
     quiet = np.ones(len(tape.samples), bool)
     speech = np.zeros(len(tape.samples), bool)
@@ -175,7 +175,7 @@ def test_extent_finds_the_speech():
     assert extent(np.zeros(100), 8000) == (0, 100)
 
 
-def test_truth_is_read_back_and_nonsense_refused(tmp_path, clips):
+def test_truth_file_is_read_back_and_bad_rows_are_refused(tmp_path, clips):
     tape = compose(clips[:3], 8000)
     sound, truth = write_tape(tape, tmp_path / "s.wav")
     assert soundfile.info(sound).frames == len(tape.samples)
@@ -207,8 +207,8 @@ def test_truth_of_any_label_is_read_back_in_any_locale(tmp_path, monkeypatch, la
     assert read_truth(truth) == tape.spoken
 
 
-def test_rates_that_little_audio_does_not_resolve_are_not_quoted(clips):
-    """In 5 to 60 s one false alarm is more than 60 an hour."""
+def test_false_alarm_rates_that_short_audio_cannot_resolve_are_omitted(clips):
+    """In 5 to 60 s of audio, one false alarm is 60 per hour or more."""
     found = evaluate_spotter(small_spotter(), [clip for clip in clips if clip.label != "other"])
     document = found.streams[0].document()
     assert 1 / document["hours"] > 60
@@ -220,7 +220,7 @@ def test_clips_of_unknown_labels_are_refused(clips):
         evaluate_clips(small_spotter(), clips)
 
 
-def test_clips_in_batches_are_the_clips_alone(clips):
+def test_clips_in_a_batch_equal_single_clips(clips):
     spotter = small_spotter()
     known = [clip for clip in clips if clip.label in LABELS]
     results = evaluate_clips(spotter, known)
@@ -229,7 +229,7 @@ def test_clips_in_batches_are_the_clips_alone(clips):
 
 
 @pytest.mark.parametrize("spiking", [False, True])
-def test_an_evaluation_fills_its_page(clips, spiking, tmp_path):
+def test_evaluation_report_has_all_sections(clips, spiking, tmp_path):
     spotter = small_spotter(spiking=spiking)
     known, other = [c for c in clips if c.label in LABELS], [c for c in clips if c.label not in LABELS]
     found = evaluate_spotter(spotter, known, other, snr=(20.0, 5.0), name="toy")

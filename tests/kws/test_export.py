@@ -1,4 +1,4 @@
-"""The exported step against the network; int8; the runner; NIR."""
+"""Export: ONNX step against the network, int8 quantisation, step runner, NIR."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_streams_are_reset_one_by_one(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_step_takes_any_number_of_streams_and_holds_its_memory(tmp_path: Path) -> None:
+def test_step_takes_any_number_of_streams_with_constant_memory(tmp_path: Path) -> None:
     network, _ = awake("published", torch.float32)
     path = export.export_step(network, tmp_path / "step.onnx")
     one, many = (export.StepRunner(path, streams=n) for n in (1, 64))
@@ -70,7 +70,7 @@ def test_the_step_takes_any_number_of_streams_and_holds_its_memory(tmp_path: Pat
 
 
 def quantised(config, tmp_path: Path) -> tuple[Path, Path]:
-    """A step in float32 and in int8."""
+    """Return an exported step in float32 and in int8."""
     torch.manual_seed(0)
     network = config.make(BINS, LABELS)
     network.calibrate(frames(8, 60, torch.float32))
@@ -82,7 +82,7 @@ WIDE = LMUFormerConfig(stem="1d", channels=64, stride=1)
 
 
 @torch.no_grad()
-def test_int8_is_near_and_smaller(tmp_path: Path) -> None:
+def test_int8_step_is_close_and_smaller(tmp_path: Path) -> None:
     path, small = quantised(WIDE, tmp_path)
     assert small.stat().st_size < 0.45 * path.stat().st_size
     x = frames(4, 100, torch.float32)
@@ -92,8 +92,8 @@ def test_int8_is_near_and_smaller(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spiking", [False, True])
 def test_int8_is_exact_integer_arithmetic(spiking: bool, tmp_path: Path) -> None:
-    """Each product is that of the file's weights and the rounded activations in whole numbers, bit by bit: not so where
-    a processor adds pairs of products in 16 bits."""
+    """Each product equals the integer product of the int8 weights and the rounded activations, bit by bit. A processor
+    that adds pairs of products in 16 bits fails this."""
     _, small = quantised(replace(WIDE, spiking=spiking), tmp_path)
     runner, draw = export.StepRunner(small, streams=5), np.random.default_rng(0)
     inputs = runner.session.get_inputs()
@@ -109,8 +109,8 @@ def test_int8_is_exact_integer_arithmetic(spiking: bool, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("inputs", [2, 64, 511])
-def test_the_largest_sums_of_int8_are_not_cut(inputs: int, sign: float) -> None:
-    """Ones through equal weights c give K c: all integers are at their ends, and twice 255 * 127 is beyond 16 bits."""
+def test_largest_int8_sums_do_not_saturate(inputs: int, sign: float) -> None:
+    """Ones times equal weights c give K c. All integers are at their limits, and 2 * 255 * 127 exceeds 16 bits."""
     import onnxruntime
 
     layer = torch.nn.Linear(inputs, 24, bias=False)
@@ -122,8 +122,9 @@ def test_the_largest_sums_of_int8_are_not_cut(inputs: int, sign: float) -> None:
     np.testing.assert_allclose(y, sign * 0.7 * inputs, rtol=1e-6)
 
 
-def test_only_weights_are_quantised_and_every_one_of_the_published_step(tmp_path: Path) -> None:
-    """Each trained product becomes integers, but what drives the memory; its transition, a constant, stays real too."""
+def test_all_weights_of_the_published_step_are_quantised_and_nothing_else(tmp_path: Path) -> None:
+    """Each trained product becomes int8, except the input of the memory. The transition of the memory, a constant,
+    stays float32 too."""
     import onnx
 
     from tests.kws.networks import PUBLISHED
@@ -138,7 +139,9 @@ def test_only_weights_are_quantised_and_every_one_of_the_published_step(tmp_path
 
 
 @pytest.mark.parametrize("name", ["softmax", "gtrxl"])
-def test_what_onnx_cannot_say_is_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_networks_that_onnx_cannot_express_are_refused(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     network, _ = awake(name, torch.float32)
     with pytest.raises(ArgumentError, match="has no form in ONNX"):
         export.export_step(network, tmp_path / "step.onnx")
@@ -172,7 +175,7 @@ def test_bad_files_and_shapes_are_refused(tmp_path: Path) -> None:
         export.export_step(network, path, opset=11)
 
 
-def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     hidden = {"nir", "onnxruntime", "onnx"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))
@@ -185,8 +188,8 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
         export.StepRunner(tmp_path / "step.onnx")
 
 
-def test_nir_holds_the_neurons(tmp_path: Path) -> None:
-    """Affine and neurons read back from the file, stepped by Euler as NIR defines them, fire as the site does."""
+def test_nir_file_contains_the_neurons(tmp_path: Path) -> None:
+    """Affine and LIF nodes read from the file, in Euler steps as NIR defines them, give the same spikes as the site."""
     nir = pytest.importorskip("nir")
     network, _ = awake("1d-spiking")
     graph = nir.read(str(export.export_nir(network, tmp_path / "neurons.nir")))
@@ -218,7 +221,7 @@ def test_nir_of_a_network_without_spikes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["2d", "1d", "1d-ahead", "published", "residual-cnn"])
 @torch.no_grad()
-def test_whole_clips_equal_the_network(name: str, tmp_path: Path) -> None:
+def test_exported_clip_model_equals_the_network(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
     network, _ = awake(name, torch.float32)
@@ -231,7 +234,7 @@ def test_whole_clips_equal_the_network(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["2d", "1d-ahead", "published"])
 @torch.no_grad()
-def test_memory_and_readout_joined_for_clips_change_nothing(name: str) -> None:
+def test_fusing_memory_and_readout_for_clips_changes_nothing(name: str) -> None:
     network, _ = awake(name)
     x = frames(3, 60)
     folded = network.fold()
@@ -241,7 +244,7 @@ def test_memory_and_readout_joined_for_clips_change_nothing(name: str) -> None:
         torch.testing.assert_close(folded.whole(x[:, :count]), network.whole(x[:, :count]), atol=1e-10, rtol=0)
 
 
-def test_clips_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_clip_exports_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="found spikes"):
         export.export_clip(awake("1d-spiking")[0], tmp_path / "clip.onnx", frames=60)
     with pytest.raises(ArgumentError, match="frames: found 0"):

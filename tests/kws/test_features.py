@@ -1,4 +1,4 @@
-"""Log-mel features against Kaldi's, and streams against the whole."""
+"""Log-mel features against Kaldi, and chunks against the whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sound(seconds=1.0, rate=16000, seed=0):
 
 
 def kaldi_fbank(samples, rate, shape, bins):
-    """``(T, M)`` log energies by kaldi-native-fbank, without a floor."""
+    """Return log energies ``(T, M)`` of kaldi-native-fbank, without a floor."""
     kaldi = pytest.importorskip("kaldi_native_fbank")
     options = kaldi.FbankOptions()
     options.frame_opts.samp_freq, options.frame_opts.dither = rate, 0.0
@@ -37,9 +37,11 @@ def kaldi_fbank(samples, rate, shape, bins):
 
 
 def check_energies(found, expected, tolerance):
-    """Two sets of log energies ``(T, M)`` as energies, held against the strongest bin of each frame: what a Fourier
-    transform in float32 rounds is a share of the frame's strongest line, so that the logarithm of a bin far below it
-    has no digits to compare."""
+    """Compare two sets of log energies ``(T, M)`` as energies, relative to the strongest bin of each frame.
+
+    The rounding error of a float32 Fourier transform is proportional to the strongest line of the frame. So the
+    logarithm of a bin far below it has no exact digits to compare.
+    """
     found, expected = (np.exp(np.asarray(x, dtype=np.float64)) for x in (found, expected))
     assert found.shape == expected.shape
     peak = expected.max(-1, keepdims=True)
@@ -49,7 +51,7 @@ def check_energies(found, expected, tolerance):
 @pytest.mark.parametrize("bins", [40, 80])
 @pytest.mark.parametrize(("rate", "shape"), [(16000, "povey"), (16000, "hanning"), (8000, "povey")])
 @pytest.mark.parametrize("seed", range(4))
-def test_features_are_those_of_kaldi(bins, rate, shape, seed):
+def test_features_equal_kaldi(bins, rate, shape, seed):
     if (bins, rate) == (80, 8000):
         bins = 64  # 80 bins leave one of them empty there
     samples = sound(rate=rate, seed=seed)
@@ -57,8 +59,8 @@ def test_features_are_those_of_kaldi(bins, rate, shape, seed):
     check_energies(found[0], kaldi_fbank(samples, rate, shape, bins), KALDI)
 
 
-def test_a_filter_that_is_off_by_a_line_is_found():
-    """A negative control: a band that begins 20 Hz higher."""
+def test_negative_control_a_shifted_filterbank_is_found():
+    """The lower edge of the band is 20 Hz too high."""
     samples = sound()
     found, _ = LogMel(Features(low=40.0))(samples)
     with pytest.raises(AssertionError):
@@ -79,12 +81,12 @@ def test_chunks_of_any_size_give_the_frames_of_the_whole(sizes, rate):
     assert state.samples.shape[1] < front.features.window_samples + front.features.hop_samples
 
 
-def test_a_second_has_98_frames_and_25_ms_one():
+def test_one_second_gives_98_frames_and_25_ms_one_frame():
     assert Features().frames(16000) == 98
     assert [Features().frames(n) for n in (399, 400, 559, 560)] == [0, 1, 1, 2]
 
 
-def test_a_tone_peaks_in_the_bin_that_holds_it():
+def test_tone_peaks_in_its_mel_bin():
     features = Features(bins=40)
     t = torch.arange(16000) / 16000
     frames, _ = LogMel(features)(torch.sin(2 * torch.pi * 1000 * t).unsqueeze(0))
@@ -92,7 +94,7 @@ def test_a_tone_peaks_in_the_bin_that_holds_it():
     assert set(frames[0].argmax(1).tolist()) == {int(mel_triangles(features)[:, line].argmax())}
 
 
-def test_too_many_bins_are_refused_with_the_mend():
+def test_too_many_bins_are_refused_with_the_fix():
     with pytest.raises(ArgumentError, match=r"bins: found 128, but bin .* take fewer bins"):
         LogMel(Features(bins=128))
 
@@ -101,7 +103,7 @@ def test_too_many_bins_are_refused_with_the_mend():
     ("features", "part"),
     [(Features(hop=0.0), "hop"), (Features(low=9000.0), "low="), (Features(window=5.0), "window")],
 )
-def test_settings_that_make_no_frame_are_refused(features, part):
+def test_bad_feature_settings_are_refused(features, part):
     with pytest.raises(ArgumentError, match=part):
         LogMel(features)
 
@@ -116,7 +118,7 @@ def explicit_mean(x, tau):
 
 
 @pytest.mark.parametrize("tau", [1.0, 50.0])
-def test_running_mean_is_its_recursion_in_any_chunks(tau):
+def test_running_mean_equals_its_recursion_in_any_chunks(tau):
     x = torch.randn(2, 200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     layer = RunningMean(tau)
     whole, end = layer(x)
@@ -130,6 +132,6 @@ def test_running_mean_is_its_recursion_in_any_chunks(tau):
     torch.testing.assert_close(state, end, rtol=0, atol=1e-6)
 
 
-def test_running_mean_makes_a_constant_zero():
+def test_running_mean_maps_a_constant_to_zero():
     y, _ = RunningMean()(torch.full((1, 90, 3), 4.0))
     assert y.abs().max() < 1e-5

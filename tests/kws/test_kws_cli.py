@@ -1,4 +1,4 @@
-"""The commands as a user types them, on two made-up words: what they print, leave, and refuse."""
+"""Commands on two synthetic words: output, files and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def manyheads_kws(*words):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """``words/high``, ``words/low`` and a spotter that was trained on them for a moment."""
+    """Create ``words/high``, ``words/low`` and a spotter from a very short training on them."""
     folder = tmp_path_factory.mktemp("kws")
     t = np.arange(8000) / 16000
     for label, pitch in (("high", 1400.0), ("low", 300.0)):
@@ -50,13 +50,13 @@ def inside(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
-def test_training_leaves_a_spotter_of_its_labels(place):
+def test_training_writes_a_spotter_with_its_labels(place):
     spotter = KeywordSpotter.load("spotter.safetensors", labels=("high", "low"))
     assert spotter.trained["set"] == "words"
     assert list(place.glob("runs/*/*/seed-1/spotter.safetensors"))
 
 
-def test_json_of_training_is_the_report_and_the_path(capsys):
+def test_training_json_has_report_and_path(capsys):
     words = ["train", "arabic-lmuformer", "--smoke", "data.set=words", "model.channels=16", "budget.batch_size=16"]
     assert manyheads_kws(*words, "--json") == 0
     document = json.loads(capsys.readouterr().out)
@@ -66,7 +66,7 @@ def test_json_of_training_is_the_report_and_the_path(capsys):
     assert document["spotters"][0].endswith("seed-1/spotter.safetensors")
 
 
-def test_a_composed_stream_is_heard_drawn_and_told_as_json(capsys, place):
+def test_composed_stream_gives_detections_plot_and_json(capsys, place):
     assert manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 8, "--out", "s.wav") == 0
     capsys.readouterr()
     words = ["stream", "s.wav", "--spotter", "spotter.safetensors", "--threshold", 0.5, "--truth", "s.csv"]
@@ -85,8 +85,8 @@ def test_a_composed_stream_is_heard_drawn_and_told_as_json(capsys, place):
     assert (place / "t.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_truth_tells_right_from_false_and_what_was_missed(capsys, place):
-    """Counted by hand: a detection is right if it lies in a word of its label or half a second behind."""
+def test_truth_file_marks_right_detections_false_alarms_and_misses(capsys, place):
+    """Counted by hand: a detection is right if it lies in a word of its label, or at most 0.5 s after it."""
     manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 12, "--seed", 3, "--out", "v.wav")
     capsys.readouterr()
     lines = (place / "v.csv").read_text().splitlines()
@@ -117,7 +117,7 @@ def test_the_truth_tells_right_from_false_and_what_was_missed(capsys, place):
     assert said.count("right") == len(hit) + 1
 
 
-def test_words_beyond_what_was_heard_are_not_missed(capsys):
+def test_words_after_the_processed_audio_are_not_missed(capsys):
     manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 6, "--out", "w.wav")
     capsys.readouterr()
     words = ["stream", "w.wav", "--spotter", "spotter.safetensors", "--truth", "w.csv", "--seconds", 0.4, "--json"]
@@ -126,7 +126,7 @@ def test_words_beyond_what_was_heard_are_not_missed(capsys):
     assert (document["keywords"], document["missed"], document["right"]) == (0, [], 0)
 
 
-def test_a_truth_of_another_recording_is_refused(capsys, place):
+def test_truth_of_another_recording_is_refused(capsys, place):
     manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 2, "--out", "x.wav")
     (place / "long.csv").write_text("start,end,label\n0.1,0.5,low\n99,100,low\n")
     capsys.readouterr()
@@ -136,8 +136,8 @@ def test_a_truth_of_another_recording_is_refused(capsys, place):
     )
 
 
-def test_other_words_in_a_composed_stream_are_none_of_the_set(capsys, place):
-    """Arabic and English words share labels: an English "yes" is no hit for an Arabic one, and stays out."""
+def test_distractor_words_in_a_composed_stream_are_not_keywords(capsys, place):
+    """Arabic and English words share labels. An English "yes" is no hit for an Arabic one, and is left out."""
     words = ["--set", "arabic_sc_10w", "--others", "gsc_v001_sample", "--count", 40, "--out", "mixed.wav"]
     assert manyheads_kws("compose", *words) == 0
     said = [line.split(",")[2] for line in (place / "mixed.csv").read_text().split()[1:]]
@@ -146,7 +146,7 @@ def test_other_words_in_a_composed_stream_are_none_of_the_set(capsys, place):
     assert sum(label in keywords for label in said) == 40
 
 
-def test_without_json_each_detection_is_a_line_on_standard_output(capsys):
+def test_without_json_each_detection_is_one_line_on_stdout(capsys):
     manyheads_kws("compose", "--set", "words", "--part", "all", "--count", 4, "--out", "u.wav")
     capsys.readouterr()
     assert manyheads_kws("stream", "u.wav", "--threshold", 0.5, "--seconds", 3) == 0
@@ -157,13 +157,13 @@ def test_without_json_each_detection_is_a_line_on_standard_output(capsys):
     assert said.err.startswith("spotter: runs/")
 
 
-def test_other_rates_are_said(capsys):
+def test_resampling_is_reported(capsys):
     soundfile.write("r.wav", np.random.default_rng(0).standard_normal((8000, 2)) * 0.1, 8000)
     assert manyheads_kws("stream", "r.wav", "--spotter", "spotter.safetensors") == 0
     assert "r.wav: resampled from 8000 to 16000 Hz" in capsys.readouterr().err
 
 
-def test_evaluation_as_json_and_as_a_page(capsys, place):
+def test_evaluation_gives_json_and_html(capsys, place):
     words = ["eval", "spotter.safetensors", "--negatives", "None", "--part", "all", "--snr", 20, 0]
     assert manyheads_kws(*words, "--report", "e.html", "--csv", "e.csv", "--json") == 0
     document = json.loads(capsys.readouterr().out)
@@ -175,7 +175,7 @@ def test_evaluation_as_json_and_as_a_page(capsys, place):
     assert (place / "e.csv").read_text().splitlines()[0].startswith("experiment,seed,set,snr_db,clips,accuracy")
 
 
-def test_the_threshold_is_tuned_in_the_file(capsys, place):
+def test_tuned_threshold_is_stored_in_the_file(capsys, place):
     small = KeywordSpotter.load("spotter.safetensors")
     small.save("tuned.safetensors")
     assert (
@@ -189,7 +189,7 @@ def test_the_threshold_is_tuned_in_the_file(capsys, place):
     assert "file" not in KeywordSpotter.load("tuned.safetensors").trained
 
 
-def test_export_writes_the_step_and_what_it_costs(capsys, place):
+def test_export_writes_the_step_and_its_accuracy(capsys, place):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     assert manyheads_kws("export", "spotter.safetensors", "--out", "x", "--part", "all", "--json") == 0
@@ -215,7 +215,7 @@ def test_export_writes_the_neurons_of_a_spiking_spotter(capsys, place):
     assert {name for name in nodes if name.endswith("_neurons")} == {f"{site}_neurons" for site in sites}
 
 
-def test_list_tells_the_published_figures(capsys):
+def test_list_shows_the_published_figures(capsys):
     assert manyheads_kws("list", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {"arabic-lmuformer", "arabic-spotter"} <= set(rows)
@@ -245,7 +245,7 @@ def test_list_tells_the_published_figures(capsys):
         (["train", "arabic-lmuformer", "--smoke", "data.set=lonely"], "found 1 clips, expected at least 3"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(words, said, capsys, place):
+def test_bad_input_gives_one_line_and_status_two(words, said, capsys, place):
     (place / "empty.wav").write_bytes(b"")
     (place / "text.wav").write_text("hello\n" * 100)
     small_spotter().save("silent.safetensors")
@@ -261,20 +261,20 @@ def test_bad_input_is_one_line_and_status_two(words, said, capsys, place):
     assert said in errors[0]
 
 
-def test_no_spotter_anywhere_says_how_to_get_one(capsys, tmp_path, monkeypatch):
+def test_missing_spotter_says_how_to_train_one(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write("s.wav", np.zeros(1600), 16000)
     assert manyheads_kws("stream", "s.wav") == 2
     assert "train one (manyheads kws train arabic-lmuformer)" in capsys.readouterr().err
 
 
-def test_a_microphone_without_sounddevice_tells_the_pip_line(monkeypatch):
+def test_microphone_without_sounddevice_shows_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MissingPackageError, match=r"sounddevice is not installed: pip install .*kws\[microphone\]"):
         next(microphone(16000, 0.02))
 
 
-def test_a_microphone_gives_its_blocks(monkeypatch):
+def test_microphone_yields_its_blocks(monkeypatch):
     class Stream:
         def __init__(self, *, samplerate, blocksize, channels, dtype, device, callback):
             assert (samplerate, blocksize, channels, dtype, device) == (16000, 320, 1, "float32", 3)
@@ -293,7 +293,7 @@ def test_a_microphone_gives_its_blocks(monkeypatch):
     assert [float(next(source)[0]) for _ in range(3)] == [0.0, 1.0, 2.0]
 
 
-def test_a_paced_file_is_heard_in_real_time(monkeypatch):
+def test_paced_file_is_processed_in_real_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))

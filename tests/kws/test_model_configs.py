@@ -1,4 +1,4 @@
-"""Descriptions of networks, and what is refused."""
+"""Network configs: JSON and refused values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_state_of_another_network_is_refused() -> None:
         network(frames(1, 4), (torch.zeros(1),))
 
 
-def test_an_order_above_the_window_is_warned_of() -> None:
+def test_order_above_the_window_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match="order: found 64 with window 20"):
         LMUFormerConfig(**{**SMALL, "order": 64}).make(BINS, LABELS)
     with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def test_an_order_above_the_window_is_warned_of() -> None:
         LMUFormerConfig(**SMALL).make(BINS, LABELS)
 
 
-def test_an_unknown_layer_names_the_nearest() -> None:
+def test_error_for_an_unknown_layer_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'softmax'"):
         LayerNetworkConfig(layer="sofmax").make(BINS, LABELS)
     with pytest.raises(UnknownNameError, match="did you mean 'lmuformer'"):
@@ -64,7 +64,7 @@ def test_an_unknown_layer_names_the_nearest() -> None:
         (LMUFormerConfig(memories=0), "memories: found 0"),
     ],
 )
-def test_configs_that_make_no_network_are_refused(config, says: str) -> None:
+def test_bad_network_configs_are_refused(config, says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         config.make(BINS, LABELS)
 
@@ -74,6 +74,6 @@ def test_labels_that_repeat_are_refused() -> None:
         LMUFormerConfig().make(BINS, ("yes", "yes"))
 
 
-def test_a_field_that_does_not_exist_is_refused() -> None:
+def test_unknown_config_field_is_refused() -> None:
     with pytest.raises(ArgumentError, match="depht"):
         config_from_json({"kind": "lmuformer", "depht": 2})

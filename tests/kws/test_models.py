@@ -1,4 +1,4 @@
-"""What every keyword network promises: chunks are the whole, nothing later is seen, folding changes nothing."""
+"""Properties of every keyword network: chunks equal the whole, causality, and folding changes nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stream(network: Network, x: Tensor, sizes: list[int]) -> tuple[Tensor, trees
 
 
 def spikes_of(network: Network, run) -> dict[str, Tensor]:
-    """The spikes of each site, steps joined."""
+    """Return the spikes of each site, concatenated over the steps."""
     seen: dict[str, list[Tensor]] = {}
     sites = [module for module in network.modules() if isinstance(module, SpikeSite)]
     hooks = [
@@ -59,7 +59,7 @@ def spikes_of(network: Network, run) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", [1, 7, 100, "random"])
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_chunks_give_the_whole(name: str, kind: int | str) -> None:
+def test_chunks_equal_the_whole(name: str, kind: int | str) -> None:
     network, _ = awake(name)
     x = frames(3, FRAMES)
     whole = network(x)
@@ -72,7 +72,7 @@ def test_chunks_give_the_whole(name: str, kind: int | str) -> None:
 
 @pytest.mark.parametrize("name", SPIKING)
 @torch.no_grad()
-def test_no_spike_differs_between_stream_and_whole(name: str) -> None:
+def test_stream_and_whole_have_the_same_spikes(name: str) -> None:
     network, rates = awake(name)
     x = frames(3, FRAMES)
     whole = spikes_of(network, lambda: network(x))
@@ -100,8 +100,8 @@ def test_few_spikes_differ_in_float32(name: str, record_property) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("transformer-xl", "gtrxl")])  # theirs stops it
-def test_training_sees_what_a_stream_sees(name: str) -> None:
-    """Gradients through chunks are those of the whole, in evaluation, where batch norm is an affine map."""
+def test_gradients_of_chunks_equal_gradients_of_the_whole(name: str) -> None:
+    """Gradients through chunks equal those of the whole in evaluation mode, where batch norm is an affine map."""
     network, _ = awake(name)
     x = frames(2, 40).requires_grad_()
     parameters = [x, *network.parameters()]
@@ -116,9 +116,9 @@ def test_training_sees_what_a_stream_sees(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_later_frames_are_seen_no_further_than_the_look_ahead(name: str) -> None:
-    """Perturbed from frame 60 on, the logits meant for steps that end before it less the look-ahead stay the same; the
-    next ones change."""
+def test_frames_beyond_the_look_ahead_do_not_change_the_output(name: str) -> None:
+    """Frames from 60 on are perturbed. Logits of steps that end before frame 60 minus the look-ahead stay the same;
+    the next logits change."""
     network, _ = awake(name)
     x, first = frames(48, 80), 60  # many rows: not every change of a frame moves a spike
     y = x.clone()
@@ -132,7 +132,7 @@ def test_later_frames_are_seen_no_further_than_the_look_ahead(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_stream_that_ends_gives_what_whole_gives(name: str) -> None:
+def test_ended_stream_equals_the_whole(name: str) -> None:
     network, _ = awake(name)
     x = frames(2, 60)
     logits, state = stream(network, x, [13, 0, 47])
@@ -143,14 +143,14 @@ def test_a_stream_that_ends_gives_what_whole_gives(name: str) -> None:
 
 
 def padded(rows: list[Tensor], beyond: float, more: int) -> tuple[Tensor, Tensor]:
-    """Clips of unequal lengths as one batch, with ``beyond`` and so many frames of it after the longest."""
+    """Pad clips of unequal lengths with ``beyond`` to one batch, and add ``more`` frames of it after the longest."""
     together = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=beyond)
     return torch.nn.functional.pad(together, (0, 0, 0, more), value=beyond), torch.tensor([len(row) for row in rows])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_clip_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
+def test_clip_in_a_batch_equals_the_clip_alone(name: str) -> None:
     network, _ = awake(name)
     rows = [frames(1, count, seed=count)[0] for count in (60, 33, 8)]
     together, ends = padded(rows, torch.nan, network.lookahead)
@@ -162,8 +162,8 @@ def test_a_clip_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_never_reads_padding(name: str) -> None:
-    """Logits, gradients and running statistics of clips of unequal lengths are the same whatever stands beyond their
-    ends, and however much of it."""
+    """Logits, gradients and running statistics of clips of unequal lengths do not depend on the value or the length of
+    the padding."""
     found = []
     for beyond, more in ((torch.nan, 0), (1e3, 6)):
         network, _ = awake(name)
@@ -197,7 +197,7 @@ def test_folding_changes_nothing_and_leaves_no_batch_norm(name: str) -> None:
 
 
 @torch.no_grad()
-def test_folding_holds_where_a_channel_is_scaled_to_nothing() -> None:
+def test_folding_works_for_a_channel_with_scale_zero() -> None:
     network, _ = awake("published")
     network.stem.sites[1].norm.weight[3] = 0.0
     x = frames(3, 50)
@@ -229,7 +229,7 @@ def test_streams_at_different_times_share_a_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_row_begins_anew_without_the_others(name: str) -> None:
+def test_row_reset_does_not_affect_other_rows(name: str) -> None:
     network, _ = awake(name)
     x = frames(2, 40)
     state = network(x[:, :20]).state
@@ -241,7 +241,7 @@ def test_a_row_begins_anew_without_the_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_an_endless_stream_holds_its_memory(name: str) -> None:
+def test_long_stream_has_constant_memory(name: str) -> None:
     network, _ = awake(name, torch.float32)
     state, sizes = None, set()
     for n in range(60):
@@ -251,14 +251,14 @@ def test_an_endless_stream_holds_its_memory(name: str) -> None:
     assert all(leaf.isfinite().all() for leaf in trees.leaves(state))
 
 
-def test_rows_that_wait_for_different_numbers_of_frames_are_refused() -> None:
+def test_rows_with_different_numbers_of_waiting_frames_are_refused() -> None:
     network, _ = awake("2d")
     one, two = network(frames(1, 1)).state, network(frames(1, 2)).state
     with pytest.raises(StateError, match=r"held: .*\[0, 1\].*multiples of the stride"):
         network(frames(2, 2), trees.concat([one, two]))
 
 
-def test_spike_rates_carry_a_gradient() -> None:
+def test_spike_rates_have_a_gradient() -> None:
     network, _ = awake("2d-spiking")
     rates = network(frames(2, 30)).aux
     assert set(rates) == {p.source for p in network.products()} - {None}
@@ -268,7 +268,7 @@ def test_spike_rates_carry_a_gradient() -> None:
 
 @pytest.mark.parametrize("name", ["published", "1d", "published-spiking"])
 def test_products_count_the_weights(name: str) -> None:
-    """At a stride of 1 each weight of a product is used once a step; the memory has none of its own."""
+    """At a stride of 1 each weight of a product is used once per step; the memory has no weights."""
     network, _ = awake(name)
     if network.stride > 1:
         network = replace(CONFIGS[name], stride=1).make(BINS, LABELS)
@@ -279,8 +279,8 @@ def test_products_count_the_weights(name: str) -> None:
 
 
 @torch.no_grad()
-def test_negative_control_a_forgotten_window_is_found() -> None:
-    """A stem whose second convolution begins each chunk afresh fails the test that all networks pass."""
+def test_negative_control_a_missing_convolution_state_is_found() -> None:
+    """A stem whose second convolution loses its state between chunks fails the test that all networks pass."""
     network, _ = awake("1d")
     broken = network.stem.convolutions[1]
     inner = broken.forward

@@ -1,4 +1,4 @@
-"""Pictures as they are drawn: the DET curve is monotone, and labels lie apart."""
+"""Plots: the DET curve is monotone, and labels do not overlap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manyheads.kws.streaming.detection import Detection
 
 
 def curve(seed, *, hours=0.1, keywords=180, thresholds=61, most=200):
-    """Counts that go up and down with the threshold, as with a refractory time."""
+    """Return a DET curve whose counts are not monotone in the threshold, as happens with a refractory time."""
     random, points = np.random.default_rng(seed), []
     for level in np.linspace(0.02, 0.999, thresholds):
         misses = int(np.clip(keywords * (0.8 * level**3 + 0.05 * random.random()), 0, keywords))
@@ -24,7 +24,7 @@ def curve(seed, *, hours=0.1, keywords=180, thresholds=61, most=200):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_line_is_the_fewest_misses_with_so_many_false_alarms(seed):
+def test_det_line_is_the_fewest_misses_at_each_false_alarm_rate(seed):
     found = curve(seed)
     alarms, misses = best_points(found)
     assert alarms == sorted(alarms)
@@ -47,7 +47,7 @@ def test_the_line_is_the_fewest_misses_with_so_many_false_alarms(seed):
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_labels_of_the_det_axes_lie_apart(curves):
+def test_det_axis_labels_do_not_overlap(curves):
     figure = det(curves)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -61,8 +61,8 @@ def test_labels_of_the_det_axes_lie_apart(curves):
             assert not any(box.overlaps(other) for other in boxes[n + 1 :])
 
 
-def test_labels_of_a_judged_timeline_lie_apart():
-    """A missed word with a false alarm in it, and two alarms a second and a half apart."""
+def test_timeline_labels_do_not_overlap():
+    """A missed word with a false alarm in it, and two false alarms 1.5 s apart."""
     spoken = [Spoken("open", 0.8, 1.1), Spoken("stop", 2.2, 2.6)]
     found = [Detection("start", 1.05, 0.9, 0.0), Detection("start", 2.55, 0.9, 0.0)]
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The published networks: exact counts, their layout of weights, and their arithmetic."""
+"""Published networks: exact parameter counts, weight layout and arithmetic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH, ORDER, BINS = 12, 16, 20  # of the small ones in CONFIGS
 
 @pytest.mark.parametrize(("spiking", "count"), [(False, 1_621_796), (True, 1_689_894)])
 @pytest.mark.filterwarnings("ignore:lmuformer. order")
-def test_parameters_are_those_published(spiking: bool, count: int) -> None:
+def test_parameter_counts_equal_the_published_ones(spiking: bool, count: int) -> None:
     assert published(spiking=spiking).make(128, WORDS).parameter_count == count == PARAMETERS[spiking]
 
 
@@ -110,9 +110,11 @@ class Fire(torch.autograd.Function):
 
 
 class Reference:
-    """The published arithmetic straight from the description, clip by clip, channels first: a clip is ``(M, N)`` with a
-    length N of its own. In training batch norm takes its statistics from the frames of all clips and keeps the running
-    ones in ``running``."""
+    """The published arithmetic, written directly from the paper, clip by clip and channels first.
+
+    A clip is ``(M, N)`` with its own length N. In training, batch norm takes its statistics from the frames of all
+    clips, and stores the running statistics in ``running``.
+    """
 
     def __init__(
         self, weights: dict[str, Tensor], *, spiking: bool, lookahead: int = 5, training: bool = False
@@ -193,7 +195,7 @@ class Reference:
 @pytest.mark.parametrize("spiking", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @torch.no_grad()
-def test_reference_weights_give_the_published_arithmetic(spiking: bool, prefix: str) -> None:
+def test_reference_weights_give_the_published_logits(spiking: bool, prefix: str) -> None:
     network = CONFIGS["published-spiking" if spiking else "published"].make(BINS, LABELS).double().eval()
     weights = reference_weights(spiking)
     network.load_state_dict(from_reference({prefix + name: value for name, value in weights.items()}, network))
@@ -212,8 +214,8 @@ LENGTHS = (50, 31, 7, 44)
 
 @pytest.mark.parametrize("lookahead", [5, 0])
 @pytest.mark.parametrize("spiking", [False, True])
-def test_training_is_the_published_arithmetic_over_the_frames_of_the_clips(spiking: bool, lookahead: int) -> None:
-    """Outputs, all gradients and the running statistics. Beyond a clip's end stands NaN."""
+def test_training_equals_the_published_arithmetic_on_valid_frames(spiking: bool, lookahead: int) -> None:
+    """Compares outputs, all gradients and the running statistics. The padding after a clip is NaN."""
     config = replace(CONFIGS["published-spiking" if spiking else "published"], lookahead=lookahead)
     network = config.make(BINS, LABELS).double().train()
     weights = reference_weights(spiking)
@@ -256,8 +258,8 @@ def test_training_is_the_published_arithmetic_over_the_frames_of_the_clips(spiki
         torch.testing.assert_close(ours[name], value, atol=1e-10, rtol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_the_loss_hears_a_clip_to_its_end_and_no_further() -> None:
-    """What training minimises is the mean of the published logits over a clip's own frames."""
+def test_loss_uses_valid_frames_only() -> None:
+    """The loss uses the mean of the published logits over the valid frames of a clip."""
     network = CONFIGS["published"].make(BINS, LABELS).double().train()
     weights = reference_weights(False)
     network.load_state_dict(from_reference(weights, network))
@@ -279,7 +281,7 @@ def test_the_loss_hears_a_clip_to_its_end_and_no_further() -> None:
         (lambda w: w.update({"block.0.attn.lmu.W_h.weight": torch.zeros(12, 30)}), r"W_h .*found shape"),
     ],
 )
-def test_weights_of_another_layout_are_refused(change, says: str) -> None:
+def test_weights_with_another_layout_are_refused(change, says: str) -> None:
     network = CONFIGS["published"].make(BINS, LABELS).double()
     weights = reference_weights(False)
     change(weights)
@@ -289,8 +291,8 @@ def test_weights_of_another_layout_are_refused(change, says: str) -> None:
 
 @pytest.mark.parametrize("name", ["published-causal", "published-spiking"])
 @torch.no_grad()
-def test_the_mixer_holds_the_layer_of_the_core(name: str) -> None:
-    """With the entry and the map after it taken away, the mixer is ``lmu``, or ``spiking-lmu``."""
+def test_mixer_contains_the_core_layer(name: str) -> None:
+    """Without its input and output maps, the mixer equals ``lmu`` or ``spiking-lmu``."""
     network = CONFIGS[name].make(BINS, LABELS).double().eval()
     mixer, spiking = network.blocks[0].mixer, network.config.spiking
     layer = create("spiking-lmu" if spiking else "lmu", dim=WIDTH, order=ORDER, window=32).double().eval()

@@ -1,4 +1,4 @@
-"""Counts of spikes against loops over every spike, a toy by hand, and NeuroBench where it is installed."""
+"""Spike counts against loops over every spike, a small network by hand, and NeuroBench if installed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def frames_of(seed, seconds=2.0):
     return RunningMean()(LogMel(FEATURES)(torch.from_numpy(babble(seconds, seed=seed))[None])[0])[0]
 
 
-def test_a_toy_by_hand():
-    # Two inputs that are real into three neurons, these into two: of 100 outputs of the neurons 10 were spikes.
+def test_counts_of_a_small_network_computed_by_hand():
+    # Two real inputs to three neurons, and these to two neurons: 10 of 100 neuron outputs are spikes.
     products = (ProductCount("in", 6, None, 1.0), ProductCount("out", 6, "site", 0.1))
     count = SpikeCount({"site": 0.1}, {"site": 3}, products, 100.0)
     assert count.dense == 12
@@ -36,7 +36,7 @@ def test_a_toy_by_hand():
 
 
 @pytest.mark.parametrize("stem", ["1d", "2d"])
-def test_rates_are_the_spikes_counted(stem):
+def test_spike_rates_equal_counted_spikes(stem):
     network = small_spotter(spiking=True, stem=stem).network
     seen = {site.name: [0.0, 0] for site in network.modules() if isinstance(site, SpikeSite)}
 
@@ -59,13 +59,13 @@ def test_rates_are_the_spikes_counted(stem):
 
 
 def fan_out(module):
-    """Multiply-adds that one input number takes part in."""
+    """Return the number of multiply-adds for one input number."""
     if isinstance(module, nn.Linear):
         return module.out_features
     return module.weight.shape[0] * module.weight.shape[2]
 
 
-def test_operations_are_a_column_of_weights_for_each_spike():
+def test_each_spike_costs_one_column_of_weights():
     network = small_spotter(spiking=True, stem="1d", stride=1).network.eval()
     frames, added, dense = frames_of(3), [0.0], [0]
 
@@ -100,8 +100,8 @@ def test_too_few_frames_are_refused():
         count_spikes(small_spotter().network, [torch.zeros(1, 1, 16)])
 
 
-def test_operations_are_those_of_neurobench():
-    """A chain of linear layers and neurons, as NeuroBench counts it through its own hooks."""
+def test_operations_equal_neurobench():
+    """A chain of linear layers and neurons, counted by the hooks of NeuroBench."""
     neurobench = pytest.importorskip("neurobench.metrics.workload")
     from neurobench.models import TorchModel
 

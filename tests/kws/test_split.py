@@ -1,4 +1,4 @@
-"""No split leaves a part empty, whoever spoke, and one line says whose clips the parts hold."""
+"""Split by speaker: no part is empty, and one line reports the speakers of each part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = ("go", "stop")
 
 
 def recorded(names, *, words=WORDS, count=20):
-    """``count`` clips of each word, spread over the speakers in turn; None is a clip that names nobody."""
+    """Return ``count`` clips of each word, assigned to the speakers in turn; None is a clip without a speaker name."""
     clips = []
     for word in words:
         for n in range(count):
@@ -29,7 +29,7 @@ def speakers_by_part(clips):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 20])
-def test_no_part_is_empty_and_every_word_is_trained_whoever_spoke(count):
+def test_no_part_is_empty_and_every_word_is_trained_for_any_speakers(count):
     for case in range(300):
         clips = split_clips(recorded([f"person {case} {n}" for n in range(count)]))
         assert {clip.split for clip in clips} == set(PARTS)
@@ -41,7 +41,7 @@ def test_no_part_is_empty_and_every_word_is_trained_whoever_spoke(count):
             assert sum(len(part) for part in heard.values()) == count  # nobody is in two parts
 
 
-def test_no_part_is_empty_without_names():
+def test_no_part_is_empty_without_speaker_names():
     for count in (3, 4, 7, 20):
         for case in range(100):
             clips = split_clips(recorded([None], words=(f"a{case}", f"b{case}"), count=count))
@@ -49,8 +49,8 @@ def test_no_part_is_empty_without_names():
                 assert {clip.split for clip in clips if clip.label == word} == set(PARTS)
 
 
-def test_many_names_are_split_by_the_hash_alone():
-    """80 / 10 / 10, and a name that comes later moves no other."""
+def test_many_speakers_are_split_by_the_hash_alone():
+    """80 / 10 / 10, and a speaker added later moves no other."""
     names = [f"speaker {n}" for n in range(1000)]
     before, after = parts_of(names), parts_of([*names, *(f"late {n}" for n in range(500))])
     assert {name: after[name] for name in names} == before
@@ -59,8 +59,8 @@ def test_many_names_are_split_by_the_hash_alone():
     assert share["validation"] == pytest.approx(100, abs=38)
 
 
-def test_a_word_of_one_speaker_is_still_trained():
-    """Ten people say both words, one of them a third word alone: wherever the hash puts that one, it is trained."""
+def test_word_of_a_single_speaker_is_in_training():
+    """Ten speakers say two words, and one of them alone says a third: it is in training, whatever the hash."""
     for case in range(200):
         names = [f"{case} {n}" for n in range(10)]
         clips = split_clips([*recorded(names), *recorded(names[:1], words=("rare",), count=3)])
@@ -68,7 +68,7 @@ def test_a_word_of_one_speaker_is_still_trained():
         assert {clip.split for clip in clips} == set(PARTS)
 
 
-def test_a_speaker_of_nearly_all_clips_is_trained():
+def test_speaker_of_nearly_all_clips_is_in_training():
     for case in range(100):
         clips = split_clips([*recorded([f"{case} a"], count=30), *recorded([f"{case} b", f"{case} c"], count=2)])
         assert 4 * sum(clip.split == "train" for clip in clips) >= len(clips)
@@ -88,13 +88,13 @@ SHARED = "train, validation and test hold other clips of the same"
         (["anna", "bert", "carl", "dora", None], "clips name no speaker"),
     ],
 )
-def test_one_line_says_what_the_parts_hold(names, said):
+def test_separation_reports_speakers_of_each_part(names, said):
     line = separation(split_clips(recorded(names)))
     assert said in line
     assert "\n" not in line
 
 
-def test_published_splits_are_described_as_they_are():
+def test_separation_of_published_splits():
     assert separation(clips_of("arabic")) == "30 speakers: 18 in train, 6 in validation, 6 in test, none in two parts"
     assert (
         separation(hold_out(clips_of("arabic"), "00000003")) == "30 speakers: 29 in train, 1 in test, none in two parts"

@@ -1,4 +1,4 @@
-"""The spotter: chunks are the whole, streams do not touch each other, and memory does not grow."""
+"""Spotter: chunks equal the whole, streams are independent, and memory is constant."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chunks(samples, size, seed=0):
 
 
 def brute_force(spotter, samples):
-    """Scores and detections by loops over steps, from the whole at once."""
+    """Compute scores and detections of a whole recording by plain loops over steps."""
     frames = RunningMean(spotter.tau)(LogMel(FEATURES)(torch.from_numpy(samples)[None])[0])[0]
     with torch.no_grad():
         logits = spotter.network(frames).logits[0, spotter.network.lookahead // spotter.network.stride :].numpy()
@@ -68,7 +68,7 @@ def close(detections, expected):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_whole_recording_gives_what_the_loops_give(name):
+def test_whole_recording_equals_plain_loops(name):
     spotter = small_spotter(**NETWORKS[name])
     scores, found = brute_force(spotter, TAPE)
     detections, [heard] = spotter.hear(TAPE)
@@ -80,7 +80,7 @@ def test_whole_recording_gives_what_the_loops_give(name):
 
 @pytest.mark.parametrize("size", [1, 7, 80, 100, 800, 4001, (0, 300)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_chunks_of_any_size_give_the_whole(name, size):
+def test_chunks_of_any_size_equal_the_whole(name, size):
     tape = TAPE[: 3000 * size] if size in (1, 7) else TAPE
     spotter = small_spotter(**NETWORKS[name], rule=Rule(threshold=0.5, smoothing=0.1, refractory=0.05))
     expected, [whole] = spotter.hear(tape)
@@ -95,7 +95,7 @@ def test_chunks_of_any_size_give_the_whole(name, size):
     close(found, [(d.label, d.time, d.score) for d in expected])
 
 
-def test_background_is_never_reported():
+def test_background_labels_are_never_reported():
     spotter = small_spotter()
     loud = {d.label for d in spotter.stream(TAPE)}
     spotter.change_rule(background=(sorted(loud)[0],))
@@ -105,7 +105,7 @@ def test_background_is_never_reported():
     assert sorted(loud)[0] not in {d.label for d in found}
 
 
-def test_streams_in_one_batch_are_each_as_if_alone_with_resets_of_their_own():
+def test_streams_in_one_batch_and_their_resets_do_not_affect_each_other():
     spotter, alone = small_spotter(streams=3), small_spotter()
     tapes = np.stack([babble(6.0, seed=seed) for seed in (1, 2, 3)])
     resets = {1: 13_370, 2: 24_001}  # a row and the sample before which it begins afresh
@@ -126,7 +126,7 @@ def test_streams_in_one_batch_are_each_as_if_alone_with_resets_of_their_own():
         close(found[row], [(d.label, d.time, d.score) for d in expected])
 
 
-def test_streams_that_fall_together_again_become_one_batch():
+def test_streams_aligned_again_become_one_batch():
     spotter = small_spotter(streams=4)
     spotter.stream(np.zeros((4, 320), np.float32))
     spotter.reset(2)
@@ -138,7 +138,7 @@ def test_streams_that_fall_together_again_become_one_batch():
     assert sorted(spotter._groups[0].rows) == [0, 1, 2, 3]
 
 
-def test_latency_is_look_ahead_and_what_was_left_of_the_chunk():
+def test_latency_is_look_ahead_plus_rest_of_the_chunk():
     for config in NETWORKS.values():
         spotter = small_spotter(**config)
         ahead = config.get("lookahead", 0) * 0.01
@@ -149,7 +149,7 @@ def test_latency_is_look_ahead_and_what_was_left_of_the_chunk():
             assert detection.time + detection.latency == pytest.approx(12.0)
 
 
-def test_nothing_after_a_time_changes_what_was_said_before_it():
+def test_future_samples_do_not_change_past_detections():
     spotter = small_spotter()
     first = [d for d in spotter.stream(TAPE) if d.time <= 6.0]
     spotter.reset()
@@ -159,10 +159,10 @@ def test_nothing_after_a_time_changes_what_was_said_before_it():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_stream_begins_and_ends_in_the_quiet_of_training(name):
-    """Its logits are those of the network on quiet, the frames, and quiet, all in one piece.
+def test_stream_begins_and_ends_in_the_quiet_of_training(name):
+    """The logits equal those of the network on quiet, the frames, and quiet, in one piece.
 
-    The sound is equally loud throughout, so that no part of it is a background that could follow in place of quiet.
+    The sound has a constant level, so that no part of it counts as background and replaces the quiet at the end.
     """
     surround = Surround(12, 6, 1e-4)
     spotter = small_spotter(**NETWORKS[name], surround=surround, rule=Rule(0.5, 0.1, 0.05))
@@ -190,7 +190,7 @@ def test_a_stream_begins_and_ends_in_the_quiet_of_training(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_ended_stream_has_no_more_to_give_and_the_next_begins_afresh(name):
+def test_finish_returns_all_detections_and_resets(name):
     rule = Rule(threshold=0.5, smoothing=0.1, refractory=0.05)
     spotter = small_spotter(**NETWORKS[name], rule=rule, surround=Surround(12, 6), streams=2)
     first, second = babble(4.0, seed=1), babble(4.0, seed=2)
@@ -204,8 +204,8 @@ def test_an_ended_stream_has_no_more_to_give_and_the_next_begins_afresh(name):
             close(mine, [(d.label, d.time, d.score) for d in expected[row]])
 
 
-def test_a_word_at_the_very_end_is_detected():
-    """Cut at each of the detections of a long recording, a stream that is ended still has all of them."""
+def test_word_at_the_very_end_is_detected():
+    """A stream that ends at the time of a detection in a long recording still gives this detection."""
     spotter = small_spotter(rule=Rule(threshold=0.5, smoothing=0.2, refractory=0.3))
     whole = spotter.detect(TAPE)
     for index, detection in enumerate(whole):
@@ -213,7 +213,7 @@ def test_a_word_at_the_very_end_is_detected():
         assert [d.label for d in spotter.detect(cut)][: index + 1] == [d.label for d in whole[: index + 1]]
 
 
-def test_detecting_a_recording_leaves_the_streams_alone(tmp_path):
+def test_detect_does_not_change_the_streams(tmp_path):
     spotter = small_spotter(surround=Surround(12, 6))
     soundfile.write(tmp_path / "s.wav", TAPE, 8000, subtype="FLOAT")
     spotter.stream(TAPE[:5000])
@@ -223,7 +223,7 @@ def test_detecting_a_recording_leaves_the_streams_alone(tmp_path):
     np.testing.assert_allclose(after, spotter.hear(TAPE)[1][0].scores[-len(after) :], atol=2e-4)
 
 
-def test_a_network_that_rejects_nothing_warns_once_when_it_is_put_to_a_stream():
+def test_stream_warns_once_for_a_network_without_rejection_label():
     spotter = small_spotter()
     with pytest.warns(RejectionWarning, match="found no label for other sounds beside go, no, stop, yes"):
         spotter.stream(TAPE[:800])
@@ -246,7 +246,7 @@ def test_integers_are_full_scale_samples():
     np.testing.assert_array_equal(spotter.scores(integers).scores, expected)
 
 
-def test_scores_leave_the_stream_alone():
+def test_scores_do_not_change_the_stream():
     spotter = small_spotter()
     spotter.stream(TAPE[:5000])
     spotter.scores(TAPE)
@@ -258,7 +258,7 @@ def test_scores_leave_the_stream_alone():
 
 @pytest.mark.parametrize("surround", [Surround(), Surround(12, 6), Surround(3, 0, 1e-4)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_clips_are_heard_as_in_training(name, surround, tmp_path):
+def test_clip_frames_equal_training_frames(name, surround, tmp_path):
     stride = NETWORKS[name].get("stride", 2)
     surround = Surround(surround.lead // stride * stride, surround.trail, surround.power)
     clips = []
@@ -282,13 +282,13 @@ def test_clips_are_heard_as_in_training(name, surround, tmp_path):
         assert sum(prediction.scores.values()) == pytest.approx(1.0)
 
 
-def test_files_of_another_rate_are_resampled_and_it_is_said(tmp_path):
+def test_files_of_another_sample_rate_are_resampled_with_a_note(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([babble(1.0, sample_rate=16000)] * 2, 1), 16000)
     notes = small_spotter().predict_file(tmp_path / "a.wav").notes
     assert notes == ("2 channels averaged to one", "resampled from 16000 to 8000 Hz")
 
 
-def test_trigger_is_the_loop():
+def test_trigger_equals_a_plain_loop():
     random = np.random.default_rng(0)
     for case in range(50):
         scores = random.dirichlet(np.full(3, 0.25), size=300)
@@ -314,7 +314,7 @@ def test_smoothing_is_the_mean_of_the_window():
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-def test_saved_and_loaded_it_says_the_same(tmp_path):
+def test_loaded_spotter_gives_the_same_detections(tmp_path):
     spotter = small_spotter(spiking=True, surround=Surround(12, 4), rule=Rule(0.7, 0.24, 0.4, ("no",)))
     spotter.trained["set"] = "toy"
     spotter.save(tmp_path / "s.safetensors")
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_another_set_or_version_is_refused(tmp_path):
         (torch.zeros(9, dtype=torch.bfloat16), None, "found a Tensor that is no array of numbers"),
     ],
 )
-def test_bad_chunks_are_refused_and_leave_the_stream_as_it_was(chunk, rate, said):
+def test_bad_chunks_are_refused_without_a_change_of_state(chunk, rate, said):
     spotter = small_spotter()
     spotter.stream(TAPE[:1000])
     with pytest.raises(ArgumentError, match=said):
@@ -393,7 +393,7 @@ def test_bad_arguments_are_refused():
         spotter.predict_file("absent.wav")
 
 
-def test_two_minutes_of_audio_leave_the_state_as_large_as_ten_seconds():
+def test_state_size_after_two_minutes_equals_ten_seconds():
     spotter = small_spotter()
     spotter.stream(babble(10.0))
     size = spotter.nbytes
@@ -404,7 +404,7 @@ def test_two_minutes_of_audio_leave_the_state_as_large_as_ten_seconds():
 
 
 @pytest.mark.slow
-def test_an_hour_of_audio_takes_no_more_memory_than_a_minute():
+def test_an_hour_of_audio_needs_no_more_memory_than_a_minute():
     spotter = small_spotter(streams=2)
     minute = np.stack([babble(60.0, seed=1), babble(60.0, seed=2)])
     sizes, peaks = [], []

@@ -1,4 +1,4 @@
-"""Other words: who says them, what they are called, and that they are never reported."""
+"""Distractor words: speakers, label, and that they are never reported."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def splits():
     return SpottingSet("arabic", labels=("yes", "no"), others="gsc_v001_sample", repeat=2).open()
 
 
-def test_other_words_are_one_label_beside_the_keywords(splits):
+def test_distractor_words_share_one_label(splits):
     assert splits.facts["labels"] == (OTHER, "no", "yes")
 
 
-def test_other_words_leave_the_keywords_out_and_share_no_speaker_between_parts():
+def test_distractor_words_exclude_keywords_and_parts_share_no_speaker():
     words = other_words("gsc_v001_sample", ["yes", "no"])
     plain = {clip.path: clip for clip in clips_of("gsc_v001_sample")}
     assert {clip.label for clip in words} == {OTHER}
@@ -33,7 +33,7 @@ def test_other_words_leave_the_keywords_out_and_share_no_speaker_between_parts()
     assert not (speakers["train"] | speakers["validation"]) & speakers["test"]
 
 
-def test_each_of_the_other_words_is_heard_as_often_as_asked(splits):
+def test_distractor_words_are_repeated_as_requested(splits):
     words = other_words("gsc_v001_sample", ["yes", "no"])
     count = {part: sum(clip.split == part for clip in words) for part in ("train", "test")}
     for part, times in (("train", 2), ("test", 1)):
@@ -43,7 +43,7 @@ def test_each_of_the_other_words_is_heard_as_often_as_asked(splits):
         assert int((labels != 0).sum()) == {"train": 108, "test": 36}[part]
 
 
-def test_labels_with_an_underscore_are_not_reported_and_not_negatives():
+def test_underscore_labels_are_neither_reported_nor_negatives():
     network = LMUFormerConfig(channels=8, memories=1, order=4).make(40, (OTHER, "no", "yes"))
     spotter = KeywordSpotter(network, Features())
     assert spotter.rule.background == (OTHER,)

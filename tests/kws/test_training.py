@@ -1,4 +1,4 @@
-"""The objective; that a network learns words, goes on after a break as if there had been none, leaves a spotter."""
+"""Loss and metrics; training learns words, resumes exactly, and writes a spotter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def words(tmp_path):
 
 
 class Fixed(nn.Module):
-    """Says what it was told to."""
+    """Returns fixed logits."""
 
     def __init__(self, logits, aux=None, lookahead=0, stride=1):
         super().__init__()
@@ -53,17 +53,17 @@ class Fixed(nn.Module):
         return self
 
 
-def test_mean_runs_over_a_clips_own_steps():
+def test_mean_logits_use_the_valid_steps_of_a_clip():
     logits = torch.arange(12.0).view(2, 6, 1)
     assert mean_logits(logits, torch.tensor([6, 2]), 1).flatten().tolist() == [2.5, 6.5]
     assert mean_logits(logits, torch.tensor([12, 5]), 2).flatten().tolist() == [2.5, 6.5]
 
 
-def test_a_clip_shorter_than_a_step_has_one():
+def test_clip_shorter_than_a_step_has_one_step():
     assert mean_logits(torch.arange(3.0).view(1, 3, 1), torch.tensor([1]), 2).item() == 0
 
 
-def test_cross_entropy_with_smoothed_shared_labels():
+def test_cross_entropy_with_smoothed_mixed_labels():
     logits = torch.tensor([[[1.0, -2.0, 0.5], [3.0, 0.0, 0.5]]])
     batch = ClipBatch(torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([[0.75, 0.25, 0.0]]))
     mean, smooth = [2.0, -1.0, 0.5], 0.1
@@ -73,7 +73,7 @@ def test_cross_entropy_with_smoothed_shared_labels():
     assert ClipLoss(label_smoothing=smooth).loss(Fixed(logits), batch).item() == pytest.approx(expected)
 
 
-def test_binary_loss_asks_about_each_label():
+def test_binary_loss_is_per_label():
     batch = ClipBatch(torch.zeros(1, 1, 4), torch.tensor([1]), torch.tensor([[1.0, 0.4]]))
     loss = ClipLoss("binary").loss(Fixed(torch.tensor([[[2.0, -1.0]]])), batch)
     a, b = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
@@ -81,7 +81,7 @@ def test_binary_loss_asks_about_each_label():
     assert loss.item() == pytest.approx(expected)
 
 
-def test_only_spikes_above_the_rate_cost():
+def test_spike_penalty_applies_above_the_rate_only():
     batch = ClipBatch(torch.zeros(1, 1, 4), torch.tensor([1]), torch.tensor([[1.0, 0.0]]))
     model = Fixed(torch.zeros(1, 1, 2), {"a": torch.tensor([0.05]), "b": torch.tensor([0.3])})
     plain = ClipLoss().loss(model, batch)
@@ -89,13 +89,13 @@ def test_only_spikes_above_the_rate_cost():
     assert (charged - plain).item() == pytest.approx(2 * (0 + 0.2**2) / 2, rel=1e-5)
 
 
-def test_look_ahead_is_waited_for():
+def test_scores_skip_the_look_ahead():
     logits = torch.arange(6.0).view(1, 6, 1)  # the first four frames' worth is not meant for the clip
     batch = ClipBatch(torch.zeros(1, 8, 4), torch.tensor([8]), torch.ones(1, 1))
     assert clip_scores(Fixed(logits, lookahead=4, stride=2), batch)[0].item() == 3.5
 
 
-def test_scores_do_not_depend_on_what_else_is_in_the_batch(words):
+def test_scores_do_not_depend_on_other_clips_in_the_batch(words):
     splits = words.data.open()
     torch.manual_seed(0)
     model = words.model.build(splits).eval()
@@ -106,7 +106,7 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(words):
         assert alone.target.argmax() == every.truth[row]
 
 
-def test_training_learns_words_and_leaves_a_spotter_that_says_the_same(words, tmp_path, capsys):
+def test_training_learns_words_and_the_spotter_gives_the_same_predictions(words, tmp_path, capsys):
     model, result = train_model(words, 1, tmp_path / "run", progress=False)
     assert result.metrics["accuracy"] > 80  # chance is 33
     spotter = KeywordSpotter.load(tmp_path / "run" / "spotter.safetensors")
@@ -123,7 +123,7 @@ def test_training_learns_words_and_leaves_a_spotter_that_says_the_same(words, tm
     assert spotter.trained["set"] == words.data.set
 
 
-def test_labels_of_training_only_leave_the_network(words, tmp_path):
+def test_spotter_file_has_no_auxiliary_labels(words, tmp_path):
     other = word_folder(tmp_path / "other", speakers=30)
     beside = replace(words, data=replace(words.data, beside=str(other)), budget=replace(words.budget, epochs=2))
     model, result = train_model(beside, 1, tmp_path / "run", progress=False)
@@ -139,8 +139,8 @@ def test_labels_of_training_only_leave_the_network(words, tmp_path):
     assert result.metrics["accuracy"] == pytest.approx(100 * (kept.argmax(1) == truth).double().mean().item())
 
 
-def test_a_broken_run_goes_on_to_the_same_figures(words, tmp_path):
-    """The augmentation's draws too are those of an unbroken run."""
+def test_resumed_run_gives_the_same_figures(words, tmp_path):
+    """The augmentation also continues as in an uninterrupted run."""
     whole = replace(words, budget=replace(words.budget, epochs=3, checkpoint_every=2))
     expected, _ = train_model(whole, 1, tmp_path / "whole", progress=False)
 
@@ -164,7 +164,7 @@ def test_a_broken_run_goes_on_to_the_same_figures(words, tmp_path):
     assert lines[0] == lines[1]
 
 
-def test_spiking_networks_report_their_zeros(words):
+def test_spiking_networks_report_zero_activations(words):
     spiking = replace(words, model=replace(SMALL, spiking=True), budget=replace(words.budget, epochs=1))
     model, result = train_model(spiking, 1, None, progress=False)
     found = score(model, words.data.open().test)
@@ -176,14 +176,14 @@ def test_spiking_networks_report_their_zeros(words):
     assert 0.005 < spikes < 0.9
 
 
-def test_held_out_speakers_need_the_last_weights(words):
+def test_held_out_speakers_require_the_last_weights(words):
     held = replace(words, data=replace(words.data, held_out="s03"))
     assert fit_supervised(replace(held, budget=replace(held.budget, epochs=1)), 1, None, progress=False).epochs == 1
     with pytest.raises(ArgumentError, match="without a validation part, expected 'last'"):
         fit_supervised(replace(held, budget=replace(held.budget, keep="best")), 1, None, progress=False)
 
 
-def test_experiments_are_one_of_each_name_and_hash():
+def test_experiment_names_and_hashes_are_unique():
     every = experiments()
     names = [e.name for e in every]
     assert len(set(names)) == len({e.hash for e in every}) == len(every)
@@ -193,7 +193,7 @@ def test_experiments_are_one_of_each_name_and_hash():
         find_experiment("arabic-lmuformr", every)
 
 
-def test_folds_differ_in_the_speaker_only():
+def test_folds_differ_only_in_the_speaker():
     every = experiments()
     folds = [find_experiment(f"fsdd-{speaker}-lmuformer", every) for speaker in SPEAKERS]
     assert [fold.data.held_out for fold in folds] == list(SPEAKERS)
@@ -201,7 +201,7 @@ def test_folds_differ_in_the_speaker_only():
     assert all(fold == same[0] for fold in same)
 
 
-def test_small_networks_keep_to_a_hundred_thousand_parameters_and_no_look_ahead():
+def test_small_networks_have_under_100000_parameters_and_no_look_ahead():
     for name in ("fsdd-lmuformer", "fsdd-theo-lmuformer"):
         config = find_experiment(name, experiments()).model
         network = config.make(40, tuple(map(str, range(10))))
@@ -209,14 +209,14 @@ def test_small_networks_keep_to_a_hundred_thousand_parameters_and_no_look_ahead(
         assert network.lookahead == 0
 
 
-def test_published_figures_stand_beside_the_full_recipe():
+def test_full_recipes_have_published_figures():
     every = {e.name: e for e in experiments()}
     assert every["speech-commands-lmuformer"].source.reported == {"accuracy": 96.53}
     assert every["speech-commands-spiking-lmuformer"].source.reported == {"accuracy": 96.12}
 
 
 @pytest.mark.parametrize("name", ["arabic-lmuformer", "arabic-spiking-lmuformer", "pixel-digits-lmuformer"])
-def test_smoke_runs_take_seconds_and_give_figures(name, tmp_path):
+def test_short_runs_give_figures(name, tmp_path):
     report = run(find_experiment(name, experiments()).smoke(), root=tmp_path, progress=False)
     assert 0 <= report.mean["accuracy"] <= 100
     assert report.cpu_seconds < 20
@@ -237,8 +237,8 @@ def test_full_recipe_runs_on_a_folder_of_that_layout(name, tmp_path, monkeypatch
     assert KeywordSpotter.load(tmp_path / "run" / "spotter.safetensors").labels == tuple(sorted(WORDS))
 
 
-def test_pixels_are_learnt():
-    """A memory that could not hold the sequence would stay at chance, 10 percent."""
+def test_permuted_digits_are_learnt():
+    """A network without memory of the sequence stays at chance, 10 percent."""
     config = LMUFormerConfig(stem="1d", channels=24, kernels=(1,), stride=1, order=16, window=64, memories=2, ratio=2)
     budget = Budget(epochs=12, batch_size=64, keep="last")
     experiment = Experiment("pixels", PixelDigits(), config, ClipLoss(), Optimiser("adamw", 1e-2), budget)

@@ -1,11 +1,11 @@
-"""Keyword spotting that streams: LMUFormer and its spiking form, trained in parallel, run frame by frame.
+"""Streaming keyword spotting (wake words): LMUFormer and its spiking form, trained in parallel, run frame by frame.
 
     from manyheads.kws import KeywordSpotter
     spotter = KeywordSpotter.load("spotter.safetensors")
     for detection in spotter.stream(chunk):
         print(detection)
 
-Names are imported when they are used: ``import manyheads.kws`` alone loads neither soundfile nor torch.
+Names are imported on first use: ``import manyheads.kws`` alone loads neither soundfile nor torch.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sound: read, cut into clips, split by speaker, augmented and turned into log-mel features."""
+"""Audio: reading files, clips, split by speaker, augmentation and log-mel features."""

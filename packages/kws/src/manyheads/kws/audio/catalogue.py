@@ -1,4 +1,4 @@
-"""The sets of spoken words: where they come from, under which licence, and how they are recognised."""
+"""Data sets of spoken words: source, licence, size and checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips of spoken words: which there are, who spoke them, and how they are split."""
+"""Clips of spoken words: file, label, speaker and split."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Clip:
 
 
 def clips_of(name: str) -> list[Clip]:
-    """The clips of a set by name, or of a folder of ``label/*.wav``.
+    """Return the clips of a data set by name, or of a folder of ``label/*.wav``.
 
-    Raises :class:`UnknownNameError` and :class:`DataError`.
+    Raises :class:`UnknownNameError` for an unknown name, :class:`DataError` for data that cannot be used.
     """
     if Path(name).is_dir():
         return clips_of_folder(Path(name))
@@ -44,7 +44,10 @@ def clips_of(name: str) -> list[Clip]:
 
 
 def speech_commands(folder: Path) -> list[Clip]:
-    """Google Speech Commands with its official lists; everything that is on neither is for training."""
+    """Return the clips of Google Speech Commands with its official split: clips on neither list are for training.
+
+    Raises :class:`DataError` if a list is missing.
+    """
     lists: dict[str, Split] = {}
     for filename, split in (("validation_list.txt", "validation"), ("testing_list.txt", "test")):
         path = folder / filename
@@ -58,9 +61,10 @@ def speech_commands(folder: Path) -> list[Clip]:
 
 
 def clips_of_folder(folder: Path) -> list[Clip]:
-    """``label/*.wav``, or another suffix of ``containers.SUFFIXES``; what stands before ``_nohash_`` names the speaker,
-    as in Speech Commands, otherwise each clip is a speaker of its own. Split as
-    :func:`manyheads.kws.audio.split.split_clips` says.
+    """Return the clips of a folder of ``label/*.wav``, split by :func:`manyheads.kws.audio.split.split_clips`.
+
+    Other suffixes of ``containers.SUFFIXES`` are read too. The speaker is the part of the file name before
+    ``_nohash_``, as in Speech Commands. A clip without this mark counts as a speaker of its own.
 
     Raises :class:`DataError` for fewer than two labels, and for a label with fewer than three clips.
     """
@@ -81,10 +85,12 @@ def clips_of_folder(folder: Path) -> list[Clip]:
 
 
 def _sounds_of(folder: Path) -> list[Path]:
-    """The sound files in the folders of labels. Other files there, and sounds that lie too high or too deep, are
-    counted on standard error; hidden files and folders that begin with an underscore are left out by their name.
+    """Return the sound files in the label folders.
 
-    Raises :class:`DataError` for a recording in a form that cannot be read.
+    Other files there, and sound files at another depth, are reported on standard error. Hidden files, and folders whose
+    name begins with an underscore, are skipped.
+
+    Raises :class:`DataError` for a sound file in a format that cannot be read.
     """
     found, others, misplaced = [], [], []
     for path in sorted(folder.rglob("*")):
@@ -105,7 +111,10 @@ def _sounds_of(folder: Path) -> list[Path]:
 
 
 def hold_out(clips: Iterable[Clip], speaker: str) -> list[Clip]:
-    """All clips of one speaker become the test part, all others are for training."""
+    """Put all clips of one speaker into the test part and all others into the train part (leave one speaker out).
+
+    Raises :class:`ArgumentError` for an unknown speaker.
+    """
     clips = list(clips)
     speakers = sorted({clip.speaker for clip in clips})
     if speaker not in speakers:
@@ -114,11 +123,11 @@ def hold_out(clips: Iterable[Clip], speaker: str) -> list[Clip]:
 
 
 def labels_of(clips: Iterable[Clip]) -> tuple[str, ...]:
-    """The labels in order."""
+    """Return the labels in alphabetical order."""
     return tuple(sorted({clip.label for clip in clips}))
 
 
 def only(clips: Sequence[Clip], labels: Iterable[str]) -> list[Clip]:
-    """The clips with one of these labels."""
+    """Return the clips with one of these labels."""
     wanted = set(labels)
     return [clip for clip in clips if clip.label in wanted]

@@ -1,7 +1,7 @@
-"""What a sound file says of its own length, held against what is in it: nothing may be cut or made up in silence.
+"""Check the length and checksum in the header of a sound file, so that a truncated or damaged file is an error.
 
-Decoders believe some sizes and clamp others. Here the chunks of WAV and AIFF, the header of AU, the checksum of FLAC
-and the pages of Ogg are read before and after decoding. MP3 has neither sizes nor checksums.
+Decoders trust some sizes and clamp others without a warning. These functions read the chunks of WAV and AIFF, the
+header of AU, the checksum of FLAC and the pages of Ogg. MP3 has neither sizes nor checksums.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ COMPRESSED = (".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".gsm", ".m4a", ".
 UNREADABLE = frozenset(
     (*COMPRESSED, ".ra", ".webm", ".wma", ".wv", ".caf", ".dsf", ".pcm", ".raw", ".sph", ".voc", ".w64")
 )
-RATES = (1_000, 768_000)  # Hz
+# Lowest and highest sample rate in Hz.
+RATES = (1_000, 768_000)
 CHUNKS: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
-SAMPLES = (b"data", b"SSND")  # of WAV, of AIFF
+# Names of the chunk of samples in WAV and in AIFF.
+SAMPLES = (b"data", b"SSND")
 MOST_CHUNKS = 10_000
-UNKNOWN = 0x7FFFF000  # bytes; whoever writes to a pipe puts such a size, or 0
+# Smallest placeholder size in bytes: programs that write to a pipe put such a size, or 0, into the header.
+UNKNOWN = 0x7FFFF000
+# Bytes per sample of each encoding.
 WIDTHS = {
     "PCM_S8": 1,
     "PCM_U8": 1,
@@ -47,24 +51,29 @@ WIDTHS = {
     "ULAW": 1,
     "ALAW": 1,
 }
+# Each byte with its bits in reverse order.
 REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 
 
 class Container(NamedTuple):
-    """``content`` is the file with its sizes filled in, where its header left them open; ``length`` the bytes of its
-    samples, where the header says it; ``md5`` the checksum of a FLAC file."""
+    """Facts from the header of a sound file."""
 
     content: bytes | None = None
+    """The file with its sizes filled in, if its header left them open."""
     length: int | None = None
-    md5: tuple[bytes, int] | None = None  # and bits of a sample
+    """Bytes of samples, if the header gives them."""
+    md5: tuple[bytes, int] | None = None
+    """Checksum of a FLAC file, and its bits per sample."""
     notes: tuple[str, ...] = ()
     known: bool = True
-    """Whether it is one of those above and no MP3."""
+    """False for MP3 and for unknown formats, whose length cannot be checked."""
 
 
 def check_container(path: Path) -> Container:
-    """Raises :class:`DataError` for a file that ends before its header says, that goes on after it, or whose checksums
-    are wrong."""
+    """Read and check the header of a sound file.
+
+    Raises :class:`DataError` for a file that is shorter or longer than its header says, or whose checksums are wrong.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(42)
@@ -125,7 +134,7 @@ def _samples(
 
 
 def _are_chunks(stream: BinaryIO, at: int, size: int, order: Literal["little", "big"]) -> bool:
-    """Whether the file goes on with whole chunks, none of them samples, or not at all; a few bytes more are padding."""
+    """Whether only whole chunks without samples follow from ``at`` to the end; up to 7 more bytes are padding."""
     for _ in range(MOST_CHUNKS):
         if size - at < 8:
             return True
@@ -148,7 +157,7 @@ def _au(path: Path, head: bytes, size: int) -> Container:
 
 
 def _ogg(path: Path, content: bytes) -> Container:
-    """Each page has a checksum and a number; the last one says that it is the last."""
+    """Check the checksum and the sequence number of each Ogg page, and the mark of the last page."""
     at, numbers, last = 0, {}, 0
     while at < len(content):
         table = content[at + 27 : at + 27 + (content[at + 26] if at + 26 < len(content) else 0)]
@@ -166,13 +175,13 @@ def _ogg(path: Path, content: bytes) -> Container:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """CRC-32 of Ogg: zlib's polynomial with the bits of each byte the other way round, and nothing inverted."""
+    """Return the CRC-32 of an Ogg page: the polynomial of zlib, bits of each byte reversed, without inversion."""
     found = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return found.to_bytes(4, "big").translate(REVERSED)
 
 
 class Checksum:
-    """MD5 of a FLAC file's samples, from blocks ``(N, channels)`` of float32 in [-1, 1]; of 24 bits at most."""
+    """MD5 of the samples of a FLAC file with at most 24 bits, from float32 blocks ``(N, channels)`` in [-1, 1]."""
 
     def __init__(self, bits: int) -> None:
         self.bits, self.found = bits, hashlib.md5(usedforsecurity=False)

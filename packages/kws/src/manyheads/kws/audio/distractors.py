@@ -1,7 +1,7 @@
-"""Synthetic distractors: tones, melodies, chords, sweeps, hum, noise, bursts and clicks, which are no keyword.
+"""Synthetic distractor sounds that are no keyword: tones, melodies, chords, sweeps, hum, noise, bursts and clicks.
 
-A network that has heard nothing but words takes the onset of any sound for one. All is drawn from the generator that is
-given, so that one seed gives one set of sounds.
+A network trained on words alone gives false alarms at the onset of any other sound. All random numbers come from the
+generator that is passed in, so that the same seed gives the same sounds.
 
 Shapes: N samples. Times are in seconds, frequencies in Hz.
 """
@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-LEVEL = (-45.0, -10.0)  # dB of full scale, mean power
+# Lowest and highest mean power of a sound, in dB of full scale.
+LEVEL = (-45.0, -10.0)
 
 Kind = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def distractors(count: int, sample_rate: int, *, seconds: float = 1.2, seed: int = 0) -> list[np.ndarray]:
-    """``count`` sounds of ``(N,)`` float32, the kinds in turn."""
+    """Return ``count`` sounds ``(N,)`` float32, cycling through the kinds."""
     random, size = np.random.default_rng(seed), round(seconds * sample_rate)
     kinds = list(KINDS.values())
     return [_levelled(kinds[i % len(kinds)](random, size, sample_rate), random) for i in range(count)]
@@ -36,7 +37,7 @@ def tone(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def melody(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Notes one after another, each of its own pitch and all of one timbre, with or without rests."""
+    """Notes one after another with one timbre and random pitches, with or without rests."""
     length, rest = random.uniform(0.06, 0.4), random.choice([0.0, 0.0, random.uniform(0.02, 0.2)])
     timbre, base, decay = _timbre(random), _pitch(random), random.choice([0.0, random.uniform(0.02, 0.6)])
     sound, at = np.zeros(size), -round(random.uniform(0, length) * rate)
@@ -52,7 +53,7 @@ def melody(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def chord(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Two to five notes together, of which each may come and go."""
+    """Two to five notes together; some are switched on and off."""
     t, base = np.arange(size) / rate, _pitch(random)
     sound = np.zeros(size)
     for step in random.choice([0, 3, 4, 5, 7, 9, 12, 16], random.integers(2, 6), replace=False):
@@ -64,7 +65,7 @@ def chord(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def sweep(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """A pitch that glides, once or to and fro."""
+    """A gliding pitch, once or back and forth."""
     low, high = np.sort(np.exp(random.uniform(np.log(80), np.log(0.4 * rate), 2)))
     t = np.arange(size) / rate
     place = t / t[-1] if random.random() < 0.5 else 0.5 + 0.5 * np.sin(_turns(random.uniform(0.5, 6), t, random))
@@ -73,20 +74,20 @@ def sweep(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def hum(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Mains or an engine: many harmonics of a low pitch that hardly moves, with some noise."""
+    """Mains hum or an engine: many harmonics of a nearly constant low pitch, with some noise."""
     base = random.choice([50.0, 60.0, random.uniform(25, 140)]) * (1 + 0.02 * _slow(random, size, rate))
     sound = _voice(random, base, rate, np.arange(1, 31) ** -random.uniform(0.3, 2) * random.random(30))
     return sound + random.uniform(0, 0.5) * sound.std() * coloured(random, size)
 
 
 def noise(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Coloured noise that swells slowly or begins at once."""
+    """Coloured noise, with a slow swell or a sudden onset."""
     swell = np.exp(random.uniform(0, 1.5) * _slow(random, size, rate))
     return coloured(random, size) * swell * _envelope(random, size, rate)
 
 
 def bursts(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Coloured noise, on and off, in even or uneven lengths, each with a faster or slower beginning and end."""
+    """Coloured noise switched on and off, at regular or irregular intervals, with fast or slow onsets and decays."""
     gate, floor = np.zeros(size), random.choice([0.0, random.uniform(0, 0.05)])
     on, off = random.uniform(0.03, 0.9, 2)
     uneven, decay = random.random() < 0.5, random.choice([0.0, random.uniform(0.02, 0.3)])
@@ -102,7 +103,7 @@ def bursts(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def clicks(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """Clicks and taps: each a short noise or a damped tone."""
+    """Clicks and taps: short noises or damped tones."""
     sound, at = np.zeros(size), random.uniform(0, 0.3)
     period, uneven = random.uniform(0.04, 0.5), random.random() < 0.6
     while at < size / rate:
@@ -127,7 +128,7 @@ KINDS: dict[str, Kind] = {
 
 
 def coloured(random: np.random.Generator, size: int) -> np.ndarray:
-    """Noise of mean power 1 whose power falls or rises with frequency, or that has one or two broad peaks."""
+    """Noise of mean power 1 whose spectrum falls or rises, or has one or two broad peaks."""
     spectrum = np.fft.rfft(random.standard_normal(size))
     at = np.linspace(1e-3, 1, len(spectrum))
     shape = at ** -random.uniform(-0.3, 1.2)
@@ -139,7 +140,7 @@ def coloured(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _add(sound: np.ndarray, part: np.ndarray, at: int) -> None:
-    """Adds ``part`` to ``sound`` from sample ``at`` on, as far as they overlap."""
+    """Add ``part`` to ``sound`` in place from sample ``at`` on, as far as they overlap."""
     begin, end = max(0, at), min(len(sound), at + len(part))
     if begin < end:
         sound[begin:end] += part[begin - at : end - at]
@@ -150,7 +151,7 @@ def _pitch(random: np.random.Generator) -> float:
 
 
 def _timbre(random: np.random.Generator) -> np.ndarray:
-    """Amplitudes of the harmonics: a pure tone, falling ones, odd ones, or any."""
+    """Return amplitudes of harmonics: a pure tone, falling harmonics, odd harmonics or random ones."""
     count = int(random.integers(1, 13))
     falling = np.arange(1, count + 1) ** -random.uniform(0.5, 2.5)
     kind = random.integers(4)
@@ -164,7 +165,7 @@ def _timbre(random: np.random.Generator) -> np.ndarray:
 def _voice(
     random: np.random.Generator, frequency: np.ndarray, rate: int, timbre: np.ndarray | None = None
 ) -> np.ndarray:
-    """Harmonics of ``frequency (N,)``, those above half of the rate left out."""
+    """Return the harmonics of ``frequency (N,)`` below half the sample rate."""
     amplitudes = _timbre(random) if timbre is None else timbre
     phase, sound = 2 * np.pi * np.cumsum(frequency) / rate, np.zeros(len(frequency))
     for number, amplitude in enumerate(amplitudes, 1):
@@ -175,7 +176,7 @@ def _voice(
 
 
 def _envelope(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """From a random beginning to a random end, at least a third of the sound; or all of it."""
+    """Return an envelope from a random start over at least a third of the rest, or over the whole sound."""
     if random.random() < 0.4:
         return np.ones(size)
     begin = int(random.uniform(0, 0.5) * size)
@@ -186,13 +187,13 @@ def _envelope(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
 
 
 def _edges(count: int, rate: int, seconds: float) -> np.ndarray:
-    """Ones that rise and fall within so many seconds."""
+    """Return an envelope of ones that rises and falls linearly within ``seconds``."""
     side = np.minimum(np.arange(count), np.arange(count)[::-1]) + 1
     return np.minimum(1.0, side / max(1.0, seconds * rate))
 
 
 def _slow(random: np.random.Generator, size: int, rate: int) -> np.ndarray:
-    """A random curve of a few points a second, within about [-1, 1]."""
+    """Return a slow random curve within [-1, 1], of three points a second."""
     points = max(2, round(3 * size / rate) + 1)
     return np.interp(np.linspace(0, points - 1, size), np.arange(points), random.uniform(-1, 1, points))
 
@@ -202,6 +203,6 @@ def _turns(frequency: float, t: np.ndarray, random: np.random.Generator | None =
 
 
 def _levelled(sound: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """At a random level, its peaks within full scale."""
+    """Scale a sound to a random level, with its peaks within full scale."""
     sound = sound * 10 ** (random.uniform(*LEVEL) / 20) / max(float(np.sqrt(np.square(sound).mean())), 1e-9)
     return (sound / max(1.0, float(np.abs(sound).max()))).astype(np.float32)

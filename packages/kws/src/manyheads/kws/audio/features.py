@@ -1,11 +1,17 @@
-"""Kaldi-compatible log-mel features in plain torch, whole or in chunks of any size.
+"""Kaldi-compatible log-mel features in plain torch, for whole recordings or chunks of any size.
 
-Each frame of W samples, one every S: its mean removed, pre-emphasised ``y[i] = x[i] - a x[i - 1]`` (``y[0] = (1 - a)
-x[0]``), windowed, padded to a power of two, its power spectrum summed by triangles on the mel scale
-``m = 1127 ln(1 + f / 700)``, and the natural logarithm of that, floored. Frames lie wholly inside the signal (Kaldi's
-``snip_edges``): T samples give ``1 + floor((T - W) / S)`` frames, and frame t is known S t + W samples after the start.
+Each frame has W samples (the window); frames start every S samples (the hop). The steps for one frame:
 
-Shapes: B batch, N samples, T frames, M mel bins. Samples are in [-1, 1].
+1. Subtract its mean.
+2. Pre-emphasis: ``y[i] = x[i] - a x[i - 1]``, ``y[0] = (1 - a) x[0]``.
+3. Multiply by the window, pad to a power of two, take the power spectrum.
+4. Sum it with triangular weights on the mel scale ``m = 1127 ln(1 + f / 700)``.
+5. Take the natural logarithm, with a floor.
+
+Frames lie wholly inside the signal (``snip_edges`` of Kaldi): N samples give ``1 + floor((N - W) / S)`` frames. Frame t
+is known S t + W samples after the start.
+
+Shapes: B batch, N samples, T frames, W samples of a frame, F spectral lines, M mel bins. Samples are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -20,13 +26,18 @@ from torch import Tensor, nn
 from manyheads.core.errors import ArgumentError
 from manyheads.kws.audio.containers import RATES
 
-LONGEST = 1000.0  # milliseconds of a window
-FLOOR = 1.1920928955078125e-07  # Kaldi's: the float32 epsilon
+# Longest window in milliseconds.
+LONGEST = 1000.0
+# Floor of a mel energy, as in Kaldi: the float32 epsilon.
+FLOOR = 1.1920928955078125e-07
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a frame is; times in milliseconds, frequencies in Hz. The defaults are Kaldi's, 40 bins, no dither."""
+    """Configuration of log-mel features; times in milliseconds, frequencies in Hz.
+
+    The defaults are those of Kaldi, but with 40 mel bins and without dither.
+    """
 
     sample_rate: int = 16000
     bins: int = 40
@@ -34,7 +45,7 @@ class Features:
     hop: float = 10.0
     low: float = 20.0
     high: float = 0.0
-    """0 is half the sample rate, below 0 so much under it."""
+    """Upper edge of the last mel bin. 0 or below: an offset from half the sample rate."""
     shape: Literal["povey", "hanning"] = "povey"
     preemphasis: float = 0.97
 
@@ -52,32 +63,32 @@ class Features:
 
     @property
     def top(self) -> float:
-        """The upper edge of the last triangle in Hz."""
+        """Upper edge of the last mel bin in Hz."""
         return self.high if self.high > 0 else self.sample_rate / 2 + self.high
 
     def frames(self, samples: int) -> int:
-        """How many frames so many samples give."""
+        """Return the number of frames in this many samples."""
         return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.hop_samples
 
 
 class SampleState(NamedTuple):
-    """The samples that later frames still need."""
+    """Last samples of a stream, needed by the next frames."""
 
     samples: Tensor  # (B, fewer than W + S)
 
 
 class LogMel(nn.Module):
-    """``(B, N)`` samples -> ``(B, T, M)`` frames; see the module for the maths.
+    """Log-mel features: samples ``(B, N)`` to frames ``(B, T, M)``. The module docstring lists the steps.
 
-    ``forward(samples, state)`` goes on where a stream left off; chunks of any size, none included, give the frames of
-    the whole. Energies equal those of kaldi-native-fbank within 5e-5 of the strongest bin of their frame, chunks the
-    whole within 2e-6 of it; both are in float32. Nothing more is promised of a bin far below the strongest, whose own
-    digits are lost in rounding: its logarithm may differ by more.
+    ``forward(samples, state)`` continues a stream. Chunks of any size, also empty ones, give the frames of the whole.
+
+    Accuracy in float32: mel energies equal those of kaldi-native-fbank within 5e-5 of the strongest bin of the frame,
+    and chunks equal the whole within 2e-6 of it. A bin far below the strongest one loses its digits in rounding, so
+    its logarithm may differ by more.
 
     Raises:
-        ArgumentError: a sample rate that no recording has, a hop or window below one sample or above a second,
-            frequencies out of order, or so many bins that a triangle holds no spectral line (the message says how many
-            fit).
+        ArgumentError: a sample rate out of range, a hop or window below one sample or above one second, frequencies
+            out of order, or so many mel bins that one of them contains no spectral line.
     """
 
     window: Tensor
@@ -108,11 +119,11 @@ class LogMel(nn.Module):
         self.register_buffer("triangles", mel_triangles(features).float().T.contiguous(), persistent=False)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None):
-        """Before the first sample."""
+        """Return the state before the first sample."""
         return SampleState(torch.zeros(batch, 0, device=device, dtype=dtype))
 
     def forward(self, samples: Tensor, state: SampleState | None = None) -> tuple[Tensor, SampleState]:
-        """``(B, N)`` -> frames ``(B, T, M)`` and the state; T may be 0."""
+        """Return frames ``(B, T, M)`` of samples ``(B, N)``, and the new state; T may be 0."""
         if samples.dim() != 2:
             raise ArgumentError(f"samples: found shape {tuple(samples.shape)}, expected (B, N)")
         known = samples if state is None else torch.cat([state.samples, samples], 1)
@@ -125,20 +136,22 @@ class LogMel(nn.Module):
         return self.log_mel(self.power(frames)), rest
 
     def power(self, frames: Tensor) -> Tensor:
-        """Frames ``(…, W)`` -> power spectra ``(…, F)``."""
+        """Return power spectra ``(…, F)`` of frames ``(…, W)``: mean removal, pre-emphasis, window, FFT."""
         centred = frames - frames.mean(-1, keepdim=True)
         before = torch.cat([centred[..., :1], centred[..., :-1]], -1)
         shaped = (centred - self.features.preemphasis * before) * self.window
         return torch.view_as_real(torch.fft.rfft(shaped, n=self.features.fft_samples)).square().sum(-1)
 
     def log_mel(self, power: Tensor) -> Tensor:
-        """Power spectra ``(…, F)`` -> log energies ``(…, M)``."""
+        """Return log-mel energies ``(…, M)`` of power spectra ``(…, F)``."""
         return (power @ self.triangles).clamp_min(FLOOR).log()
 
 
 def mel_triangles(features: Features) -> Tensor:
-    """``(M, F)`` float64: the weight of each spectral line in each bin, linear on the mel scale; the line at half the
-    sample rate has none, as in Kaldi."""
+    """Return the mel filterbank ``(M, F)`` in float64: triangles that are linear on the mel scale.
+
+    The line at half the sample rate has weight 0, as in Kaldi. Raises :class:`ArgumentError` for a bin without a line.
+    """
     lines = torch.arange(features.fft_samples // 2, dtype=torch.float64) * features.sample_rate / features.fft_samples
     low, high = _mel(features.low), _mel(features.top)
     step = (high - low) / (features.bins + 1)
@@ -164,19 +177,19 @@ def _window(samples: int, shape: str) -> Tensor:
 
 
 class MeanState(NamedTuple):
-    """The running sums; their ratio is the mean."""
+    """Running sums of :class:`RunningMean`; the mean is ``total / weight``."""
 
-    total: Tensor  # (B, M)
-    weight: Tensor  # (B, 1)
+    total: Tensor  # (B, M): m[t]
+    weight: Tensor  # (B, 1): w[t]
 
 
 class RunningMean(nn.Module):
-    """Takes from each bin its running mean, which a stream can know:
+    """Subtract the running mean of each mel bin (causal mean normalisation):
 
         m[t] = d m[t - 1] + (1 - d) x[t],   w[t] = d w[t - 1] + (1 - d),   y[t] = x[t] - m[t] / w[t]
 
-    with ``d = exp(-1 / tau)``, ``tau`` in frames; ``frames (B, T, M)`` in and out. Computed in blocks, so that long
-    inputs cost no loop over frames.
+    with ``d = exp(-1 / tau)`` and ``tau`` in frames. Input and output are ``(B, T, M)``. The sums are computed in
+    blocks of frames, so that long inputs need no loop over single frames.
     """
 
     BLOCK = 64
@@ -188,6 +201,7 @@ class RunningMean(nn.Module):
         if not tau > 0:
             raise ArgumentError(f"tau: found {tau}, expected more than 0 frames")
         self.tau = tau
+        # powers[t, s] = (1 - d) d^(t - s) for s <= t: weight of frame s in the mean after frame t of a block.
         decay = math.exp(-1.0 / tau)
         lag = torch.arange(self.BLOCK, dtype=torch.float64)
         distance = lag.unsqueeze(1) - lag
@@ -196,16 +210,17 @@ class RunningMean(nn.Module):
         self.register_buffer("decays", (decay ** (lag + 1)).float(), persistent=False)
 
     def init_state(self, batch: int, bins: int, *, device: torch.device | None = None, dtype=None) -> MeanState:
-        """Nothing seen yet."""
+        """Return the state before the first frame."""
         made = (torch.zeros(batch, width, device=device, dtype=dtype) for width in (bins, 1))
         return MeanState(*made)
 
     def forward(self, frames: Tensor, state: MeanState | None = None) -> tuple[Tensor, MeanState]:
-        """``(B, T, M)`` -> the same, centred, and the state."""
+        """Return centred frames ``(B, T, M)`` and the new state."""
         batch, _, bins = frames.shape
         state = self.init_state(batch, bins, device=frames.device, dtype=frames.dtype) if state is None else state
         if frames.shape[1] == 0:
             return frames, state
+        # A column of ones beside the bins gives w[t] by the same sums as m[t].
         one = torch.ones_like(frames[..., :1])
         sums, parts = torch.cat(state, 1), []
         for block in torch.cat([frames, one], 2).split(self.BLOCK, 1):

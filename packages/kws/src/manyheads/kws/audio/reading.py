@@ -1,7 +1,7 @@
-"""Reading sound through soundfile: one channel, the rate that is asked for, and no silent guesses.
+"""Read sound files with soundfile: one channel, at a requested sample rate, with a note for every change.
 
-What a header claims decides nothing: files are decoded in blocks as far as they go, and rates, lengths and factors of
-resampling are bounded.
+The header of a file is not trusted: files are decoded in blocks until they end. Sample rates, lengths and resampling
+ratios are bounded.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ import soundfile
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.kws.audio.containers import FORMATS, KINDS, RATES, WIDTHS, Checksum, Container, check_container
 
-CLIPPED = 0.9995  # of full scale
-CLIPPED_SHARE = 0.001  # of the samples
-SILENT = 1e-4  # largest absolute sample
-LOUDEST = 4.0  # times full scale; what is louder was meant as integers
-BLOCK = 1 << 20  # numbers decoded at a time
-LONGEST = 1 << 27  # numbers that any file may hold; a large one may hold PACKED for each of its bytes
-PACKED = 64  # more than a codec of speech does
-FINEST = 1 << 16  # both numbers of a resampling ratio
+# A sample counts as clipped from this share of full scale on; a recording, from this share of clipped samples on.
+CLIPPED = 0.9995
+CLIPPED_SHARE = 0.001
+# A recording whose largest absolute sample is below this is silent.
+SILENT = 1e-4
+# Largest absolute sample. Louder ones are probably integers passed as floats.
+LOUDEST = 4.0
+# Numbers decoded at a time.
+BLOCK = 1 << 20
+# Most numbers in a file: LONGEST, or PACKED for each byte if that is more. No speech codec packs so many.
+LONGEST = 1 << 27
+PACKED = 64
+# Largest numerator and denominator of a resampling ratio.
+FINEST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Sound:
-    """One channel of samples in [-1, 1] and what was done to them or is odd about them."""
+    """One channel of samples in [-1, 1], with notes on changes made to them and warnings about them."""
 
     samples: np.ndarray  # (N,) float32
     sample_rate: int
@@ -45,8 +51,10 @@ class Sound:
 
 
 def read_sound(path: str | Path, sample_rate: int | None = None) -> Sound:
-    """Reads a file. Several channels are averaged, other rates resampled; both are noted, as are clipping and silence,
-    and a header that gives no length.
+    """Read a sound file as one channel, resampled to ``sample_rate`` (None: as it is).
+
+    Several channels are averaged. The notes of the result mention averaging, resampling, clipping, silence and a header
+    without a length.
 
     Raises :class:`DataError` for a file that is absent, empty, truncated, damaged or not audio, for rates out of
     :data:`~manyheads.kws.audio.containers.RATES`, and for samples that are not finite or far beyond full scale.
@@ -76,7 +84,7 @@ def read_sound(path: str | Path, sample_rate: int | None = None) -> Sound:
 
 
 def _decoded(source: int | io.BytesIO, container: Container, path: Path) -> tuple[np.ndarray, int, list[str]]:
-    """Samples averaged over the channels, their rate, and what is to be said."""
+    """Decode a file: samples averaged over the channels, sample rate and notes. Raises :class:`DataError`."""
     with soundfile.SoundFile(source, closefd=False) as sound:
         if sound.format not in FORMATS:
             raise DataError(f"{path}: found {sound.format_info}, expected a {KINDS} file: convert it")
@@ -90,7 +98,8 @@ def _decoded(source: int | io.BytesIO, container: Container, path: Path) -> tupl
                 raise DataError(f"{path}: found more than {most} samples in its {path.stat().st_size} bytes: cut it")
             if digest is not None:
                 digest.add(block)
-            with np.errstate(all="ignore"):  # what is not finite is named below
+            # prepare() reports samples that are not finite.
+            with np.errstate(all="ignore"):
                 parts.append(block.mean(1))
         notes = [f"{sound.channels} channels averaged to one"] if sound.channels > 1 else []
         promised, width = sound.frames, WIDTHS.get(sound.subtype)
@@ -108,7 +117,7 @@ def _decoded(source: int | io.BytesIO, container: Container, path: Path) -> tupl
 
 @contextlib.contextmanager
 def _without_remarks() -> Generator[None]:
-    """The decoder of MP3 talks to standard error, past Python."""
+    """Silence the messages of the MP3 decoder, which writes to file descriptor 2 directly."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -121,13 +130,17 @@ def _without_remarks() -> Generator[None]:
 
 
 def check_rate(rate: int, place: str) -> None:
-    """Raises :class:`DataError` for a sample rate that no recording has."""
+    """Raise :class:`DataError` for a sample rate out of range."""
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"{place}: sample rate: found {rate} Hz, expected {RATES[0]} to {RATES[1]} Hz")
 
 
 def prepare(samples: np.ndarray, rate: int, sample_rate: int | None, place: str) -> Sound:
-    """``(N,)`` or ``(N, channels)`` samples at ``rate`` -> :class:`Sound` at ``sample_rate`` (None: as it is)."""
+    """Return samples ``(N,)`` or ``(N, channels)`` at ``rate`` as :class:`Sound` at ``sample_rate`` (None: as it is).
+
+    ``place`` names the source in messages. Raises :class:`DataError` for a rate out of range, and for samples that are
+    not finite or far beyond [-1, 1].
+    """
     notes = []
     check_rate(rate, place)
     samples = np.asarray(samples, dtype=np.float32)
@@ -153,10 +166,12 @@ def prepare(samples: np.ndarray, rate: int, sample_rate: int | None, place: str)
 
 
 def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """Polyphase resampling with an anti-aliasing filter (scipy). The ratio is exact for rates to 65,536 Hz and all the
-    usual ones above; its numbers are at most :data:`FINEST`, which bounds the filter: others are off by millionths.
+    """Resample ``(N,)`` from ``rate`` to ``target`` Hz: polyphase, with an anti-aliasing filter (scipy).
 
-    Raises :class:`ArgumentError` for a target that no recording has.
+    Both numbers of the ratio are at most :data:`FINEST`, which bounds the length of the filter. The ratio is exact for
+    rates up to 65,536 Hz and for the usual rates above; for other rates the error is a few millionths.
+
+    Raises :class:`ArgumentError` for a target rate out of range.
     """
     from scipy.signal import resample_poly
 

@@ -1,4 +1,4 @@
-"""Long recordings made of clips, with what was said when: what misses and false alarms are counted on."""
+"""Test recordings composed of clips, with the true words and times: the basis of miss rate and false alarms."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from manyheads.kws.audio.clips import Clip
 from manyheads.kws.audio.reading import check_rate, read_sound
 from manyheads.lab.data.files import write_atomically
 
-QUIET = 25.0  # dB below the loudest frame of a clip, where speech is taken to begin and to end
-FRAME = 0.01  # seconds
+# Level in dB below the loudest frame of a clip from which on a frame counts as speech.
+QUIET = 25.0
+# Frame length in seconds.
+FRAME = 0.01
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """A word and where it is, in seconds."""
+    """A spoken word with its start and end in seconds."""
 
     label: str
     start: float
@@ -30,7 +32,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Tape:
-    """A recording and what was said."""
+    """A recording and its spoken words."""
 
     samples: np.ndarray  # (N,) float32
     sample_rate: int
@@ -51,21 +53,21 @@ def compose(
     level: float = -26.0,
     seed: int = 0,
 ) -> Tape:
-    """Clips in random order, gaps between them, all over one noise.
+    """Compose a recording: clips in random order with gaps between them, over background noise.
 
     Args:
-        clips: each is used once.
-        sample_rate: of the tape; clips are resampled.
-        snr: mean power of the speech over that of the noise, in dB, within the words; None for no noise but a faint
-            floor at -80 dB of full scale, so that no gap is digital silence.
-        noise: a recording of noise, repeated; pink noise by default.
-        gap: shortest and longest silence between two clips, in seconds.
-        level: each word is brought to this mean power, in dB of full scale.
-        seed: of order, gaps and noise.
+        clips: each clip is used once.
+        sample_rate: sample rate of the recording in Hz. Clips are resampled.
+        snr: signal-to-noise ratio in dB: mean power of the speech within the words over that of the noise. None: only a
+            noise floor at -80 dB of full scale, so that no gap is digital silence.
+        noise: recording of background noise, repeated as needed. Default: pink noise.
+        gap: shortest and longest gap between two clips, in seconds.
+        level: mean power of each word, in dB of full scale.
+        seed: random seed of the order, the gaps and the noise.
 
     Raises:
         ArgumentError: no clips, gaps out of order.
-        DataError: a sample rate that no recording has.
+        DataError: a sample rate out of range, silent noise.
     """
     if not clips:
         raise ArgumentError("clips: found none, expected at least one")
@@ -75,6 +77,7 @@ def compose(
     random = np.random.default_rng(seed)
     parts, spoken, at = [np.zeros(round(0.5 * sample_rate), np.float32)], [], round(0.5 * sample_rate)
     for index in random.permutation(len(clips)):
+        # Scale the speech in the clip to the requested level.
         samples = read_sound(clips[index].path, sample_rate).samples
         start, end = extent(samples, sample_rate)
         power = float(np.square(samples[start:end]).mean()) if end > start else 0.0
@@ -91,8 +94,11 @@ def compose(
 
 
 def extent(samples: np.ndarray, sample_rate: int) -> tuple[int, int]:
-    """First and last sample of the speech in a clip: its 10 ms frames within :data:`QUIET` dB of the loudest, isolated
-    single frames left out; the whole clip where there is nothing else."""
+    """Return start and end sample of the speech in a clip (energy-based voice activity detection).
+
+    Speech is every 10 ms frame within :data:`QUIET` dB of the loudest one, except isolated single frames. Without such
+    frames it is the whole clip.
+    """
     size = max(1, round(FRAME * sample_rate))
     count = len(samples) // size
     if count < 3:
@@ -107,7 +113,7 @@ def extent(samples: np.ndarray, sample_rate: int) -> tuple[int, int]:
 
 
 def _noise(count: int, sample_rate: int, path: Path | None, random: np.random.Generator) -> np.ndarray:
-    """Of mean power 1."""
+    """Return ``(count,)`` samples of noise with mean power 1. Raises :class:`DataError` for a silent recording."""
     if path is None:
         spectrum = np.fft.rfft(random.standard_normal(count))
         spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
@@ -123,7 +129,10 @@ def _noise(count: int, sample_rate: int, path: Path | None, random: np.random.Ge
 
 
 def write_tape(tape: Tape, path: Path) -> tuple[Path, Path]:
-    """The recording as 16 bit WAV or FLAC, and beside it a CSV of what is said: ``start,end,label``."""
+    """Write the recording as 16 bit WAV or FLAC, and its words as CSV: ``start,end,label``. Return both paths.
+
+    Raises :class:`ArgumentError` for another suffix.
+    """
     import soundfile
 
     if path.suffix not in (".wav", ".flac"):
@@ -140,8 +149,10 @@ def write_tape(tape: Tape, path: Path) -> tuple[Path, Path]:
 
 
 def read_truth(path: Path) -> tuple[Spoken, ...]:
-    """What :func:`write_tape` put beside a recording, in the order of time. Raises :class:`DataError` with file and
-    line."""
+    """Read the words of a recording from a CSV file such as :func:`write_tape` writes; return them in order of time.
+
+    Raises :class:`DataError` with file and line.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -162,7 +173,7 @@ def read_truth(path: Path) -> tuple[Spoken, ...]:
 
 
 def check_truth(spoken: Sequence[Spoken], path: Path, seconds: float) -> None:
-    """Raises :class:`DataError` for a word that begins after the end of a recording of so many seconds."""
+    """Raise :class:`DataError` for a word that begins after the end of the recording, at ``seconds``."""
     late = [word for word in spoken if word.start > seconds]
     if late:
         raise DataError(

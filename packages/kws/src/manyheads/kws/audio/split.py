@@ -1,8 +1,8 @@
-"""Split clips into train, validation and test, by speaker where that is possible, and say what is kept apart.
+"""Split clips into train, validation and test (80 / 10 / 10), by speaker if possible.
 
-A hash of the speaker's name decides, 80 / 10 / 10, so that a clip that is added later moves no other. If a part would
-be empty, or less than half of the speakers would be for training, the borders move by as few speakers as needed. Clips
-without names of speakers, and those of one or two speakers, are split by a hash of the clip, each word for itself.
+A hash of the speaker's name decides the part, so that a clip added later moves no other clip. If a part would be empty,
+or if fewer than half of the speakers would be for training, the borders move by as few speakers as needed. Clips
+without speaker names, and those of one or two speakers, are split by a hash of the clip, separately for each word.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test", ""]
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
-BORDERS = (0.8, 0.9)  # of the hash: where validation and test begin
-FEWEST = 3  # clips of a word, and speakers of a split by speaker
-TRAINED = 1 / 4  # share of the clips that a split by speaker must leave for training
-MARK = "_nohash_"  # what ends a speaker's name in a file name
+# Hash values from which on a name belongs to validation and to test.
+BORDERS = (0.8, 0.9)
+# Fewest clips of a word, and fewest speakers of a split by speaker.
+FEWEST = 3
+# Smallest share of the clips that a split by speaker must leave for training.
+TRAINED = 1 / 4
+# End of the speaker's name in a file name.
+MARK = "_nohash_"
 
 
 def speaker_of(label: str, stem: str) -> str:
-    """What stands before ``_nohash_``, as in Speech Commands; otherwise the clip is a speaker of its own."""
+    """Return the speaker: the file name before ``_nohash_``, as in Speech Commands; else a unique name of the clip."""
     return stem.split(MARK)[0] if MARK in stem else f"{label}/{stem}"
 
 
 def split_clips(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips with their part, by speaker if at least three are named, if every word is left for training, and with
-    it a quarter of the clips; otherwise by clip. Each word has :data:`FEWEST` clips or more."""
+    """Assign each clip to train, validation or test.
+
+    Clips are split by speaker if there are three or more, some of them named, and if the train part then contains every
+    word and a quarter of the clips. Otherwise they are split by clip. Each word needs :data:`FEWEST` clips or more.
+    """
     speakers = {clip.speaker for clip in clips}
     if sum(_is_named(speaker) for speaker in speakers) and len(speakers) >= FEWEST:
         parts = parts_of(speakers)
@@ -46,8 +53,10 @@ def split_clips(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def parts_of(names: Iterable[str]) -> dict[str, Split]:
-    """A part for each of three or more names, by its hash; no part is empty, and half of the names are for training
-    (one of three)."""
+    """Assign each of three or more names to a part by its hash.
+
+    No part is empty. At least half of the names are for training (one of three).
+    """
     order = sorted(set(names), key=lambda name: (_hash(name), name))
     validation, test = (sum(_hash(name) < border for name in order) for border in BORDERS)
     validation = min(max(validation, len(order) // 2, 1), len(order) - 2)
@@ -59,12 +68,13 @@ def parts_of(names: Iterable[str]) -> dict[str, Split]:
 
 
 def parted(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips as they are if their set has a split, otherwise split by :func:`split_clips`."""
+    """Return the clips with the split of their data set, or split by :func:`split_clips` if it has none."""
     return list(clips) if any(clip.split for clip in clips) else split_clips(clips)
 
 
 def separation(clips: Sequence[Clip]) -> str:
-    """One line: which parts are of the same speakers, and what an accuracy on them therefore leaves unknown."""
+    """Return one line: how many speakers each part has, which parts share speakers, and whether the accuracy therefore
+    says nothing about other people."""
     named = {clip.speaker for clip in clips if _is_named(clip.speaker)}
     if not named:
         return (

@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test", "all")
 
 
 def open_spotter(path: Path | None, **changes: Any) -> KeywordSpotter:
-    """The spotter in a file, or the newest below runs/, which is said."""
+    """Load the spotter of a file; without a path, the newest below runs/, named on standard error."""
     from manyheads.kws.streaming.spotter import KeywordSpotter
     from manyheads.kws.training.trained import newest_spotter
 
@@ -35,7 +35,7 @@ def open_spotter(path: Path | None, **changes: Any) -> KeywordSpotter:
 
 @contextmanager
 def rejection_said() -> Generator[None]:
-    """Inside, the warning of a spotter that rejects nothing is one line on standard error."""
+    """Print each :class:`RejectionWarning` raised inside as one line on standard error."""
     from manyheads.kws.streaming.spotter import RejectionWarning
 
     with warnings.catch_warnings():
@@ -60,7 +60,10 @@ def rejection_said() -> Generator[None]:
 
 
 def clips_of_part(name: str, part: str, held_out: str = "") -> list[Clip]:
-    """The clips of a part of a set. Raises :class:`ArgumentError` and :class:`DataError`."""
+    """Return the clips of one part of a set.
+
+    Raises :class:`ArgumentError` for an unknown part, :class:`DataError` for a part without clips.
+    """
     from manyheads.kws.audio.clips import clips_of, hold_out
     from manyheads.kws.audio.split import parted
 
@@ -75,9 +78,9 @@ def clips_of_part(name: str, part: str, held_out: str = "") -> list[Clip]:
 
 
 def negatives_of(name: str, labels: Sequence[str], part: str) -> list[Clip]:
-    """The words of a set that are none of the labels, by speakers whom a spotter has not heard either.
+    """Return the clips of a set whose words are not in ``labels``, by speakers that the spotter was not trained on.
 
-    Raises :class:`DataError` where none are left.
+    Raises :class:`DataError` if none are left.
     """
     from manyheads.kws.training.stream_data import other_words
 
@@ -102,21 +105,24 @@ def evaluate(
     report: Path | None = None,
     csv: Path | None = None,
 ) -> Outcome:
-    """Accuracy, confusion, early decision, misses against false alarms per hour, latency, spikes and what int8 costs.
+    """Evaluate a spotter: accuracy, confusion matrix, miss rate and false alarms per hour (DET curve), latency, spikes.
+
+    Also reports how early in a clip the right word is known.
 
     Args:
-        spotter: what 'train' wrote; the newest below runs/ by default.
-        set: clips with known words, by name or as a folder of label/*.wav; by default those that it was trained on.
-        part: train, validation, test or all of them.
-        negatives: a set whose words must not be detected, but for those that the spotter knows; the same part of it.
-        snr: of words over noise in dB, one stream each.
-        noise: a recording of noise; pink noise by default.
-        tolerance: seconds after a word's end in which it may still be detected.
-        seed: of the streams.
-        tune: set the threshold in the spotter's file to the one with the fewest misses at so many false alarms an hour
-            on this part, which should then be the validation part.
-        report: write a page with pictures there.
-        csv: write the figures there, a row for each stream; rows of other spotters and sets stay.
+        spotter: spotter file written by 'train'. Default: the newest below runs/.
+        set: labelled clips: name of a data set, or a folder of label/*.wav. Default: the set used for training.
+        part: part of the set: train, validation, test or all.
+        negatives: data set of distractor words, which must not be detected. Words that the spotter knows are left out.
+            The same part is used.
+        snr: signal-to-noise ratios in dB. Each gives one stream.
+        noise: recording of background noise. Default: pink noise.
+        tolerance: seconds after the end of a word in which a detection still counts as a hit.
+        seed: random seed of the streams.
+        tune: target in false alarms per hour. Choose the threshold with the fewest misses at this target or below, and
+            store it in the spotter file. Use it with --part validation.
+        report: write an HTML page with plots to this file.
+        csv: write the figures to this CSV file, one row per stream. Rows of other spotters and sets are kept.
     """
     from manyheads.kws.evaluation.confidence import rate_text
     from manyheads.kws.evaluation.measures import evaluate_spotter, merged_rows, summary_rows, text_of, tune_threshold
@@ -163,16 +169,17 @@ def export(
     set: str | None = None,
     part: str = "test",
 ) -> Outcome:
-    """Writes the network's step to ONNX, state in and out, as float32 and int8, and says what that costs in accuracy.
+    """Export one streaming step of the network to ONNX, in float32 and int8, and measure the accuracy of each file.
 
     Args:
-        spotter: what 'train' wrote; the newest below runs/ by default.
-        out: folder.
-        int8: also with weights in 8 bits.
-        nir: also the spiking neurons as NIR.
-        measure: hear clips with the network and with each exported step.
-        set: these clips; by default those that it was trained on.
-        part: of that set.
+        spotter: spotter file written by 'train'. Default: the newest below runs/.
+        out: output folder.
+        int8: also write the step with int8 weights.
+        nir: also write the spiking neurons as a NIR file.
+        measure: measure the accuracy of the network and of each exported step.
+        set: clips for the measurement: name of a data set, or a folder of label/*.wav. Default: the set used for
+            training.
+        part: part of that set: train, validation, test or all.
     """
     from rich.console import Group
 
@@ -188,12 +195,15 @@ def export(
     if measure:
         document["accuracy"] = rows = measured(chosen, out, clips_of_part(*trained_on(chosen, set, part)))
         found = [(r["what"], accuracy_text(r["accuracy"] * r["clips"], r["clips"]), r["other_words"]) for r in rows]
-        shown.append(table(("heard with", "accuracy", "other words than the network"), found))
+        shown.append(table(("model", "accuracy", "predictions unlike the network's"), found))
     return Outcome(document, Group(*shown))
 
 
 def trained_on(spotter: KeywordSpotter, name: str | None, part: str) -> tuple[str, str, str]:
-    """Set, part and held out speaker: as asked for, or what the spotter was trained on."""
+    """Return set, part and held-out speaker: the set that is named, or the one that the spotter was trained on.
+
+    Raises :class:`ArgumentError` if neither is known.
+    """
     own = str(spotter.trained.get("set", ""))
     if not name and not own:
         raise ArgumentError("set: the spotter does not say what it was trained on: name a set or a folder")

@@ -36,22 +36,23 @@ def stream(
     plot: Path | None = None,
     truth: Path | None = None,
 ) -> Outcome:
-    """Hears a file or the microphone and prints a line for each keyword, as it is detected.
+    """Detect keywords in a sound file or from the microphone. Print one line per detection, as soon as it is made.
 
     Args:
-        file: a WAV, FLAC, OGG, MP3, AIFF or AU file; other rates are resampled and channels averaged, which is said.
-        microphone: hear the microphone instead, until Ctrl-C or for --seconds.
-        spotter: what 'train' wrote; the newest below runs/ by default.
-        threshold: score from which a keyword counts, from 0 to 1; the spotter's own by default.
-        smoothing: seconds over which logits are averaged.
-        refractory: seconds of silence after a detection.
-        chunk: seconds of audio at a time, from 0.01.
-        paced: a file is heard in real time.
-        seconds: stop after so many seconds of audio.
-        device: the microphone by name or number.
-        plot: draw the scores over the waveform there; .png, .svg or .pdf.
-        truth: a CSV with start, end, label of what is said (compose writes one): each detection is then right or a
-            false alarm, and the words that were missed are listed.
+        file: sound file: WAV, FLAC, OGG, MP3, AIFF or AU. Other sample rates are resampled and channels averaged, with
+            a note on standard error.
+        microphone: use the microphone instead of a file, until Ctrl-C or for --seconds.
+        spotter: spotter file written by 'train'. Default: the newest below runs/.
+        threshold: lowest score of a detection, from 0 to 1. Default: the threshold in the spotter file.
+        smoothing: window in seconds over which the logits are averaged. Default: as in the spotter file.
+        refractory: seconds after a detection without another one. Default: as in the spotter file.
+        chunk: seconds of audio per chunk, at least 0.01.
+        paced: process a file in real time.
+        seconds: stop after this many seconds of audio.
+        device: microphone, by name or number.
+        plot: draw the waveform and the scores to this file: .png, .svg or .pdf.
+        truth: CSV file of the spoken words with the columns start, end, label ('compose' writes one). Each detection is
+            then marked right or false alarm, and missed words are listed.
     """
     import numpy as np
     from rich.console import Group
@@ -139,18 +140,18 @@ def compose(
     seed: int = 0,
     out: Path = Path("stream.wav"),
 ) -> Outcome:
-    """Makes a recording of clips over noise, and a CSV of what is said when: something to stream.
+    """Make a test recording: clips in random order over background noise, and a CSV file of the spoken words.
 
     Args:
-        set: a set by name, or a folder of label/*.wav.
-        part: train, validation, test or all.
-        count: clips, drawn at random; as many again of --others.
-        others: a set whose words are mixed in, those of the same part that the first set does not have.
-        snr: of the words over the noise, in dB.
-        noise: a recording of noise; pink noise by default.
-        sample_rate: of the recording.
-        seed: of the draw, the order, the gaps and the noise.
-        out: the recording, .wav or .flac; the CSV has the same name.
+        set: source of the clips: name of a data set, or a folder of label/*.wav.
+        part: part of the set: train, validation, test or all.
+        count: number of clips, drawn at random. The same number is drawn from --others.
+        others: data set of distractor words to mix in: words of the same part that are not in the first set.
+        snr: signal-to-noise ratio in dB.
+        noise: recording of background noise. Default: pink noise.
+        sample_rate: sample rate of the recording in Hz.
+        seed: random seed of the choice of clips, their order, the gaps and the noise.
+        out: output file, .wav or .flac. The CSV file has the same name.
     """
     import numpy as np
 

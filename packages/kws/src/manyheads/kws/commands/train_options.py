@@ -1,4 +1,4 @@
-"""``manyheads kws train``: the spotter of each seed, and the interval of the accuracy."""
+"""``manyheads kws train``: spotter files and the confidence interval of the accuracy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class SpotterOptions(TrainOptions):
     """Options of ``manyheads kws train``."""
 
     out: Path | None = None
-    """Write the spotter of the first seed there as well."""
+    """Also write the spotter of the first seed to this file."""
 
     def finish(self, report: Report, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
-        """The paths of the spotters; the 95 % interval of the accuracy over the clips of the test part."""
+        """Return the spotter files and the 95 % confidence interval of the accuracy on the test part, for the JSON and
+        as lines of text."""
         written = spotters_of(folder, report.seeds)
         if self.out is not None and written:
             write_atomically(self.out, written[0].read_bytes())

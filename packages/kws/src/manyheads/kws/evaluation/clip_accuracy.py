@@ -1,4 +1,4 @@
-"""How good is a spotter on clips? Accuracy, confusion, and accuracy against the time that was heard.
+"""Clip accuracy of a spotter: accuracy, confusion matrix, and accuracy by decision time (early decision).
 
 Shapes: N clips, T steps of a clip, C labels.
 """
@@ -23,17 +23,17 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ClipResults:
-    """What a spotter said of clips whose words are known."""
+    """Logits of a spotter on labelled clips."""
 
     labels: tuple[str, ...]
     truth: np.ndarray  # (N,) indices into labels
-    logits: list[np.ndarray]  # N times (T, C); T differs
-    known: list[np.ndarray]  # N times (T,): seconds of real audio after which each output is known
+    logits: list[np.ndarray]  # N arrays (T, C); T differs
+    known: list[np.ndarray]  # N arrays (T,): seconds of the clip after which each output is known
     seconds: np.ndarray  # (N,) lengths of the clips
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The largest mean over time of each clip's logits; -1 for a clip too short for an output."""
+        """Index ``(N,)`` of the label with the largest mean logit over time; -1 for a clip too short for an output."""
         return np.array([int(z.mean(0).argmax()) if len(z) else -1 for z in self.logits], dtype=int)
 
     @property
@@ -42,25 +42,27 @@ class ClipResults:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 %, clips taken as independent."""
+        """95 % confidence interval of the accuracy, with clips taken as independent."""
         return wilson(float((self.predicted == self.truth).sum()), len(self.truth))
 
     @property
     def accuracy_text(self) -> str:
-        """The accuracy with its interval in words."""
+        """Accuracy with its confidence interval, as text."""
         return accuracy_text(float((self.predicted == self.truth).sum()), len(self.truth))
 
     @property
     def confusion(self) -> np.ndarray:
-        """``(C, C + 1)`` counts: rows are what was said, columns what was heard, the last one nothing."""
+        """Confusion matrix ``(C, C + 1)`` of counts: rows are spoken words, columns predictions. The last column counts
+        clips without an output."""
         counts = np.zeros((len(self.labels), len(self.labels) + 1), dtype=int)
         np.add.at(counts, (self.truth, np.where(self.predicted < 0, len(self.labels), self.predicted)), 1)
         return counts
 
     def early(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Accuracy when each clip is decided after so many seconds of it, by the mean of the logits known then.
+        """Return the accuracy if each clip is decided after ``times`` seconds, by the mean of the logits known then.
 
-        Look-ahead counts as heard. Nothing is known before the first output; a clip that has ended keeps its decision.
+        A look-ahead counts as audio already received. Before its first output a clip counts as wrong; after its end it
+        keeps its decision.
         """
         right = np.zeros(len(times))
         for truth, logits, known in zip(self.truth, self.logits, self.known, strict=True):
@@ -72,20 +74,20 @@ class ClipResults:
 
     @property
     def longest(self) -> float:
-        """Seconds after which all is known: the clips and the quiet that they are heard in."""
+        """Seconds after which all outputs are known: the longest clip and the quiet frames after it."""
         return max([float(self.seconds.max()), *(float(known[-1]) for known in self.known if len(known))])
 
     def time_to(self, share: float) -> float:
-        """The first time at which the early decision reaches ``share`` of the final accuracy and stays there."""
+        """Return the time in seconds from which on the early decision has ``share`` of the final accuracy or more."""
         times = np.arange(1, round(self.longest * 100) + 2) / 100
         below = np.flatnonzero(self.early(times) < share * self.accuracy)
         return float(times[min(below[-1] + 1, len(times) - 1)]) if len(below) else float(times[0])
 
 
 def evaluate_clips(spotter: KeywordSpotter, clips: Iterable[Clip]) -> ClipResults:
-    """Hears every clip from its first sample to its last, each afresh.
+    """Run a spotter on every clip, each from a fresh state.
 
-    Raises :class:`DataError` for clips of labels that the spotter does not know.
+    Raises :class:`DataError` for no clips, and for labels that the spotter does not know.
     """
     clips = list(clips)
     check_labels(spotter, {clip.label for clip in clips})
@@ -112,7 +114,7 @@ def evaluate_clips(spotter: KeywordSpotter, clips: Iterable[Clip]) -> ClipResult
 
 
 def check_labels(spotter: KeywordSpotter, labels: Iterable[str]) -> None:
-    """Raises :class:`DataError` where the spotter does not know a label."""
+    """Raise :class:`DataError` for a label that the spotter does not know."""
     unknown = sorted(set(labels) - set(spotter.labels))
     if unknown:
         raise DataError(

@@ -1,17 +1,18 @@
-"""Confidence intervals (95 %) of shares of few clips and of rates from little audio, as numbers and in words."""
+"""95 % confidence intervals of accuracies and of false alarm rates, as numbers and as text."""
 
 from __future__ import annotations
 
 import math
 
 LEVEL = 0.95
-Z = 1.959963984540054  # of the normal distribution, two-sided at LEVEL
+# Two-sided quantile of the normal distribution at LEVEL.
+Z = 1.959963984540054
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
-    """Wilson's score interval of a share of ``count``; of 9 of 9 it is (.70, 1.00). Of none of 0: (0, 1).
+    """Return the Wilson score interval of the share ``right / count``: (.70, 1.00) for 9 of 9, (0, 1) for 0 of 0.
 
-    ``right`` may lie between whole numbers, as a mean over seeds does.
+    ``right`` may be a fraction, such as a mean over seeds.
     """
     if count <= 0:
         return 0.0, 1.0
@@ -22,8 +23,10 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 
 
 def poisson_rate(events: int, hours: float) -> tuple[float, float]:
-    """Exact interval of a rate an hour after so many events; after none, 0 and the bound that 95 % of such audio would
-    have exceeded, ``ln 20 / hours``."""
+    """Return the exact Poisson interval of a rate per hour, from ``events`` in ``hours``.
+
+    Without events it is one-sided: from 0 to ``ln 20 / hours``.
+    """
     from scipy.stats import chi2
 
     outside = 1 - LEVEL if events == 0 else (1 - LEVEL) / 2
@@ -32,7 +35,7 @@ def poisson_rate(events: int, hours: float) -> tuple[float, float]:
 
 
 def accuracy_text(right: float, count: float) -> str:
-    """``100.0% of 9 clips (95 %: 70.1 to 100.0)``."""
+    """Return an accuracy with its interval: ``100.0% of 9 clips (95 %: 70.1 to 100.0)``."""
     if count <= 0:
         return "no clips"
     low, high = wilson(right, count)
@@ -40,13 +43,16 @@ def accuracy_text(right: float, count: float) -> str:
 
 
 def share_text(part: float, count: float) -> str:
-    """``2 of 9 (95 %: 6.3 to 54.7 %)``."""
+    """Return a share with its interval: ``2 of 9 (95 %: 6.3 to 54.7 %)``."""
     low, high = wilson(part, count)
     return f"{part:g} of {count:g} (95 %: {100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def rate_text(events: int, hours: float) -> str:
-    """``0 in 5.6 minutes: below 32 an hour (95 %)``, or ``7 in 5.6 minutes: 75 an hour (95 %: 30 to 155)``."""
+    """Return a rate per hour with its interval: ``7 in 5.6 minutes: 75 an hour (95 %: 30 to 155)``.
+
+    Without events: ``0 in 5.6 minutes: below 32 an hour (95 %)``.
+    """
     low, high = poisson_rate(events, hours)
     heard = f"{events} in {60 * hours:.1f} minutes"
     if events == 0:

@@ -1,4 +1,4 @@
-"""Misses against false alarms: detections held against what was said, for one threshold or for all (the DET curve)."""
+"""Miss rate against false alarms per hour: hits, misses and false alarms at one threshold, or at all (DET curve)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from manyheads.kws.streaming.detection import Detection
 from manyheads.kws.streaming.spotter import KeywordSpotter
 from manyheads.kws.streaming.stream_state import Heard
 
-TOLERANCE = 0.5  # seconds after the end of a word in which it may still be detected
+# Seconds after the end of a word in which a detection still counts as a hit.
+TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
 class Match:
-    """Detections told apart."""
+    """Hits, misses and false alarms."""
 
     hits: tuple[tuple[Spoken, Detection], ...]
     misses: tuple[Spoken, ...]
@@ -29,8 +30,12 @@ class Match:
 def match(
     detections: Sequence[Detection], spoken: Sequence[Spoken], keywords: Sequence[str], tolerance: float = TOLERANCE
 ) -> Match:
-    """A detection hits the first keyword of its label that is not yet hit and in whose stretch, from its start to
-    ``tolerance`` seconds after its end, it lies; any other is a false alarm, a second one for the same word too."""
+    """Match detections with spoken words.
+
+    A detection hits a spoken keyword of the same label if its time lies between the start of the word and ``tolerance``
+    seconds after its end. Each word can be hit once, the earliest word first. All other detections are false alarms,
+    also a second one for the same word.
+    """
     wanted = [word for word in spoken if word.label in set(keywords)]
     hit: dict[int, Detection] = {}
     false_alarms = []
@@ -51,15 +56,16 @@ RIGHT, FALSE_ALARM, MISSED = "right", "false alarm", "missed"
 
 @dataclass(frozen=True)
 class Judged:
-    """Detections with what each of them was, and the keywords that were missed."""
+    """Detections with a verdict each, and the missed keywords."""
 
     detections: tuple[Detection, ...]
-    verdicts: tuple[str, ...]  # of each detection: right or false alarm
+    verdicts: tuple[str, ...]  # one per detection: right or false alarm
     missed: tuple[Spoken, ...]
     keywords: int
-    """Spoken keywords."""
+    """Number of spoken keywords."""
 
     def document(self) -> dict[str, Any]:
+        """Return the counts and the missed words for JSON."""
         return {
             "keywords": self.keywords,
             "right": self.verdicts.count(RIGHT),
@@ -68,7 +74,7 @@ class Judged:
         }
 
     def summary(self) -> str:
-        """``5 right, 2 false alarms, 1 missed of 6 keywords``."""
+        """Return one line: ``5 right, 2 false alarms, 1 missed of 6 keywords``."""
         right, alarms = self.verdicts.count(RIGHT), self.verdicts.count(FALSE_ALARM)
         return (
             f"{right} right, {alarms} false alarm{'' if alarms == 1 else 's'}, {len(self.missed)} missed of "
@@ -76,7 +82,7 @@ class Judged:
         )
 
     def table(self) -> Any:
-        """Detections and missed words in the order of time, for a terminal."""
+        """Return a table of detections and missed words in order of time, for a terminal."""
         from manyheads.lab.reporting.tables import table
 
         rows = [
@@ -90,7 +96,7 @@ class Judged:
 def judge(
     detections: Sequence[Detection], spoken: Sequence[Spoken], keywords: Sequence[str], tolerance: float = TOLERANCE
 ) -> Judged:
-    """Which detections were right and which words were missed, as :func:`match` counts them."""
+    """Mark each detection as right or false alarm, and list the missed words, by :func:`match`."""
     found = match(detections, spoken, keywords, tolerance)
     wrong = {id(detection) for detection in found.false_alarms}
     verdicts = tuple(FALSE_ALARM if id(detection) in wrong else RIGHT for detection in detections)
@@ -99,7 +105,7 @@ def judge(
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What one threshold gives."""
+    """Miss rate and false alarms per hour at one threshold."""
 
     threshold: float
     miss_rate: float
@@ -110,17 +116,20 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class DetCurve:
-    """Operating points by rising threshold, and what they were counted on."""
+    """DET curve: operating points by rising threshold, and the amount of test data."""
 
     points: tuple[OperatingPoint, ...]
     keywords: int
-    """Spoken keywords."""
+    """Number of spoken keywords."""
     hours: float
-    """Of audio, all tapes."""
+    """Hours of audio of all recordings."""
 
     def at(self, false_alarms_per_hour: float) -> OperatingPoint:
-        """The point with the fewest misses among those with at most so many false alarms; below one false alarm in all
-        the audio, that is none at all."""
+        """Return the point with the fewest misses among those with at most this false alarm rate.
+
+        A rate below one false alarm in the whole audio means no false alarm at all. Raises :class:`ArgumentError` if no
+        threshold gives so few.
+        """
         allowed = [p for p in self.points if p.false_alarms_per_hour <= false_alarms_per_hour]
         if not allowed:
             raise ArgumentError(
@@ -131,7 +140,7 @@ class DetCurve:
 
 
 def thresholds(count: int = 61) -> np.ndarray:
-    """Even in log odds from 0.02 to 1 - 1e-6, and one that nothing reaches."""
+    """Return ``count`` thresholds from 0.02 to 1 - 1e-6, evenly spaced in log odds, and 1.01 (no detections)."""
     odds = np.linspace(np.log(0.02 / 0.98), np.log(1e6 - 1), count)
     return np.append(1 / (1 + np.exp(-odds)), 1.01)
 
@@ -144,8 +153,15 @@ def det_curve(
     tolerance: float = TOLERANCE,
     heard: Sequence[Heard] | None = None,
 ) -> DetCurve:
-    """Applies every threshold to the scores of every tape, smoothed and held quiet as the spotter's rule says;
-    ``heard`` are the scores where they are known."""
+    """Compute the DET curve of a spotter over recordings.
+
+    Args:
+        spotter: its rule gives smoothing and refractory time.
+        tapes: recordings with their spoken words.
+        levels: thresholds to apply; :func:`thresholds` by default.
+        tolerance: seconds after the end of a word in which a detection still counts as a hit.
+        heard: scores of each recording, if already computed.
+    """
     tried = thresholds() if levels is None else np.sort(np.asarray(levels, dtype=float))
     keywords = spotter.keywords
     tracks = [spotter.scores(tape.samples, tape.sample_rate) for tape in tapes] if heard is None else heard
@@ -167,17 +183,17 @@ def det_curve(
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of real audio from a word to its detection, over the hits; look-ahead counts."""
+    """Detection latency over the hits, in seconds of audio, look-ahead included."""
 
     hits: int
     after_start: tuple[float, float]  # median, 90th percentile
     after_end: tuple[float, float]
     before_end: float
-    """Share that was detected before the word had ended."""
+    """Share of hits before the end of the word."""
 
 
 def latency(hits: Sequence[tuple[Spoken, Detection]], lookahead: float = 0.0) -> Latency:
-    """How long it took. ``lookahead`` in seconds is added to the time of each detection."""
+    """Compute the latency of hits. ``lookahead`` in seconds is added to the time of each detection."""
     times = np.array([found.time + lookahead for _, found in hits])
     start, end = (np.array([getattr(word, name) for word, _ in hits]) for name in ("start", "end"))
 

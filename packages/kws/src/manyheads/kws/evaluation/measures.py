@@ -1,4 +1,4 @@
-"""Everything that is measured of a spotter, at once."""
+"""Complete evaluation of a spotter: clip accuracy, streams at several SNRs, and spike counts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from manyheads.kws.streaming.spotter import KeywordSpotter
 from manyheads.kws.streaming.stream_state import Heard
 from manyheads.lab.training.environment import command_line
 
-HEARD_AT_MOST = 200  # clips on which spikes are counted
-RATES = (1.0, 10.0, 60.0)  # false alarms an hour that are quoted
+# Largest number of clips on which spikes are counted.
+HEARD_AT_MOST = 200
+# False alarms per hour at which the miss rate is reported.
+RATES = (1.0, 10.0, 60.0)
 
 
 @dataclass(frozen=True)
 class StreamResult:
-    """One stream, at the spotter's own threshold and at all."""
+    """Results of one stream, at the spotter's threshold and at all thresholds."""
 
     snr: float
     tape: Tape
@@ -42,11 +44,13 @@ class StreamResult:
     curve: DetCurve
 
     def document(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
         seconds = self.tape.seconds
         at = {}
         for rate in RATES:
             try:
-                resolved = rate * self.curve.hours >= 1  # one false alarm or more in all the audio
+                # Less than one false alarm in the whole audio cannot be resolved.
+                resolved = rate * self.curve.hours >= 1
                 at[f"{rate:g}"] = asdict(self.curve.at(rate)) if resolved else None
             except ArgumentError:
                 at[f"{rate:g}"] = None
@@ -67,7 +71,7 @@ class StreamResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A spotter on a set."""
+    """Evaluation of a spotter on a data set."""
 
     name: str
     spotter: KeywordSpotter
@@ -75,9 +79,10 @@ class Evaluation:
     streams: tuple[StreamResult, ...]
     spikes: SpikeCount | None
     early: dict[str, float] = field(default_factory=dict)
-    """Seconds -> accuracy when decided then."""
+    """Decision time in seconds -> accuracy."""
 
     def document(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
         spotter, clips = self.spotter, self.clips
         document = {
             "spotter": dict(spotter.trained),
@@ -102,7 +107,7 @@ class Evaluation:
 
 
 def spike_document(count: SpikeCount) -> dict[str, Any]:
-    """Counts a step and what follows from them."""
+    """Return spike rates, operations and energy per step for JSON."""
     return {
         "rates": count.rates,
         "neurons": count.neurons,
@@ -129,7 +134,18 @@ def evaluate_spotter(
     seed: int = 0,
     name: str = "",
 ) -> Evaluation:
-    """Clips one by one; then, for each ``snr``, clips and negatives as one stream over noise."""
+    """Evaluate a spotter on single clips, then on one stream per SNR, composed of all clips and negatives over noise.
+
+    Args:
+        spotter: is reset.
+        clips: labelled clips of its labels.
+        negatives: clips of distractor words.
+        snr: signal-to-noise ratios in dB.
+        noise: recording of background noise. Default: pink noise.
+        tolerance: seconds after the end of a word in which a detection still counts as a hit.
+        seed: random seed of the streams.
+        name: title of the results.
+    """
     results = evaluate_clips(spotter, clips)
     streams = []
     for level in snr:
@@ -142,7 +158,7 @@ def evaluate_spotter(
 
 
 def hear_tape(spotter: KeywordSpotter, tape: Tape, snr: float, tolerance: float = TOLERANCE) -> StreamResult:
-    """One stream with what was said in it."""
+    """Run a spotter on a recording with known words, and compute hits, latency and DET curve."""
     spotter.reset()
     detections, [heard] = spotter.hear(tape.samples, tape.sample_rate)
     spotter.reset()
@@ -153,10 +169,11 @@ def hear_tape(spotter: KeywordSpotter, tape: Tape, snr: float, tolerance: float 
 
 
 def tune_threshold(found: Evaluation, false_alarms_per_hour: float) -> float:
-    """The threshold with the fewest misses at so many false alarms an hour, over all streams of an evaluation; between
-    it and the next of those that were tried.
+    """Choose the threshold with the fewest misses at a target of false alarms per hour, over all streams together.
 
-    Raises :class:`ArgumentError` where no threshold gives so few.
+    The choice is among the thresholds of the DET curve; of equal ones the lowest.
+
+    Raises :class:`ArgumentError` if no threshold gives so few false alarms.
     """
     hours = sum(stream.curve.hours for stream in found.streams)
     totals: dict[float, tuple[int, int]] = {}
@@ -176,9 +193,10 @@ KEY = ("experiment", "seed", "set", "snr_db")
 
 
 def summary_rows(found: Evaluation) -> list[dict[str, Any]]:
-    """The figures that a table quotes, a row for each stream."""
+    """Return the figures of an evaluation as CSV rows, one per stream."""
     trained, clips = found.spotter.trained, found.clips
-    command = command_line().split(" --csv ")[0]  # where a table lies decides nothing
+    # The path of the CSV file is not part of the result.
+    command = command_line().split(" --csv ")[0]
     own: dict[str, Any] = {
         "clips": len(clips.truth),
         "accuracy": f"{clips.accuracy:.6f}",
@@ -213,7 +231,7 @@ def summary_rows(found: Evaluation) -> list[dict[str, Any]]:
 
 
 def merged_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a table and these, which replace those of the same spotter, set and noise."""
+    """Return the rows of a CSV file and new rows, which replace rows of the same spotter, set and SNR."""
     kept: list[dict[str, Any]] = []
     if path.is_file():
         with path.open() as stream:
@@ -223,7 +241,7 @@ def merged_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def text_of(found: Evaluation) -> Any:
-    """For a terminal."""
+    """Return the results as a table for a terminal."""
     from rich.console import Group
 
     from manyheads.lab.reporting.tables import table
@@ -233,7 +251,7 @@ def text_of(found: Evaluation) -> Any:
         ("accuracy", clips.accuracy_text),
         (
             "99 % of it after",
-            f"{clips.time_to(0.99):.2f} s of real audio, look-ahead {spotter.lookahead_seconds:g} s in",
+            f"{clips.time_to(0.99):.2f} s of audio, look-ahead of {spotter.lookahead_seconds:g} s included",
         ),
         ("parameters", f"{spotter.network.parameter_count:,}"),
     ]

@@ -1,4 +1,4 @@
-"""The page of an evaluation: pictures, tables, and what they were measured on."""
+"""HTML report of an evaluation: plots, tables, and the data behind them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from manyheads.kws.evaluation.measures import Evaluation
 from manyheads.kws.evaluation.spikes import ADD_PJ, MAC_PJ
 from manyheads.lab.reporting.html import HtmlReport
 
-EXCERPT = 24.0  # seconds of a stream that are drawn
+# Length in seconds of the part of a stream that is drawn.
+EXCERPT = 24.0
 
 
 def write_report(found: Evaluation, path: Path) -> Path:
-    """Writes the page and gives its path."""
+    """Write the HTML report and return its path."""
     spotter, clips = found.spotter, found.clips
     where = ", ".join(f"{key} {value}" for key, value in spotter.trained.items() if value != "")
     page = HtmlReport(f"Keyword spotter on {found.name}", f"{len(spotter.labels)} labels. {where}.")
@@ -23,17 +24,17 @@ def write_report(found: Evaluation, path: Path) -> Path:
         f"look-ahead {spotter.lookahead_seconds:g} s, an output every {1000 * spotter.step_seconds:g} ms."
     )
     page.section("Confusion")
-    page.figure(plots.confusion(clips), "Rows: what was said; columns: what was heard; per cent of the row.")
-    page.section("How early it is decided")
+    page.figure(plots.confusion(clips), "Rows: spoken word; columns: predicted word; per cent of the row.")
+    page.section("Early decision")
     page.figure(
         plots.early_decision(clips),
-        "Accuracy when each clip is decided after so many seconds of real audio, by the mean of the logits known then.",
+        "Accuracy if each clip is decided after this many seconds of audio, by the mean of the logits known then.",
     )
     if found.streams:
         _streams(page, found)
     if found.spikes is not None:
         _spikes(page, found)
-    page.section("How to detect more or less")
+    page.section("Detection rule")
     rule = spotter.rule
     page.table(
         ("threshold", "smoothing, s", "refractory, s", "never reported"),
@@ -43,11 +44,11 @@ def write_report(found: Evaluation, path: Path) -> Path:
 
 
 def _streams(page: HtmlReport, found: Evaluation) -> None:
-    page.section("Misses against false alarms")
+    page.section("DET curve: misses against false alarms")
     page.figure(
         plots.det({f"{stream.snr:g} dB": stream.curve for stream in found.streams}),
-        "The fewest misses with at most so many false alarms; a point is a threshold. What is not reached in so little "
-        "audio is drawn at half of one event.",
+        "The fewest misses with at most this many false alarms per hour; each point is a threshold. A count of zero is "
+        "drawn at half of one event.",
     )
     header = (
         "stream",
@@ -70,8 +71,8 @@ def _streams(page: HtmlReport, found: Evaluation) -> None:
             )
         )
     page.table(header, rows)
-    page.text("Latency: median from the end of a word, in real audio, over the hits.", quiet=True)
-    page.section("A stretch of the stream")
+    page.text("Latency: median time from the end of a word to its detection, over the hits.", quiet=True)
+    page.section("Part of the stream")
     stream = found.streams[0]
     count = round(EXCERPT * stream.tape.sample_rate)
     inside = stream.heard.times <= EXCERPT
@@ -86,8 +87,8 @@ def _streams(page: HtmlReport, found: Evaluation) -> None:
             threshold=found.spotter.rule.threshold,
             truth=[word for word in stream.tape.spoken if word.end <= EXCERPT],
         ),
-        "Above: the waveform, what was said (shaded; grey words are none of the spotter's), what was detected (lines). "
-        "Below: the smoothed scores.",
+        "Above: the waveform, spoken words (shaded; words that the spotter does not know in grey) and detections "
+        "(lines). Below: the smoothed scores.",
     )
 
 
@@ -104,5 +105,5 @@ def _spikes(page: HtmlReport, found: Evaluation) -> None:
         f"{count.effective_acs:,.0f} additions and {count.effective_macs:,.0f} multiply-adds a step against "
         f"{count.dense:,} dense ones: {count.saving:.1f} times fewer. At 45 nm ({ADD_PJ} pJ an addition, {MAC_PJ:g} pJ "
         f"a multiply-add, 32 bit floats; Horowitz, ISSCC 2014) {count.energy_nj:.0f} nJ against "
-        f"{count.dense_energy_nj:.0f} nJ. An estimate of the arithmetic alone: moving data costs more than either."
+        f"{count.dense_energy_nj:.0f} nJ. This estimates the arithmetic alone; moving data costs more than either."
     )

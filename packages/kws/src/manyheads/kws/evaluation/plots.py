@@ -1,4 +1,4 @@
-"""Pictures of what a spotter hears and of how good it is. Each function gives a matplotlib figure."""
+"""Plots of detections, accuracy, DET curves and spike rates. Each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from manyheads.kws.evaluation.det_curve import DetCurve
     from manyheads.kws.evaluation.spikes import SpikeCount
 
-COLUMNS = 3000  # of a waveform's envelope
-CORRECT, WRONG = "tab:green", "tab:red"  # of a detection whose truth is known
-SHOWN = 0.25  # a label whose score never gets so high is drawn grey
+# Number of columns in the envelope of a waveform.
+COLUMNS = 3000
+# Colours of right detections and of errors.
+CORRECT, WRONG = "tab:green", "tab:red"
+# A label is drawn in colour if its score reaches this value.
+SHOWN = 0.25
 
 
 def timeline(
@@ -38,10 +41,10 @@ def timeline(
     missed: Sequence[Spoken] = (),
     title: str = "",
 ) -> Figure:
-    """The waveform ``(N,)``, what was said, if it is known, and what was detected; below the scores ``(T, C)``.
+    """Plot the waveform ``(N,)`` with spoken words and detections, and below it the scores ``(T, C)`` at ``times``.
 
-    With ``verdicts``, one a detection, lines are green where it was right and red where it was a false alarm, and the
-    words ``missed`` have a red frame.
+    With ``verdicts`` (one per detection), right detections are green, false alarms red, and ``missed`` words have a red
+    frame. Without ``truth`` the spoken words are not drawn.
     """
     seconds = len(samples) / sample_rate
     figure = Figure(figsize=(min(40.0, max(10.0, 0.55 * seconds)), 4.6), layout="constrained")
@@ -76,7 +79,7 @@ def timeline(
         said = found.label if verdict in (None, RIGHT) else f"{found.label}\n{verdict}"
         wave.text(found.time, -1.08 * top, said, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
         score.plot([found.time], [found.score], marker="v", color=colour, markersize=6, clip_on=False, zorder=3)
-    wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="said / heard" if truth else "heard")
+    wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="spoken / detected" if truth else "detected")
     for index, label in enumerate(labels):
         shown = label in colours
         score.plot(
@@ -95,7 +98,7 @@ def timeline(
 
 
 def confusion(results: ClipResults) -> Figure:
-    """Rows are what was said, columns what was heard, in per cent of the row."""
+    """Plot the confusion matrix in per cent of the row: rows are spoken words, columns predictions."""
     counts = results.confusion
     nothing = counts[:, -1].any()
     shown = counts if nothing else counts[:, :-1]
@@ -107,7 +110,7 @@ def confusion(results: ClipResults) -> Figure:
     names = [*results.labels, "nothing"] if nothing else list(results.labels)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(results.labels)), results.labels)
-    axes.set(xlabel="heard", ylabel="said")
+    axes.set(xlabel="predicted", ylabel="spoken")
     for row, column in np.argwhere(shown > 0):
         value = share[row, column]
         axes.text(
@@ -118,10 +121,10 @@ def confusion(results: ClipResults) -> Figure:
 
 
 def det(curves: Mapping[str, DetCurve]) -> Figure:
-    """The fewest misses with at most so many false alarms per hour, as steps, both axes logarithmic.
+    """Plot DET curves: the fewest misses with at most x false alarms per hour, as steps on logarithmic axes.
 
-    Dots are the thresholds on that line. A threshold between two that bring the same false alarms may miss more: it is
-    not drawn, as nobody would choose it. What never came is drawn at half of one event.
+    Dots are thresholds. A threshold with as many false alarms and more misses than another one is not drawn. A count of
+    zero is drawn at half of one event.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -142,33 +145,38 @@ def det(curves: Mapping[str, DetCurve]) -> Figure:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all", title_fontsize="small")
+    axes.legend(fontsize="small", frameon=False, title="dotted: one false alarm in all audio", title_fontsize="small")
     return figure
 
 
 def best_points(curve: DetCurve) -> tuple[list[float], list[float]]:
-    """False alarms per hour, rising, and shares of misses, falling: each point has fewer misses than any with as few
-    false alarms."""
+    """Return the best operating points of a curve: rising false alarms per hour, and falling miss rates.
+
+    Each point has fewer misses than all points with as many false alarms or fewer.
+    """
     alarms: list[float] = []
     misses: list[float] = []
     for point in sorted(curve.points, key=lambda p: (p.false_alarms_per_hour, p.miss_rate)):
-        if point.miss_rate < (misses[-1] if misses else np.inf):  # not so for NaN: no keyword was said
+        # Also skips NaN, the miss rate without spoken keywords.
+        if point.miss_rate < (misses[-1] if misses else np.inf):
             alarms.append(point.false_alarms_per_hour)
             misses.append(point.miss_rate)
     return alarms, misses
 
 
 def early_decision(results: ClipResults, *, title: str = "") -> Figure:
-    """Accuracy against the seconds of a clip that were heard."""
+    """Plot the accuracy against the decision time."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     times = np.arange(0, round(results.longest * 100) + 1) / 100
     axes.plot(times, 100 * results.early(times), color="C0", linewidth=1.4)
-    axes.axhline(100 * results.accuracy, color="0.5", linewidth=0.8, linestyle=":", label="in the end")
+    axes.axhline(100 * results.accuracy, color="0.5", linewidth=0.8, linestyle=":", label="final accuracy")
     reached = results.time_to(0.99)
-    axes.axvline(reached, color="C3", linewidth=0.9, label=f"99 % of it after {reached:.2f} s")
-    axes.axvline(float(np.median(results.seconds)), color="0.7", linewidth=0.8, linestyle="--", label="the clip ends")
-    axes.set(xlabel="seconds of real audio heard, look-ahead included", ylabel="accuracy, %", ylim=(0, 101))
+    axes.axvline(reached, color="C3", linewidth=0.9, label=f"99 % of it at {reached:.2f} s")
+    axes.axvline(
+        float(np.median(results.seconds)), color="0.7", linewidth=0.8, linestyle="--", label="median end of clip"
+    )
+    axes.set(xlabel="decision time: seconds of audio, look-ahead included", ylabel="accuracy, %", ylim=(0, 101))
     axes.set_title(title, loc="left")
     axes.margins(x=0)
     axes.grid(alpha=0.3)
@@ -177,25 +185,27 @@ def early_decision(results: ClipResults, *, title: str = "") -> Figure:
 
 
 def spike_rates(count: SpikeCount) -> Figure:
-    """Spikes a step and neuron by site, and the operations of each product beside its dense ones."""
+    """Plot spike rates by site, and the operations of each matrix product beside its dense operations."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(count.rates)
     left.barh(names, [100 * count.rates[name] for name in names], color="C0")
     left.invert_yaxis()
-    left.set(xlabel="spikes a step and neuron, %", title=f"{count.zero_share:.1%} of all outputs are zero")
+    left.set(xlabel="spike rate per step and neuron, %", title=f"{count.zero_share:.1%} of all outputs are zero")
     products = [product.name for product in count.products]
     right.barh(products, [product.macs for product in count.products], color="0.85", label="dense multiply-adds")
     colours = ["C0" if product.source else "C3" for product in count.products]
     right.barh(products, [product.operations for product in count.products], color=colours, height=0.5)
     right.invert_yaxis()
-    right.set(xlabel="a step; blue: additions by spikes, red: stays dense", title=f"{count.saving:.1f} times fewer")
+    right.set(
+        xlabel="operations per step; blue: additions by spikes, red: dense", title=f"{count.saving:.1f} times fewer"
+    )
     right.legend(fontsize="small", frameon=False)
     return figure
 
 
 def _colours(labels: Sequence[str], scores: np.ndarray, detections: Sequence[Detection]) -> dict[str, object]:
-    """A colour for each keyword that mattered, the same one in every picture of these labels."""
+    """Return a colour for each keyword that is detected or has a high score; the same in every plot of these labels."""
     keywords = [label for label in labels if not label.startswith("_")]
     few = len(keywords) <= 10
     table = colormaps["tab10" if few else "tab20"]
@@ -209,6 +219,7 @@ def _colours(labels: Sequence[str], scores: np.ndarray, detections: Sequence[Det
 
 
 def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return minimum, maximum and time in seconds of each column of a waveform."""
     size = max(1, len(samples) // COLUMNS)
     count = len(samples) // size
     blocks = samples[: count * size].reshape(count, size)

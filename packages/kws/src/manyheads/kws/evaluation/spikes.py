@@ -1,15 +1,17 @@
-"""What spikes save: rates, synaptic operations and an estimate of energy, with NeuroBench's definitions (2304.04640).
+"""Spike rates, synaptic operations and estimated energy of a spiking network, as NeuroBench defines them (2304.04640).
 
-For one step of the network, with ``macs`` the multiply-adds of a matrix product and ``r`` the spikes a step and neuron
-at its input:
+For one step of the network, with ``macs`` the multiply-adds of a matrix product, and ``r`` its input spikes per step
+and neuron (the spike rate):
 
     effective ACs  = sum of r macs    over the products whose input is spikes   (a spike adds a column of the weights)
     effective MACs = sum of macs      over the others, which stay dense
     synaptic operations = ACs + MACs,   dense operations = sum of all macs
 
-These are averages over what was heard. A product is dense where its input is real numbers: the first convolution hears
-log-mel frames, and the linear memory multiplies its own real state. Not counted: batch norm (folded into the products),
-the neurons' leak and comparison (:attr:`SpikeCount.neurons` a step), the front end, and any moving of data.
+These are averages over the input. A product stays dense if its input is real numbers: the first convolution reads
+log-mel frames, and the linear memory multiplies its own real state.
+
+Not counted: batch norm (folded into the products), leak and threshold comparison of the neurons
+(:attr:`SpikeCount.neurons` per step), the log-mel features, and data movement.
 """
 
 from __future__ import annotations
@@ -33,77 +35,81 @@ MAC_PJ = MULTIPLY_PJ + ADD_PJ
 
 @dataclass(frozen=True)
 class ProductCount:
-    """One matrix product, a step."""
+    """Operations of one matrix product in one step."""
 
     name: str
     macs: int
     """Dense multiply-adds."""
     source: str | None
-    """The site whose spikes it adds up; None where it stays dense."""
+    """Site of the input spikes; None if the product stays dense."""
     rate: float
-    """Spikes a step and input neuron; 1 where it stays dense."""
+    """Spike rate of the input, per step and neuron; 1 if the product stays dense."""
 
     @property
     def operations(self) -> float:
+        """Effective operations per step."""
         return self.rate * self.macs
 
 
 @dataclass(frozen=True)
 class SpikeCount:
-    """A network on some recordings."""
+    """Spike counts of a network, averaged over its input."""
 
     rates: dict[str, float]
-    """Site -> spikes a step and neuron."""
+    """Site -> spike rate, per step and neuron."""
     neurons: dict[str, int]
-    """Site -> neurons, counted once for each time that they run in a step."""
+    """Site -> number of neurons, counted once for each time that they run in a step."""
     products: tuple[ProductCount, ...]
     steps_per_second: float
 
     @property
     def zero_share(self) -> float:
-        """Of all outputs of neurons; NaN without neurons."""
+        """Share of neuron outputs that are zero (activation sparsity); NaN without neurons."""
         total = sum(self.neurons.values())
         spikes = sum(self.rates[name] * count for name, count in self.neurons.items())
         return 1 - spikes / total if total else float("nan")
 
     @property
     def dense(self) -> int:
-        """Multiply-adds of a step, if nothing were skipped: those of the same network without spikes."""
+        """Multiply-adds per step if nothing is skipped, as in the same network without spikes."""
         return sum(product.macs for product in self.products)
 
     @property
     def effective_acs(self) -> float:
+        """Additions per step, by input spikes."""
         return sum(product.operations for product in self.products if product.source is not None)
 
     @property
     def effective_macs(self) -> float:
+        """Multiply-adds per step in the products that stay dense."""
         return sum(product.operations for product in self.products if product.source is None)
 
     @property
     def synaptic_operations(self) -> float:
+        """Additions and multiply-adds per step."""
         return self.effective_acs + self.effective_macs
 
     @property
     def saving(self) -> float:
-        """How many times fewer operations than dense."""
+        """Dense operations divided by synaptic operations."""
         return self.dense / self.synaptic_operations
 
     @property
     def energy_nj(self) -> float:
-        """A step's arithmetic in nanojoules at 45 nm."""
+        """Estimated energy of the arithmetic of one step in nanojoules, at 45 nm."""
         return (self.effective_acs * ADD_PJ + self.effective_macs * MAC_PJ) / 1000
 
     @property
     def dense_energy_nj(self) -> float:
-        """The same network's without spikes."""
+        """Estimated energy of the same network without spikes, in nanojoules per step."""
         return self.dense * MAC_PJ / 1000
 
 
 @torch.no_grad()
 def count_spikes(network: Network, batches: Iterable[Tensor], *, hop_seconds: float = 0.01) -> SpikeCount:
-    """Hears batches of frames ``(B, T, M)``, each from its beginning.
+    """Count the spikes of a network on batches of frames ``(B, T, M)``, each batch from a fresh state.
 
-    Raises :class:`ArgumentError` where they hold no step.
+    Raises :class:`ArgumentError` if no batch fills a step.
     """
     network.eval()
     sizes: dict[str, int] = {}

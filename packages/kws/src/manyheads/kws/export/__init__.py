@@ -1,1 +1,1 @@
-"""Export: ONNX and NIR files of one step, and the accuracy that each file keeps."""
+"""Export: ONNX and NIR files of one streaming step, and the accuracy of each file."""

@@ -1,4 +1,4 @@
-"""A spotter's files for other runtimes, and what each of them costs in accuracy."""
+"""Export a spotter to files for other runtimes, and measure the accuracy of each file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ STEP, STEP_INT8, NEURONS, AROUND = "step.onnx", "step.int8.onnx", "neurons.nir",
 
 
 def export_spotter(spotter: KeywordSpotter, folder: Path, *, int8: bool = True, nir: bool = False) -> list[dict]:
-    """Writes the step, what surrounds it, and on request the neurons; gives a row for each file.
+    """Write the step as ONNX, the settings around it as JSON, and optionally the neurons as NIR. Return a row per file.
 
-    Raises :class:`MissingPackageError` without onnx (or nir), :class:`ArgumentError` for a network that cannot go.
+    Raises :class:`MissingPackageError` without onnx (or nir), :class:`ArgumentError` for a network that cannot be
+    exported.
     """
     made = [(export_step(spotter.network, folder / STEP), "one step, state in and out, float32")]
     if int8:
@@ -45,7 +46,10 @@ def export_spotter(spotter: KeywordSpotter, folder: Path, *, int8: bool = True, 
 
 
 def evaluate_step(spotter: KeywordSpotter, step: Path, clips: Sequence[Clip]) -> ClipResults:
-    """As :func:`evaluate_clips`, with an exported step in the place of the network."""
+    """Evaluate an exported step on clips, like :func:`evaluate_clips` for the network itself.
+
+    Raises :class:`DataError` for labels that the spotter does not know.
+    """
     check_labels(spotter, {clip.label for clip in clips})
     frames = [_frames(spotter, clip) for clip in clips]
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -56,10 +60,12 @@ def evaluate_step(spotter: KeywordSpotter, step: Path, clips: Sequence[Clip]) ->
     for length, indices in by_length.items():
         for start in range(0, len(indices), BATCH):
             chosen = indices[start : start + BATCH]
+            # Run the step over all clips of one length at once, with quiet frames for the look-ahead at the end.
             runner = StepRunner(step, streams=len(chosen))
             heard = np.stack([frames[index] for index in chosen])
             heard = np.pad(heard, ((0, 0), (0, ahead), (0, 0)))
             steps = [runner(heard[:, at : at + stride]).copy() for at in range(0, length + ahead - stride + 1, stride)]
+            # With a look-ahead, the first outputs belong to no frame of the clip.
             made = np.stack(steps[ahead // stride :], 1) if steps else np.empty((len(chosen), 0, len(spotter.labels)))
             times = spotter.time_of_clip(0) + np.arange(made.shape[1]) * spotter.step_seconds
             for row, index in enumerate(chosen):
@@ -70,7 +76,10 @@ def evaluate_step(spotter: KeywordSpotter, step: Path, clips: Sequence[Clip]) ->
 
 
 def measured(spotter: KeywordSpotter, folder: Path, clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """Accuracy with the network itself and with each exported step, and how many clips got another word."""
+    """Return the accuracy of the network and of each exported step, and how many predictions differ from the network's.
+
+    Each row has ``what``, ``accuracy``, ``clips`` and ``other_words``.
+    """
     from manyheads.kws.evaluation.clip_accuracy import evaluate_clips
 
     plain = evaluate_clips(spotter, clips)
@@ -85,6 +94,6 @@ def measured(spotter: KeywordSpotter, folder: Path, clips: Sequence[Clip]) -> li
 
 @torch.no_grad()
 def _frames(spotter: KeywordSpotter, clip: Clip) -> np.ndarray:
-    """``(T, M)`` with the quiet around it."""
+    """Return the frames ``(T, M)`` of a clip, with quiet before and after it."""
     samples = read_sound(clip.path, spotter.sample_rate).samples
     return spotter.clip_frames(samples[None])[0].float().cpu().numpy()

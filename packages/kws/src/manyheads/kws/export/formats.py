@@ -1,13 +1,17 @@
-"""A network's step for other runtimes: ONNX with the state going in and out, int8, and NIR for the neurons.
+"""Export one streaming step of a network: ONNX with the state as input and output, int8 quantisation, NIR for neurons.
 
     export_step(network, "step.onnx");   quantise("step.onnx", "step.int8.onnx")
     runner = StepRunner("step.int8.onnx", streams=64)
-    logits = runner(frames)                     # (64, stride, M) float32 -> (64, C), the states kept inside
+    logits = runner(frames)                     # (64, stride, M) float32 -> (64, C); the runner keeps the states
 
-The step takes the frames of one step, ``(B, stride, M)``, and gives its logits ``(B, C)``; batch norm is folded. Inputs
-``state_0`` … go with outputs ``next_0`` …, all 0 before the first frame. Labels, stride, look-ahead and the bins are in
-the file's metadata. The front end (log-mel and running mean) stays outside: it is a few percent of the work, and what a
-microphone driver gives differs from place to place.
+The step reads the frames of one step, ``(B, stride, M)``, and returns its logits ``(B, C)``. Batch norm is folded.
+Output ``next_0`` is input ``state_0`` of the next step, and so on; all states are 0 before the first frame. The file
+metadata contain labels, stride, look-ahead and number of mel bins.
+
+The log-mel features and the running mean are not part of the step: they are a few percent of the work, and the sample
+format of a microphone driver depends on the device.
+
+Shapes: B streams, M mel bins, C labels.
 """
 
 from __future__ import annotations
@@ -33,16 +37,17 @@ from manyheads.lab.data.files import write_atomically
 from manyheads.lab.data.onnx_files import OPSET, exported, int8_products, with_metadata
 from manyheads.lab.install import need_package
 
-NARROW = 16  # outputs
+# A product with fewer outputs is not quantised.
+NARROW = 16
 
 __all__ = ["StepRunner", "export_clip", "export_nir", "export_step", "quantise"]
 
 
 def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Path:
-    """Writes the network's step as ONNX and gives its path.
+    """Write one step of the network as ONNX and return the path.
 
-    Raises :class:`MissingPackageError` without onnx, :class:`ArgumentError` for an opset below 17, and for a network
-    with operations that ONNX does not have (those round attention layers) or a state that does not begin with zeros.
+    Raises :class:`MissingPackageError` without onnx. Raises :class:`ArgumentError` for an opset below 17, for a network
+    with operations that ONNX does not have (those around attention layers), and for an initial state other than zero.
     """
     need_package("onnx", "manyheads-kws", "onnx")
     path = Path(path)
@@ -58,11 +63,13 @@ def export_step(network: Network, path: str | Path, *, opset: int = OPSET) -> Pa
 
 
 def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = OPSET) -> Path:
-    """Writes the network for whole clips of one length as ONNX: ``(B, frames, M)`` -> logits ``(B, frames // stride,
-    C)``, as :meth:`Network.whole` gives them. For scoring many clips; its memory is one product for all steps.
+    """Write the network for whole clips of one length as ONNX and return the path; use it to score many clips.
 
-    Raises what :func:`export_step` raises, and :class:`ArgumentError` for spikes, whose loop over the steps would have
-    to be written out.
+    The model maps ``(B, frames, M)`` to logits ``(B, frames // stride, C)``, like :meth:`Network.whole`. Its linear
+    memory is one matrix product for all steps.
+
+    Raises like :func:`export_step`. Also raises :class:`ArgumentError` for fewer frames than one step, and for a
+    spiking network, whose loop over the steps would have to be unrolled.
     """
     need_package("onnx", "manyheads-kws", "onnx")
     if any(isinstance(module, SpikeSite) for module in network.modules()):
@@ -77,10 +84,18 @@ def export_clip(network: Staged, path: str | Path, *, frames: int, opset: int = 
 
 
 def quantise(source: str | Path, target: str | Path) -> Path:
-    """Writes the step with the weights of its products in int8, a scale a column, the activations quantised as they
-    come. Float32 stay: what drives the memory, a product of a few columns; the memory's transition, no weight but a
-    constant of the graph, which rounded would be another system; the states; convolutions that are none of these: over
-    bins ("2d"), or with several outputs a step. Gives the path of the file."""
+    """Quantise an exported step (dynamic int8 quantisation) and return the path of the new file.
+
+    The weights of the matrix products become int8 with one scale per column; activations are quantised at run time.
+    These parts stay float32:
+
+    - the input of the linear memory: a product with few columns,
+    - the transition matrix of the linear memory: a constant, no weight; rounding would change the system,
+    - the states,
+    - convolutions that are not exported as a matrix product: over mel bins (stem "2d"), or with several outputs a step.
+
+    Raises :class:`MissingPackageError` without onnxruntime, :class:`DataError` if ``source`` does not exist.
+    """
     need_package("onnxruntime", "manyheads-kws", "onnx")
     source, target = Path(source), Path(target)
     if not source.is_file():
@@ -90,7 +105,7 @@ def quantise(source: str | Path, target: str | Path) -> Path:
 
 
 def narrow(shape: tuple[int, ...]) -> bool:
-    """Whether a product has so few outputs that to quantise its input costs more than it does."""
+    """Whether a product has so few outputs that quantising its input costs more than the product itself."""
     return len(shape) == 2 and shape[1] < NARROW
 
 
@@ -104,7 +119,7 @@ class _Clip(nn.Module):
 
 
 class _Step(nn.Module):
-    """The network's step as a function of flat tensors; states without numbers are left out."""
+    """One step of the network as a function of flat tensors. Empty state tensors are left out."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -125,7 +140,7 @@ class _Step(nn.Module):
 
 
 def _filled(template: State, flat: list[Tensor], frames: Tensor) -> Any:
-    """The template's structure with the tensors of ``flat``, in order; what has no numbers is made."""
+    """Rebuild the state structure of ``template`` from the tensors of ``flat``, in order; create empty tensors."""
     if isinstance(template, Tensor):
         return flat.pop(0) if template.numel() else frames.new_zeros(frames.shape[0], *template.shape[1:])
     children = [_filled(child, flat, frames) for child in template]
@@ -141,7 +156,7 @@ def _export(
     opset: int,
     network: Network,
 ) -> None:
-    """Writes a module as ONNX whose first axes are the batch."""
+    """Write a module as ONNX with metadata; the first axis of each input and output is the batch."""
     facts = {"bins": network.bins, "stride": network.stride, "lookahead": network.lookahead}
     made = exported(
         module,
@@ -157,13 +172,14 @@ def _export(
 
 
 def export_nir(network: Network, path: str | Path) -> Path:
-    """Writes the spiking neurons as a NIR file, one ``Affine`` and ``LIF`` pair a site: what batch norm is in
-    evaluation, then the neurons.
+    """Write the spiking neurons as a NIR file and return the path: one ``Affine`` and one ``LIF`` node per site.
 
-    NIR's neuron is continuous: ``tau dv/dt = v_leak - v + r I``; one step of 1 by Euler is ours with ``r = 1``,
-    ``v_leak = 0``, a hard reset to 0. What NIR cannot say is left out: the products and convolutions between the sites
-    and their joins, the Legendre memory (no node of NIR is one), the residual paths. The file is thus the neurons to be
-    placed on a chip, not the network.
+    The ``Affine`` node is the batch norm in evaluation mode. The ``LIF`` node of NIR is continuous in time:
+    ``tau dv/dt = v_leak - v + r I``. An Euler step of 1 with ``r = 1``, ``v_leak = 0`` and a hard reset to 0 gives the
+    neuron used here.
+
+    The file contains the neurons for a chip, not the whole network. It leaves out the products and convolutions between
+    the sites, their connections, the Legendre memory (NIR has no node for it) and the residual paths.
 
     Raises :class:`MissingPackageError` without nir, :class:`ArgumentError` for a network without spikes.
     """

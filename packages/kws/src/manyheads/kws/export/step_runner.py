@@ -1,4 +1,4 @@
-"""Runs an exported step: many streams at once, their states kept."""
+"""Run an exported step with ONNX Runtime, for many streams at once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 
 class StepRunner:
-    """Runs an exported step through ONNX Runtime for some streams at once; keeps their states.
+    """Run an exported step for B streams at once, and keep their states.
 
-    The buffers are bound once, and the states of two steps take turns, so that nothing is copied between steps.
+    The buffers are bound once. Two state buffers alternate as input and output, so that no state is copied between
+    steps.
 
     Args:
-        path: what ``export_step`` or ``quantise`` wrote.
-        streams: B.
-        threads: of ONNX Runtime.
+        path: file written by ``export_step`` or ``quantise``.
+        streams: number of streams B.
+        threads: number of threads of ONNX Runtime.
 
     Raises:
         MissingPackageError: without onnxruntime.
-        DataError: a file that is not there or was not written by these functions.
+        ArgumentError: fewer than one stream.
+        DataError: a file that does not exist or was not written by these functions.
     """
 
     def __init__(self, path: str | Path, *, streams: int = 1, threads: int = 1) -> None:
@@ -69,7 +71,7 @@ class StepRunner:
         return bound
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """``(B, stride, M)`` -> logits ``(B, C)``; the array is written over by the next call."""
+        """Return logits ``(B, C)`` of frames ``(B, stride, M)``. The next call overwrites the returned array."""
         if frames.shape != self._frames.shape:
             raise ArgumentError(f"runner: frames: found shape {frames.shape}, expected {self._frames.shape}")
         np.copyto(self._frames, frames)
@@ -78,11 +80,11 @@ class StepRunner:
         return self._logits
 
     def reset(self, rows: Sequence[int] | np.ndarray | None = None) -> None:
-        """The streams ``rows``, or all, begin anew."""
+        """Reset the streams ``rows``, or all."""
         for state in self._states[self._turn]:
             state[slice(None) if rows is None else np.asarray(rows)] = 0
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the states of all streams."""
+        """Size of the states of all streams in bytes."""
         return sum(state.nbytes for state in self._states[0])

@@ -1,1 +1,1 @@
-"""Live keyword spotting: the state of a stream, detections, and the file of a spotter."""
+"""Streaming keyword spotting: stream state, detections, audio sources and the spotter file."""

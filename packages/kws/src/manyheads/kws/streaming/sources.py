@@ -1,4 +1,4 @@
-"""Where live sound comes from: a file in chunks, in real time if asked for, or the microphone."""
+"""Audio sources of a stream: a recording in chunks, optionally in real time, or the microphone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manyheads.lab.install import missing
 
 
 def chunks_of(samples: np.ndarray, sample_rate: int, seconds: float, *, paced: bool = False) -> Iterator[np.ndarray]:
-    """``samples (N,)`` in pieces of so many seconds; ``paced``: each is given when a microphone would have it."""
+    """Yield ``samples (N,)`` in chunks of ``seconds``. With ``paced``, wait so that they arrive in real time."""
     size = max(1, round(seconds * sample_rate))
     begun = time.monotonic()
     for start in range(0, len(samples), size):
@@ -25,16 +25,17 @@ def chunks_of(samples: np.ndarray, sample_rate: int, seconds: float, *, paced: b
 
 
 def microphone(sample_rate: int, seconds: float, device: str | None = None) -> Generator[np.ndarray]:
-    """Chunks of the microphone until interrupted.
+    """Yield chunks of ``seconds`` from the microphone, as ``(N,)`` float32, until interrupted.
 
-    Raises :class:`MissingPackageError` without sounddevice or PortAudio, :class:`DataError` where no device can be
-    opened at this rate.
+    Raises :class:`MissingPackageError` without sounddevice or PortAudio, :class:`DataError` if no device can be opened
+    at this rate.
     """
     try:
         import sounddevice  # ty: ignore[import-not-found]
     except ImportError as error:
         raise missing("sounddevice", "manyheads-kws", "microphone", place="the microphone") from error
-    except OSError as error:  # what it says where PortAudio is absent
+    # sounddevice raises OSError at import if the PortAudio library is missing.
+    except OSError as error:
         raise MissingPackageError(
             f"sounddevice found no PortAudio ({error}): install it (Debian: apt install libportaudio2)"
         ) from error

@@ -1,4 +1,4 @@
-"""``KeywordSpotter.load("spotter.safetensors").stream(chunk)``: keywords in a live stream, at constant memory."""
+"""Streaming keyword spotter with constant memory: ``KeywordSpotter.load("spotter.safetensors").stream(chunk)``."""
 
 from __future__ import annotations
 
@@ -23,30 +23,34 @@ from manyheads.kws.streaming.stream_state import Group, Heard, Prediction, Strea
 if TYPE_CHECKING:
     from manyheads.kws.models.network import Network
 
-PIECE = 10.0  # seconds of audio that are worked on at once
-AFTER = 0.5  # seconds of background, beyond the look-ahead, in which a word at the end of a stream is still detected
+# Seconds of audio processed at once. Bounds the memory of a long chunk.
+PIECE = 10.0
+# Seconds of background noise, beyond the look-ahead, added at the end of a stream to detect its last word.
+AFTER = 0.5
 
 
 class RejectionWarning(ManyheadsWarning):
-    """A network that has no label for anything but its keywords was put to a stream."""
+    """Warning: a stream is given to a network that has no label for other words or sounds."""
 
 
 class KeywordSpotter:
-    """A network, the features it reads, and the rule that makes detections of its logits.
+    """Keyword spotter: a network, its input features, and the rule that turns its logits into detections.
 
-    A stream begins after the quiet of training, which is not part of it: times count from its first sample.
+    Before the first sample the network is fed the same quiet frames as before a training clip. They are not part of the
+    stream: times count from its first sample.
 
     Args:
         network: maps frames to logits.
-        features: the frames; their ``sample_rate`` is that of the chunks.
-        tau: time constant of the running mean that is taken from each bin, in frames.
-        rule: smoothing, threshold, refractory time; by default labels that begin with an underscore are not reported.
-        streams: how many run side by side in one batch.
-        surround: the quiet that single clips are heard in; a stream begins and ends in it.
-        trained: what is known of the training; goes into the file.
+        features: log-mel features; ``features.sample_rate`` is the sample rate of the chunks in Hz.
+        tau: time constant of the running mean that is subtracted from each mel bin, in frames.
+        rule: smoothing, threshold and refractory time. By default labels that begin with an underscore are not
+            reported.
+        streams: number of streams in one batch.
+        surround: quiet frames around a clip, as in training. A stream begins and ends with them.
+        trained: facts about the training; stored in the spotter file.
 
     Raises:
-        ArgumentError: features of another number of bins, a bad rule, fewer than one stream.
+        ArgumentError: another number of mel bins than the network's, a bad rule, fewer than one stream.
     """
 
     def __init__(
@@ -76,19 +80,22 @@ class KeywordSpotter:
 
     @classmethod
     def from_network(cls, network: Network, features: Features, **others: Any) -> KeywordSpotter:
-        """The constructor by the name of what it takes; see the class."""
+        """Build a spotter from a network; same arguments as the class."""
         return cls(network, features, **others)
 
     @classmethod
     def load(cls, path: str | Path, *, labels: Sequence[str] | None = None, **changes: Any) -> KeywordSpotter:
-        """What :meth:`save` wrote; ``changes`` are ``streams`` or fields of the rule, such as ``threshold``.
+        """Load a spotter that :meth:`save` wrote.
 
-        Raises :class:`CheckpointError` for a file that is none, of a later version, or of other labels than ``labels``.
+        ``changes`` are ``streams`` or fields of the rule, such as ``threshold``.
+
+        Raises :class:`CheckpointError` for a file that is no spotter, has another version, or has other labels than
+        ``labels``.
         """
         return read_spotter(path, cls, labels=labels, **changes)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file with JSON in its header, written atomically; nothing is pickled."""
+        """Write one safetensors file with JSON in its header. The write is atomic; nothing is pickled."""
         write_spotter(self, path)
 
     @property
@@ -97,7 +104,7 @@ class KeywordSpotter:
 
     @property
     def keywords(self) -> list[str]:
-        """The labels that are reported."""
+        """Labels that are reported."""
         return [label for label in self.labels if label not in self.rule.background]
 
     @property
@@ -106,12 +113,12 @@ class KeywordSpotter:
 
     @property
     def rejects(self) -> bool:
-        """Whether some label is never reported, so that other sounds have one."""
+        """Whether the spotter has a label for other sounds, that is one that is never reported."""
         return bool(self.rule.background)
 
     @property
     def rejection_note(self) -> str:
-        """What to expect of a stream; empty for a spotter that rejects other sounds."""
+        """Warning about false alarms on a stream; empty for a spotter that rejects other sounds."""
         if self.rejects:
             return ""
         return (
@@ -122,12 +129,12 @@ class KeywordSpotter:
 
     @property
     def step_seconds(self) -> float:
-        """From one output to the next."""
+        """Seconds between two outputs."""
         return self.network.stride * self.features.hop_samples / self.sample_rate
 
     @property
     def lookahead_seconds(self) -> float:
-        """Audio after a frame that its output waits for."""
+        """Seconds of audio after a frame that its output needs."""
         return self.network.lookahead * self.features.hop_samples / self.sample_rate
 
     @property
@@ -136,25 +143,29 @@ class KeywordSpotter:
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
-        """Begins all streams afresh."""
+        """Set the rule and reset all streams."""
         self._rule = rule.check()
         self._keywords = keywords_of(self.labels, rule.background)
-        self._delay = self.network.lookahead // self.network.stride  # outputs that are meant for no frame
+        # With a look-ahead, the first outputs belong to no frame of the stream.
+        self._delay = self.network.lookahead // self.network.stride
         self._smoother = Smoother(round(rule.smoothing / self.step_seconds), rule.scores, skip=self._delay)
         self.reset()
 
     def change_rule(self, **changes: Any) -> None:
-        """Other fields of the rule; begins all streams afresh."""
+        """Change fields of the rule and reset all streams."""
         self.rule = replace(self.rule, **changes)
 
     def triggers(self, count: int, threshold: float | None = None) -> list[Trigger]:
-        """The rule's last part, one for each of ``count`` streams."""
+        """Return one new :class:`Trigger` for each of ``count`` streams."""
         refractory = round(self.rule.refractory / self.step_seconds)
         level = self.rule.threshold if threshold is None else threshold
         return [Trigger(level, refractory, self._keywords) for _ in range(count)]
 
     def reset(self, streams: int | Iterable[int] | None = None) -> None:
-        """Begins these streams afresh, all by default; the others go on undisturbed."""
+        """Reset these streams, or all by default. The other streams are not affected.
+
+        Raises :class:`ArgumentError` for a stream that does not exist.
+        """
         if streams is None:
             self._groups = [Group(list(range(self.streams)), self._fresh(self.streams))]
             self._triggers, self._came_in = self.triggers(self.streams), [0] * self.streams
@@ -165,6 +176,7 @@ class KeywordSpotter:
                 raise ArgumentError(f"streams: found {row}, expected 0 to {self.streams - 1}")
             self._triggers[row].reset()
             self._came_in[row] = 0
+        # Take the reset rows out of their groups; they form a new group, because their hop boundaries differ.
         groups = []
         for group in self._groups:
             kept = [index for index, row in enumerate(group.rows) if row not in rows]
@@ -174,23 +186,23 @@ class KeywordSpotter:
         self._groups = [*groups, Group(rows, self._fresh(len(rows)))] if rows else groups
 
     def stream(self, chunk: Any, sample_rate: int | None = None) -> list[Detection]:
-        """The detections in the next chunk of every stream, in the order in which they were made.
+        """Process the next chunk of every stream and return its detections in the order of time.
 
         Args:
-            chunk: ``(N,)`` samples of the one stream, or ``(streams, N)``; floats in [-1, 1] or integers at full scale.
-                Any N; what is shorter than a hop waits for the next chunk.
-            sample_rate: that of the chunk, if it is known; checked.
+            chunk: ``(N,)`` samples of a single stream, or ``(streams, N)``: floats in [-1, 1] or int16 or int32 at full
+                scale. N is any number; samples that do not fill a hop are kept for the next chunk.
+            sample_rate: sample rate of the chunk in Hz, if known; it is checked.
 
         Raises:
             ArgumentError: another shape or rate, samples that are masked or not finite, floats far beyond [-1, 1].
 
-        Warns :class:`RejectionWarning`, once, for a network that has no label but keywords.
+        Warns :class:`RejectionWarning` once if the network has no label for other sounds.
         """
         self._warn()
         return self._listen(self._samples(chunk, sample_rate), None)
 
     def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
-        """As :meth:`stream`, with the scores of each stream."""
+        """Process the next chunk like :meth:`stream`; also return the scores of each stream."""
         self._warn()
         parts: list[list[Heard]] = [[] for _ in range(self.streams)]
         detections = self._listen(self._samples(chunk, sample_rate), parts)
@@ -198,10 +210,11 @@ class KeywordSpotter:
 
     @torch.no_grad()
     def finish(self) -> list[Detection]:
-        """End all streams and give the detections still owed, such as that of a word at the very end.
+        """End all streams, return the remaining detections (such as a word at the very end), and reset.
 
-        Half a second of the stream's own background noise follows, or of the quiet of training if the stream had none;
-        what is detected in it has the time of the end. Begins all streams afresh."""
+        The network is fed half a second of the stream's own background noise, or of the quiet of training if the stream
+        had no background. A detection in it gets the time of the end of the stream.
+        """
         count = round(AFTER * self.sample_rate / self.features.hop_samples) + self.network.lookahead
         detections: list[Detection] = []
         for group in self._groups:
@@ -211,45 +224,52 @@ class KeywordSpotter:
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
     def detect(self, samples: Any, sample_rate: int | None = None) -> list[Detection]:
-        """All detections in a recording ``(N,)``, from its first sample to its end, as a stream of its own; the streams
-        of :meth:`stream` are not touched. Raises and warns as :meth:`stream`."""
+        """Return all detections in a recording ``(N,)``.
+
+        The recording is a separate stream: those of :meth:`stream` are not affected. Raises and warns like
+        :meth:`stream`.
+        """
         self._warn()
         alone = self._alone()
         return alone._listen(alone._samples(samples, sample_rate), None) + alone.finish()
 
     def detect_file(self, path: str | Path) -> list[Detection]:
-        """As :meth:`detect`; other rates are resampled and channels averaged.
+        """Return all detections in a sound file. Other sample rates are resampled and channels averaged.
 
-        Raises :class:`DataError` for what is not audio.
+        Raises :class:`DataError` for a file that is not audio.
         """
         from manyheads.kws.audio.reading import read_sound
 
         return self.detect(read_sound(path, self.sample_rate).samples)
 
     def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
-        """All scores of a recording ``(N,)`` as a stream of its own; the streams of :meth:`stream` are not touched."""
+        """Return the scores of a recording ``(N,)`` as a separate stream; those of :meth:`stream` are not affected."""
         alone, parts = self._alone(), [[]]
         alone._listen(alone._samples(samples, sample_rate), parts)
         return joined(parts[0])
 
     @torch.no_grad()
     def clip_frames(self, samples: np.ndarray) -> Tensor:
-        """Clips ``(B, N)`` of one length -> centred frames ``(B, T, M)``, with the quiet of training before
-        and after."""
+        """Return the log-mel frames ``(B, T, M)`` of clips ``(B, N)`` of one length, running mean subtracted.
+
+        The quiet frames of training are added before and after.
+        """
         frames = self.log_mel(torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(self.device))[0]
         lead, trail = (self._quiet(len(frames), count) for count in (self.surround.lead, self.surround.trail))
         return self.running_mean(torch.cat([lead, frames, trail], 1))[0].to(self.dtype)
 
     @torch.no_grad()
     def clip_logits(self, samples: np.ndarray) -> Tensor:
-        """Logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each heard afresh in its quiet; step 0 is known
-        :meth:`time_of_clip` (0) seconds after the clip's first sample."""
+        """Return the logits ``(B, T, C)`` of clips ``(B, N)`` of one length, each from a fresh state.
+
+        Step 0 is known :meth:`time_of_clip` (0) seconds after the first sample of the clip.
+        """
         return self.network.whole(self.clip_frames(samples))
 
     def predict(self, samples: Any, sample_rate: int | None = None, *, notes: tuple[str, ...] = ()) -> Prediction:
-        """The word of a clip ``(N,)``: the largest mean over time of the logits.
+        """Classify a clip ``(N,)``: the label with the largest mean logit over time.
 
-        Raises :class:`ArgumentError` as :meth:`stream`, and where the clip is too short for one output.
+        Raises :class:`ArgumentError` like :meth:`stream`, and for a clip too short for one output.
         """
         logits = self.clip_logits(self._samples(samples, sample_rate, 1).cpu().numpy())[0]
         if not len(logits):
@@ -260,9 +280,11 @@ class KeywordSpotter:
         return Prediction(self.labels[best], scores[best], dict(zip(self.labels, scores, strict=True)), notes)
 
     def predict_file(self, path: str | Path) -> Prediction:
-        """As :meth:`predict`; other rates are resampled and channels averaged, which the notes say.
+        """Classify the clip in a sound file.
 
-        Raises :class:`DataError` for what is not audio.
+        Other sample rates are resampled and channels averaged; the notes of the result mention it.
+
+        Raises :class:`DataError` for a file that is not audio.
         """
         from manyheads.kws.audio.reading import read_sound
 
@@ -270,28 +292,32 @@ class KeywordSpotter:
         return self.predict(sound.samples, notes=sound.notes)
 
     def time_of(self, step: int) -> float:
-        """The end of the last frame of output ``step``, in seconds of audio; with a look-ahead the output is known
-        ``lookahead_seconds`` later."""
+        """Return the end of the last frame of output ``step``, in seconds of audio.
+
+        With a look-ahead the output is known ``lookahead_seconds`` later.
+        """
         features = self.features
         frame = (step + 1) * self.network.stride - 1
         return (frame * features.hop_samples + features.window_samples) / self.sample_rate
 
     def time_of_clip(self, step: int) -> float:
-        """As :meth:`time_of`, for a clip and the quiet before it: below 0 where only that had been heard."""
+        """Return :meth:`time_of` for a clip with quiet before it: below 0 if the output covers the quiet alone."""
         return self.time_of(step) - self.surround.lead * self.features.hop_samples / self.sample_rate
 
     @property
     def nbytes(self) -> int:
-        """What the streams remember, in bytes."""
+        """Size of the stream states in bytes."""
         return sum(states.nbytes(group.state) for group in self._groups)
 
     @torch.no_grad()
     def _listen(self, samples: Tensor, keep: list[list[Heard]] | None) -> list[Detection]:
         self._merge()
+        # Count the samples first: the latency of a detection depends on the whole chunk.
         self._came_in = [count + samples.shape[1] for count in self._came_in]
         detections: list[Detection] = []
         for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
             for group in self._groups:
+                # Samples to log-mel frames; the background tracks them before the running mean is subtracted.
                 frames, sample_state = self.log_mel(piece[group.rows], group.state.samples)
                 group.state = group.state._replace(background=follow(frames, group.state.background))
                 detections += self._follow(group, frames, sample_state, keep)
@@ -300,29 +326,34 @@ class KeywordSpotter:
     def _follow(
         self, group: Group, frames: Tensor, samples: SampleState, keep: list[list[Heard]] | None
     ) -> list[Detection]:
-        """The detections in the next frames ``(B, T, M)`` of a group, whose state goes on."""
+        """Return the detections in the next frames ``(B, T, M)`` of a group, and advance its state."""
         before = group.state.smooth.steps.tolist()
+        # Subtract the running mean of each mel bin, then run the network.
         frames, mean = self.running_mean(frames, group.state.mean)
         logits, network = self.network(frames.to(self.dtype), group.state.network)[:2]
-        if self._delay:  # outputs that are meant for no frame of the stream
+        # With a look-ahead, the first outputs belong to no frame of the stream: keep them out of the average.
+        if self._delay:
             at = group.state.smooth.steps.unsqueeze(1) + torch.arange(logits.shape[1], device=self.device)
             logits = logits.masked_fill((at < self._delay).unsqueeze(2), 0.0)
+        # Moving average of the logits, then softmax or sigmoid.
         scores, smooth = self._smoother(logits, group.state.smooth)
         group.state = StreamState(samples, group.state.background, mean, network, smooth)
         logits_BTC, scores_BTC = (tensor.float().cpu().numpy() for tensor in (logits, scores))
         detections: list[Detection] = []
         for index, row in enumerate(group.rows):
-            first, owed = max(0, before[index] - self._delay), max(0, self._delay - before[index])
-            steps = scores_BTC[index, owed:]
+            # Number of the first real output in this chunk, and how many outputs before it belong to no frame.
+            first, skipped = max(0, before[index] - self._delay), max(0, self._delay - before[index])
+            steps = scores_BTC[index, skipped:]
             detections += self._detect(row, steps, first)
             if keep is not None:
                 times = self.time_of(first) + np.arange(len(steps)) * self.step_seconds
-                keep[row].append(Heard(times, steps, logits_BTC[index, owed:]))
+                keep[row].append(Heard(times, steps, logits_BTC[index, skipped:]))
         return detections
 
     def _detect(self, row: int, scores: np.ndarray, first: int) -> list[Detection]:
         came_in = self._came_in[row] / self.sample_rate
         events = self._triggers[row](scores, first)
+        # Frames added by finish() lie after the end of the stream: their detections get the time of the end.
         times = [min(self.time_of(event.step), came_in) for event in events]
         return [
             Detection(self.labels[event.label], time, event.score, came_in - time, row)
@@ -330,13 +361,13 @@ class KeywordSpotter:
         ]
 
     def _quiet(self, batch: int, count: int) -> Tensor:
-        """Frames ``(B, count, M)`` of the quiet of training."""
+        """Return log-mel frames ``(B, count, M)`` of the quiet around training clips."""
         lines = torch.full((self.features.fft_samples // 2 + 1,), self.surround.power, device=self.device)
         return self.log_mel.log_mel(lines).expand(batch, count, -1)
 
     @torch.no_grad()
     def _fresh(self, streams: int) -> StreamState:
-        """After the quiet before a clip, in whole steps of the network: the state that clips are heard from."""
+        """Return the state after the quiet frames before a clip, in whole steps of the network, as in training."""
         at: dict[str, Any] = {"device": self.device}
         lead = self._quiet(streams, self.surround.lead // self.network.stride * self.network.stride)
         frames, mean = self.running_mean(lead, self.running_mean.init_state(streams, self.features.bins, **at))
@@ -350,7 +381,7 @@ class KeywordSpotter:
         )
 
     def _alone(self) -> KeywordSpotter:
-        """The same with one stream of its own."""
+        """Return a spotter with the same network and rule, and one fresh stream."""
         return KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule, surround=self.surround)
 
     def _warn(self) -> None:
@@ -359,7 +390,7 @@ class KeywordSpotter:
         self._warned = True
 
     def _merge(self) -> None:
-        """Streams that were begun apart but hold back the same number of samples and frames become one batch."""
+        """Join groups of streams that hold the same number of waiting samples and frames into one batch."""
         if len(self._groups) < 2:
             return
         alike: dict[tuple[int, int], list[Group]] = {}

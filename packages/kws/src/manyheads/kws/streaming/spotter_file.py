@@ -1,4 +1,4 @@
-"""The file of a spotter: tensors in safetensors, everything else as JSON in its header."""
+"""Spotter file: tensors in safetensors, everything else as JSON in its header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ VERSION = 1
 
 
 def write_spotter(spotter: KeywordSpotter, path: str | Path) -> None:
-    """Raises :class:`ArgumentError` for a folded network, whose weights are not those of its configuration."""
+    """Write a spotter to ``path``.
+
+    Raises :class:`ArgumentError` for a folded network: its weights do not fit its configuration.
+    """
     if spotter.network.folded:
         raise ArgumentError("network: found one without its batch norm (folded), expected the one that was trained")
     header = {
@@ -42,10 +45,9 @@ def write_spotter(spotter: KeywordSpotter, path: str | Path) -> None:
 def read_spotter(
     path: str | Path, build: type[KeywordSpotter], *, labels: Sequence[str] | None = None, **changes: Any
 ) -> KeywordSpotter:
-    """Build the spotter of a file; ``changes`` as for :meth:`KeywordSpotter.load`.
+    """Read a spotter file; ``changes`` as for :meth:`KeywordSpotter.load`.
 
-    Raises:
-        CheckpointError: with the file's name.
+    Raises :class:`CheckpointError` with the name of the file, if it is no spotter, has another version or other labels.
     """
     fix = "name a file that 'manyheads kws train' or KeywordSpotter.save wrote"
     tensors, header = load_tensors(path, kind=KIND, fix=fix)

@@ -1,4 +1,4 @@
-"""Input and output of a keyword spotter: samples of a chunk, the state of a stream, scores, predictions."""
+"""Input and output of a keyword spotter: chunks of samples, stream state, scores and predictions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ FULL_SCALE = {np.dtype(np.int16): 32768.0, np.dtype(np.int32): 2147483648.0}
 
 @dataclass(frozen=True)
 class Prediction:
-    """The word of a whole clip."""
+    """Classification of a whole clip."""
 
     label: str
     score: float
     scores: Mapping[str, float]
     notes: tuple[str, ...] = ()
-    """What was done to the file, or is odd about it."""
+    """Changes made to the audio of the file, and warnings about it."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """The scores of one stream in one chunk; step t is known ``times[t]`` seconds after the stream's start."""
+    """Scores of one stream over T steps. Step t ends ``times[t]`` seconds after the start of the stream."""
 
     times: np.ndarray  # (T,)
     scores: np.ndarray  # (T, C)
@@ -42,16 +42,18 @@ class Heard:
 
 @dataclass(frozen=True)
 class Surround:
-    """Frames of quiet around a clip, as in training."""
+    """Quiet frames around a clip, as in training."""
 
     lead: int = 0
+    """Frames before the clip."""
     trail: int = 0
+    """Frames after the clip."""
     power: float = 1e-6
-    """Of each spectral line in them."""
+    """Power of each spectral line in these frames."""
 
 
 class StreamState(NamedTuple):
-    """All that a stream remembers."""
+    """Complete state of a stream."""
 
     samples: SampleState
     background: BackgroundState
@@ -62,21 +64,21 @@ class StreamState(NamedTuple):
 
 @dataclass
 class Group:
-    """Streams whose frames fall together, so that they are one batch."""
+    """Streams whose frames end at the same time, so that they run as one batch."""
 
     rows: list[int]
     state: StreamState
 
 
 def joined(parts: list[Heard]) -> Heard:
-    """Consecutive parts of one stream."""
+    """Concatenate consecutive parts of one stream."""
     return Heard(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("times", "scores", "logits")))
 
 
 def samples_of(
     chunk: Any, sample_rate: int | None, *, streams: int, expected_rate: int, device: torch.device
 ) -> Tensor:
-    """A chunk as ``(streams, N)`` float32.
+    """Return a chunk as a float32 tensor ``(streams, N)`` in [-1, 1].
 
     Raises :class:`ArgumentError` for another rate or shape, samples that are masked or not finite, floats far beyond
     [-1, 1].
@@ -90,7 +92,8 @@ def samples_of(
         raise ArgumentError("chunk: found an array with masked samples, expected all of them: fill it with .filled(0)")
     try:
         array = np.asarray(chunk)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged rows, tensors that numpy has no dtype for
+    # Ragged rows, or tensors whose dtype numpy does not have.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
             f"chunk: found a {type(chunk).__name__} that is no array of numbers, expected floats, int16 or int32"
         ) from error

@@ -1,1 +1,1 @@
-"""Training: batches of augmented clips, the objective, and the experiments."""
+"""Training: batches of augmented clips, the loss, and the experiments."""

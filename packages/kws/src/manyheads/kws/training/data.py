@@ -1,7 +1,7 @@
-"""Spoken words as training data: power spectra in memory, augmented on the way into a batch.
+"""Training data for keyword spotting: clips as power spectra in memory, augmented batch by batch.
 
-A set is read once a run. Where its spectra would take more than :data:`SPECTRA_BYTES`, the samples are kept instead
-(2 bytes each) and each batch computes its own. Whatever had to be done to clips is counted and said on standard error.
+A data set is read once per run. If its spectra need more than :data:`SPECTRA_BYTES`, the samples are kept instead
+(2 bytes each), and each batch computes its spectra. Changes made to clips are counted and reported on standard error.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PLAIN = Features()
 
 
 class ClipBatch(NamedTuple):
-    """Centred log-mel frames, how many of each clip count, and the shares of the labels."""
+    """A batch of clips: log-mel frames with the running mean subtracted, lengths and targets."""
 
     frames: Tensor  # (B, T, M)
-    lengths: Tensor  # (B,)
-    target: Tensor  # (B, C)
+    lengths: Tensor  # (B,) valid frames of each clip
+    target: Tensor  # (B, C) probabilities of the labels
 
 
 class Spectra:
-    """Power spectra of clips, gathered by index."""
+    """Power spectra of all clips of a data set, indexed by clip."""
 
     def __init__(self, sounds: Sequence[Sound], features: Features, *, limit: int = SPECTRA_BYTES) -> None:
         self.front = LogMel(features)
@@ -58,8 +58,10 @@ class Spectra:
         return self.front.power(samples.unfold(-1, features.window_samples, features.hop_samples))
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Power ``(B, T, F)`` of the longest clip's length and the lengths ``(B,)``; what is beyond a clip's end is its
-        last frame again, or quiet."""
+        """Return power spectra ``(B, T, F)`` padded to the longest clip, and lengths ``(B,)``.
+
+        The padding repeats the last frame of a clip, or is silence.
+        """
         sizes, lengths = self.sizes[indices], self.lengths[indices]
         step = torch.arange(int(sizes.max()))
         rows = self.starts[indices].unsqueeze(1) + step.minimum(sizes.unsqueeze(1) - 1)
@@ -72,24 +74,24 @@ class Spectra:
 
 @dataclass(frozen=True)
 class ClipPart:
-    """Clips of one split; ``augmentation`` None is for scoring: no draw, each clip as it is."""
+    """Clips of one split. ``augmentation`` is None for evaluation: clips are not changed."""
 
     spectra: Spectra
     indices: Tensor  # into the spectra
-    targets: Tensor  # (all clips,) index of the label
+    targets: Tensor  # (all clips of the spectra,) index of the label
     labels: tuple[str, ...]
     front: FrontEnd
     augmentation: Augmentation | None = None
     words: tuple[str, ...] = ()
-    """The labels that a clip may be taken for; all where empty."""
+    """Labels allowed as predictions; empty: all of them."""
     elsewhere: ClipPart | None = None
-    """Clips of another set, scored as well."""
+    """Clips of another data set, evaluated as well."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def heard_frames(self) -> Tensor:
-        """``(N,)`` frames of each clip."""
+        """Return the number of frames of each clip ``(N,)``."""
         return self.spectra.lengths[self.indices]
 
     def batch(self, indices: Tensor) -> ClipBatch:
@@ -100,7 +102,7 @@ class ClipPart:
 
 
 class FrontEnd:
-    """From power spectra to what a network hears: quiet around the clip, mel bins, logarithm, running mean."""
+    """From power spectra to network input: quiet around the clip, augmentation, log-mel bins, running mean."""
 
     def __init__(
         self, features: Features, tau: float, lead: int, trail: int, quiet: float, widest: float, longest: int
@@ -133,36 +135,41 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """A set of spoken words by name, or a folder of ``label/*.wav``."""
+    """Data set of keyword clips."""
 
     set: str
+    """Name of a data set, or a folder of label/*.wav."""
     features: Features = PLAIN
+    """Log-mel features."""
     augmentation: Augmentation = NONE
+    """Augmentation of training clips."""
     held_out: str = ""
-    """A speaker whose clips are the test part; all others are for training and there is no validation part."""
+    """Speaker to leave out: all clips of this speaker are the test part, all others are for training. There is then no
+    validation part."""
     labels: tuple[str, ...] = ()
-    """Only these; all by default."""
+    """Words to use. Default: all."""
     tau: float = 50.0
-    """Frames that the running mean reaches back."""
+    """Time constant of the running mean in frames."""
     lead: int = 0
-    """Frames of quiet before each clip."""
+    """Quiet frames before each clip."""
     trail: int = 0
-    """Frames of quiet after it."""
+    """Quiet frames after each clip."""
     quiet: float = 1e-6
-    """Power of each spectral line in them."""
+    """Power of each spectral line in the quiet frames."""
     longest: int = 0
-    """Training windows are cut after so many frames; never where 0. Scoring always hears whole clips."""
+    """Largest number of frames of a training clip; 0 for no limit. Evaluation always uses whole clips."""
     beside: str = ""
-    """Another set that is for training as a whole, each of its words under a label of its own that begins with an
-    underscore: more speakers for the same sounds. These labels are of training only: a clip is never taken for one of
-    them, and they leave the network when a spotter is made of it."""
+    """Auxiliary data set, used for training only: more speakers for the same sounds. Each of its words gets its own
+    label that begins with an underscore. A clip is never classified as one of these labels, and the spotter file does
+    not contain them."""
     elsewhere: str = ""
-    """Another set; all its clips with these words are scored as well, and used for nothing else."""
+    """Second test set: all its clips of these words are evaluated as well, and not used for anything else."""
     epoch_clips: int = 0
-    """Training clips in an epoch, at least: a smaller set is heard several times, each time changed anew."""
+    """Smallest number of training clips in an epoch. The clips of a smaller set are repeated, each time with a new
+    augmentation."""
 
     def clips(self) -> list[Clip]:
-        """Those of the set with its labels, split; which parts are of the same speakers is said on standard error.
+        """Return the clips of the set, split. Report on standard error which parts share speakers.
 
         Raises :class:`ArgumentError` for labels that the set does not have.
         """
@@ -178,12 +185,12 @@ class ClipSet:
         return clips
 
     def repeats(self, clips: Sequence[Clip]) -> int:
-        """How often each training clip is heard in an epoch."""
+        """Return how often each training clip is used in an epoch."""
         count = sum(clip.split == "train" for clip in clips)
         return max(1, -(-self.epoch_clips // max(1, count)))
 
     def open(self) -> Splits:
-        """Raises :class:`DataError` for a clip that cannot be used, naming it."""
+        """Read all clips and return the splits. Raises :class:`DataError` with the path of a clip that is unusable."""
         clips = self.clips()
         words, times = labels_of(clips), dict.fromkeys(labels_of(clips), self.repeats(clips))
         if self.beside:
@@ -210,15 +217,15 @@ def splits_of(
     times: Mapping[str, int] | None = None,
     made: Sequence[tuple[str, Sound]] = (),
 ) -> Splits:
-    """Reads clips and splits them as they say themselves.
+    """Read clips and return train, validation and test parts.
 
     Args:
-        clips: read from their files.
-        config: how they are heard.
-        labels: those of the clips and of what is made, unless given.
-        words: the labels that a clip may be taken for; all of them unless given.
-        times: how often the training clips of a label are heard in an epoch, once unless given.
-        made: labels and sounds that no file holds; each is heard once in an epoch, in training only.
+        clips: clips with their split.
+        config: features, augmentation and quiet around the clips.
+        labels: labels of the network. Default: those of ``clips`` and ``made``.
+        words: labels allowed as predictions. Default: all.
+        times: how often the training clips of a label are used in an epoch. Default: once.
+        made: synthetic sounds with their labels. Each is used once in an epoch, for training only.
     """
     sounds = read_clips(clips, config.features)
     notes = notes_of(sounds)
@@ -256,7 +263,7 @@ def splits_of(
 
 
 def read_clips(clips: Sequence[Clip], features: Features) -> list[Sound]:
-    """All clips at the features' rate. Raises :class:`DataError` for one shorter than a frame."""
+    """Read all clips at the sample rate of the features. Raises :class:`DataError` for a clip shorter than a frame."""
     sounds = []
     for clip in clips:
         sound = read_sound(clip.path, features.sample_rate)
@@ -270,6 +277,6 @@ def read_clips(clips: Sequence[Clip], features: Features) -> list[Sound]:
 
 
 def notes_of(sounds: Sequence[Sound]) -> tuple[str, ...]:
-    """What was done to clips or is odd about them, each with its count."""
+    """Return changes made to clips and warnings about them, each with the number of clips."""
     counts = Counter(note.split(":")[0] for sound in sounds for note in sound.notes)
     return tuple(f"{count} of {len(sounds)} clips: {note}" for note, count in sorted(counts.items()))

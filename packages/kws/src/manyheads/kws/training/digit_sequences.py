@@ -1,5 +1,7 @@
-"""A sequence task without sound: handwritten digits pixel by pixel, in an order that is shuffled once (psMNIST's small
-stand-in, on scikit-learn's 1,797 digits of 8 x 8 pixels). It asks what the memory alone is good for."""
+"""Permuted sequential digits (a small psMNIST): handwritten digits pixel by pixel, in one shuffled order.
+
+The data are the 1,797 digits of 8 x 8 pixels in scikit-learn. The task tests the memory of a network without audio.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from manyheads.lab.training.experiment import Splits
 
 @dataclass(frozen=True)
 class PixelPart:
-    """Digits as sequences of one number a step."""
+    """Digits as sequences of one pixel per step."""
 
     pixels: Tensor  # (N, 64, 1) in [0, 1]
     targets: Tensor  # (N,)
@@ -33,14 +35,15 @@ class PixelPart:
 
 @dataclass(frozen=True)
 class PixelDigits:
-    """1,297 digits to train, 100 to choose, 400 to test, always the same ones."""
+    """Handwritten digits: 1,297 for training, 100 for validation, 400 for test; the split is fixed."""
 
     permuted: bool = True
+    """Shuffle the order of the pixels, once for all digits."""
     order_seed: int = 0
-    """Of the pixels' order."""
+    """Random seed of the order of the pixels."""
 
     def open(self) -> Splits:
-        """Raises :class:`MissingPackageError` without scikit-learn."""
+        """Load the digits and return the splits. Raises :class:`MissingPackageError` without scikit-learn."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:

@@ -1,13 +1,14 @@
-"""The experiments: ``manyheads kws train NAME``.
+"""Experiments of keyword spotting: ``manyheads kws train NAME``.
 
-``arabic-…`` and ``pixel-digits-…`` run from a clone as it is; ``fsdd-…`` needs Free Spoken Digits, and
-``speech-commands-…`` Speech Commands v2, with the recipe of LMUFormer's code. ``fsdd-<speaker>-…`` never hears that
-speaker in training. The Arabic set is heard in training beside the digits, as more speakers of other words;
-``…-alone-…`` goes without it. All digits are also scored on the ten digits of the Google sample, which they never hear.
+- ``arabic-…`` and ``pixel-digits-…``: the data come with a clone.
+- ``fsdd-…``: needs the Free Spoken Digit Dataset (FSDD). ``fsdd-<speaker>-…`` leaves this speaker out of training. The
+  Arabic set is auxiliary training data: more speakers, of other words; ``…-alone-…`` does without it. All digit
+  networks are also tested on the ten digits of the Google sample, which is not used for training.
+- ``speech-commands-…``: needs Speech Commands v2; the recipe of the code of LMUFormer.
 
-What was chosen was chosen on the validation part of the Arabic set and on two of the six speakers of Free Spoken
-Digits, george and jackson. Training has a fixed length and ends with the last weights, or with their mean over the last
-quarter: nothing is chosen by a part that is then reported.
+The recipes were chosen on the validation part of the Arabic set and on two of the six speakers of FSDD, george and
+jackson. Training has a fixed number of epochs, and keeps the last weights or their average over the last quarter (SWA).
+So nothing is chosen on a part whose result is then reported.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ ONE_CYCLE = Optimiser("adamw", 3e-3, weight_decay=0.02, schedule="one-cycle")
 ALONE = ClipSet(
     "fsdd",
     Features(sample_rate=8000),
-    replace(LIGHT, shift=12, floor=2.0, noise=0.5, snr=(10.0, 50.0)),  # its clips are cut to the word; others are not
+    # Shift, quiet and noise: the clips of FSDD are cut to the word, those of other sets are not.
+    replace(LIGHT, shift=12, floor=2.0, noise=0.5, snr=(10.0, 50.0)),
     lead=12,
     trail=24,
     quiet=5e-6,
     longest=104,
     elsewhere="gsc_v001_sample",
 )
-DIGITS = replace(ALONE, beside="arabic_sc_10w")  # thirty more speakers, who say other words
+# The Arabic set adds thirty speakers of other words.
+DIGITS = replace(ALONE, beside="arabic_sc_10w")
 ARABIC = ClipSet(
     "arabic", Features(), replace(LIGHT, tempo=1.2, warp=1.2, equaliser=0.5, noise=0.4, shift=4), epoch_clips=512
 )
-ARABIC_STREAM = SpottingSet(  # words after noise of any length, other words and other sounds beside them
+# For streams: keywords after noise of varying length, distractor words and distractor sounds.
+ARABIC_STREAM = SpottingSet(
     "arabic",
     Features(),
     replace(ARABIC.augmentation, noise=0.8, position=60, floor=2.0),
@@ -56,8 +60,8 @@ ARABIC_STREAM = SpottingSet(  # words after noise of any length, other words and
 SMALL = LMUFormerConfig()
 BROAD = LMUFormerConfig(channels=96)
 
-# LMUFormer's code: masks of at most 48 of 128 bins and 48 of 98 frames, the same shares here; its noise and its mixup
-# are of samples, here of power spectra
+# As in the code of LMUFormer: masks of at most 48 of 128 bins and 48 of 98 frames; here the same shares. Its noise and
+# mixup work on samples, here they work on power spectra.
 PUBLISHED_CHANGES = Augmentation(
     noise=0.5, snr=(10.0, 40.0), masks=1, mask_bins=15, mask_frames=48, mixup=0.6, mixup_shape=10.0, shift=10
 )
@@ -73,7 +77,7 @@ def clip_experiment(
     rate: float = 3e-3,
     keep: Literal["last", "mean"] = "last",
 ) -> Experiment:
-    """Our recipe for small sets."""
+    """Recipe for small data sets: cross-entropy, AdamW with one-cycle learning rate."""
     return Experiment(
         name,
         data,
@@ -85,13 +89,15 @@ def clip_experiment(
 
 
 def arabic_experiment(name: str, data: ClipSet, model: LMUFormerConfig, epochs: int) -> Experiment:
-    """The same with the mean of the weights over the last quarter."""
+    """Recipe for small data sets with weights averaged over the last quarter of training (SWA)."""
     return clip_experiment(name, data, model, epochs, 6e-3 if model.spiking else 3e-3, "mean")
 
 
 def commands_experiment(name: str, model: LMUFormerConfig, published: float) -> Experiment:
-    """The recipe of the paper's code on Speech Commands v2, 35 words, but for 40 bins in place of 128 and no
-    look-ahead; the best epoch by the validation list."""
+    """Recipe of the code of LMUFormer on Speech Commands v2 with 35 words; keeps the best epoch on the validation list.
+
+    Differs in 40 mel bins instead of 128, and in no look-ahead.
+    """
     return Experiment(
         name,
         COMMANDS,
@@ -104,7 +110,7 @@ def commands_experiment(name: str, model: LMUFormerConfig, published: float) -> 
 
 
 def experiments() -> list[Experiment]:
-    """All of them."""
+    """Return all experiments of keyword spotting."""
     spiking = replace(BROAD, spiking=True)
     pixels = LMUFormerConfig(stem="1d", channels=64, kernels=(1,), stride=1, order=32, window=64, memories=4)
     return [

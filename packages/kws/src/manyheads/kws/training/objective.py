@@ -1,7 +1,7 @@
-"""What training minimises and what it reports: the word of a clip is the largest mean over time of the logits.
+"""Loss and metrics of clip classification: the prediction is the label with the largest mean logit over time.
 
-The mean runs over a clip's own steps and those of the quiet after it. Evaluation hears every clip from its first frame
-to its last, in the quiet that the data say, unchanged.
+The mean includes the steps of a clip and of the quiet after it. Evaluation uses whole clips without augmentation, with
+the quiet frames of the data set around them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ BATCH = 100
 
 
 def mean_logits(logits: Tensor, lengths: Tensor, stride: int) -> Tensor:
-    """``(B, T, C)`` -> ``(B, C)``, over the steps of the first ``lengths`` frames; one step at least."""
+    """Average logits ``(B, T, C)`` over the steps of the first ``lengths`` frames, at least one step: ``(B, C)``."""
     steps = torch.div(lengths, stride, rounding_mode="floor").clamp(1, logits.shape[1])
-    heard = torch.arange(logits.shape[1], device=logits.device) < steps.unsqueeze(1)
-    return (logits * heard.unsqueeze(2)).sum(1) / steps.unsqueeze(1)
+    valid = torch.arange(logits.shape[1], device=logits.device) < steps.unsqueeze(1)
+    return (logits * valid.unsqueeze(2)).sum(1) / steps.unsqueeze(1)
 
 
 def clip_scores(model: Any, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean logits ``(B, C)`` and the spike rates by site. Nothing after a clip's own frames is read, so that neither
-    depends on how long the other clips of a batch are, nor do the statistics of batch norm."""
+    """Return mean logits ``(B, C)`` and spike rates by site.
+
+    Padding after the frames of a clip is not read. So logits, spike rates and batch norm statistics do not depend on
+    the lengths of the other clips in the batch.
+    """
     ahead = model.lookahead
     frames = functional.pad(batch.frames, (0, 0, 0, ahead)) if ahead else batch.frames
     alike = not ahead and bool((batch.lengths == frames.shape[1]).all())
@@ -46,16 +49,19 @@ def clip_scores(model: Any, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ClipLoss:
-    """Cross-entropy, or one yes-or-no question a label, as LMUFormer's code asks them."""
+    """Classification loss with an optional penalty on high spike rates."""
 
     form: Literal["cross-entropy", "binary"] = "cross-entropy"
+    """Cross-entropy over the labels, or binary cross-entropy per label, as in the code of LMUFormer."""
     label_smoothing: float = 0.05
-    """Share of each target that is spread over all labels; of cross-entropy only."""
+    """Label smoothing; for cross-entropy only."""
     spike_weight: float = 0.0
-    """Weight of the spike rate above ``spike_rate``, squared, averaged over the sites."""
+    """Weight of the spike penalty: squared excess of the spike rate over ``spike_rate``, averaged over the sites."""
     spike_rate: float = 0.1
+    """Spike rate from which on the penalty applies, per step and neuron."""
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> Tensor:
+        """Return the scalar loss of a batch."""
         scores, rates = clip_scores(model, batch)
         if self.form == "binary":
             loss = functional.binary_cross_entropy_with_logits(scores, batch.target)
@@ -67,8 +73,11 @@ class ClipLoss:
         return loss
 
     def metrics(self, model: nn.Module, part: ClipPart) -> dict[str, float]:
-        """Accuracy in percent and the number of clips; of spiking networks also the share of activations that are zero,
-        in percent, each neuron of each step counted once; where there is another set, the same figures of that."""
+        """Return accuracy in percent and number of clips.
+
+        For a spiking network also ``zeros``: the share of activations that are zero, in percent, over all neurons and
+        steps. For a second test set the same figures, with the prefix ``elsewhere_``.
+        """
         if len(part) == 0:
             return {}
         found = score(model, part)
@@ -79,7 +88,7 @@ class ClipLoss:
         return {**metrics, **{f"elsewhere_{name}": value for name, value in elsewhere.items()}}
 
     def after(self, model: nn.Module, splits: Splits, folder: Path) -> None:
-        """Leaves ``spotter.safetensors`` in the run's folder, for ``manyheads kws stream``, ``eval`` and ``export``."""
+        """Write ``spotter.safetensors`` to the run's folder, for ``manyheads kws stream``, ``eval`` and ``export``."""
         if "features" not in splits.facts:
             return
         from manyheads.kws.models import Network
@@ -100,12 +109,12 @@ class ClipLoss:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a network said of the clips of a part, in their order."""
+    """Predictions of a network on the clips of a part, in their order."""
 
     predicted: Tensor  # (N,)
     truth: Tensor  # (N,)
-    rates: dict[str, float]  # spikes a step and neuron, by site
-    silent: float | None  # share of all activations that are zero; None where nothing spikes
+    rates: dict[str, float]  # site -> spike rate, per step and neuron
+    silent: float | None  # share of activations that are zero; None for a network without spikes
 
     @property
     def accuracy(self) -> float:
@@ -114,7 +123,7 @@ class Scored:
 
 @torch.no_grad()
 def score(model: Any, part: ClipPart) -> Scored:
-    """Every clip of a part, batched by length."""
+    """Predict every clip of a part, in batches of similar length."""
     device = next(model.parameters()).device
     order = part.heard_frames().argsort(stable=True)
     predicted = torch.empty(len(part), dtype=torch.long)
@@ -134,7 +143,7 @@ def score(model: Any, part: ClipPart) -> Scored:
 
 
 def only_labels(network: Network, labels: Sequence[str]) -> Network:
-    """The network without the outputs of all other labels; itself where there are none."""
+    """Return the network with the outputs of these labels alone; itself if it has no others."""
     if tuple(labels) == network.labels:
         return network
     rows = [network.labels.index(label) for label in labels]
@@ -148,7 +157,7 @@ def only_labels(network: Network, labels: Sequence[str]) -> Network:
 
 
 def silent_share(model: nn.Module, rates: dict[str, float]) -> float | None:
-    """The share of zeros, with each site counted by its neurons."""
+    """Return the share of zero activations, sites weighted by their neurons; None without spikes."""
     from manyheads.kws.models.sites import SpikeSite
 
     neurons = {site.name: site.neurons for site in model.modules() if isinstance(site, SpikeSite)}

@@ -1,7 +1,7 @@
-"""Training for streams instead of clips: other words have a label of their own, and words are heard after noise.
+"""Training data for streams: keywords after noise, and distractor words and sounds under the label ``_other_``.
 
-A network that only ever heard keywords calls everything a keyword. ``_other_`` is never reported, as no label is that
-begins with an underscore.
+A network trained on keywords alone classifies every sound as a keyword. ``_other_`` is never reported, like every label
+that begins with an underscore.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from manyheads.kws.training.data import ClipSet, splits_of
 from manyheads.lab.training.experiment import Splits
 
 OTHER = "_other_"
-TRAIN, VALIDATION = 0.5, 0.2  # shares of the speakers of other words; the rest is for testing
+# Shares of the speakers of distractor words for training and validation; the rest is for test.
+TRAIN, VALIDATION = 0.5, 0.2
 
 
 @dataclass(frozen=True)
 class SpottingSet(ClipSet):
-    """A :class:`ClipSet` with a second set of words that are none of its labels, and with sounds that are no words."""
+    """A :class:`ClipSet` with distractor words from a second data set and synthetic distractor sounds."""
 
     others: str = "gsc_v001_sample"
+    """Data set of distractor words. Words that are keywords are left out."""
     repeat: int = 3
-    """How often each of the other words is heard in an epoch, as there are few of them beside the keywords."""
+    """How often each distractor word is used in an epoch. There are few of them beside the keywords."""
     distractors: int = 0
-    """Synthetic sounds in training (:mod:`manyheads.kws.audio.distractors`), each once an epoch."""
+    """Number of synthetic distractor sounds for training (:mod:`manyheads.kws.audio.distractors`); each is used once in
+    an epoch."""
 
     def open(self) -> Splits:
-        """As :meth:`ClipSet.open`."""
+        """Read all clips and return the splits, like :meth:`ClipSet.open`."""
         clips = self.clips()
         words = labels_of(clips)
         times = {**dict.fromkeys(words, self.repeats(clips)), OTHER: self.repeat}
@@ -42,8 +45,10 @@ class SpottingSet(ClipSet):
 
 
 def other_words(name: str, known: Iterable[str]) -> list[Clip]:
-    """The clips of a set whose words are not ``known``, labelled :data:`OTHER`. Where the set has no split of its own
-    it is split by a hash of the speaker: half to train, a fifth to choose, three tenths to test."""
+    """Return the clips of a set whose words are not ``known``, labelled :data:`OTHER`.
+
+    A set without its own split is split by a hash of the speaker: 50 % train, 20 % validation, 30 % test.
+    """
     words = set(known)
     clips = [clip for clip in clips_of(name) if clip.label not in words]
     return [replace(clip, label=OTHER, split=clip.split or _part(clip.speaker)) for clip in clips]

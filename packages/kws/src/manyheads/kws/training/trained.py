@@ -1,4 +1,4 @@
-"""Where training leaves its spotters: ``runs/<experiment>/<hash>/seed-<n>/spotter.safetensors``."""
+"""Spotter files of training runs: ``runs/<experiment>/<hash>/seed-<n>/spotter.safetensors``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NAME = "spotter.safetensors"
 
 
 def spotters_of(folder: Path, seeds: Iterable[int]) -> list[Path]:
-    """Those of a run; none where the experiment is not about clips."""
+    """Return the spotter files of a run; none if the experiment does not use clips."""
     paths = [folder / f"seed-{seed}" / NAME for seed in seeds]
     return [path for path in paths if path.is_file()]
 
 
 def newest_spotter(root: Path = Path("runs")) -> Path:
-    """The spotter that was written last below ``root``. Raises :class:`DataError` where there is none."""
+    """Return the newest spotter file below ``root``. Raises :class:`DataError` if there is none."""
     found = sorted(root.glob(f"*/*/seed-*/{NAME}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise DataError(
