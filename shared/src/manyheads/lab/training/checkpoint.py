@@ -38,12 +38,17 @@ def remove_checkpoints(folder: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None if there is none; a warning names each damaged one.
+def load_latest(
+    folder: Path, *, expect: Mapping[str, Any], until: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole, of step ``until`` at most, or None if there is none; a warning names each
+    damaged one.
 
     ``expect`` are metadata that must be the same: a checkpoint of another experiment raises :class:`CheckpointError`.
     """
     for path in _newest_first(folder):
+        if until is not None and int(path.stem.removeprefix("step-")) > until:
+            continue
         try:
             tensors, metadata = load_tensors(path, kind=KIND, fix="the one before is taken")
         except CheckpointError as error:
