@@ -69,6 +69,9 @@ def test_the_last_tokens_alone_are_those_of_the_whole_block(place):
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     for count in (1, 2, 5):
         torch.testing.assert_close(block.last(x, count), whole(x).y[:, -count:], rtol=1e-12, atol=1e-12)
+    reading = ResidualBlock(block.layer, None, cross=SoftmaxAttention(6, context_dim=4)).double()
+    with pytest.raises(ArgumentError, match="last: found a cross layer"):
+        reading.last(x, 1)
 
 
 @pytest.mark.parametrize("place", ["pre", "post"])

@@ -88,11 +88,14 @@ class ResidualBlock(nn.Module):
     def last(self, x: Tensor, count: int) -> Tensor:
         """``(B, T, D)`` to ``(B, count, D)``: the last ``count`` tokens of a block that attends to itself.
 
-        The layer takes a context: all tokens of ``x``, normed as those that read them are. There is no ``cross``.
+        The layer takes a context: all tokens of ``x``, normed as those that read them are. Raises
+        :class:`ArgumentError` for a block with ``cross``.
         """
-        source = self._normed(self.layer_norm, x, None)
-        mixed = self.layer(source[:, -count:], context=source).y
-        return self._widened(self._added(self.layer_norm, x[:, -count:], mixed, None), None)
+        if self.cross is not None:
+            raise ArgumentError("residual block: last: found a cross layer, expected a block that reads x alone")
+        source, first = self._normed(self.layer_norm, x, None), x.shape[1] - count
+        mixed = self.layer(source[:, first:], context=source).y
+        return self._widened(self._added(self.layer_norm, x[:, first:], mixed, None), None)
 
     def _widened(self, x: Tensor, real: Tensor | None) -> Tensor:
         if self.feed_forward is None or self.feed_forward_norm is None:
