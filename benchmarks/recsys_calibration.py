@@ -34,7 +34,7 @@ def main() -> None:
         model = experiment.model.build(splits)
         for seed in report.seeds:
             tensors, _ = load_model(path.parent / f"seed-{seed}", fix="train again")
-            model.load_state_dict(tensors)
+            model.load_state_dict(experiment.model.renamed(tensors))
             held, test = (predict_logits(model, part)[:, 0] for part in (splits.validation, splits.test))
             fitted = calibrate(splits.validation.labels[:, 0].numpy(), held, "temperature")
             labels = splits.test.labels[:, 0].numpy()

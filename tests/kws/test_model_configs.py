@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import pytest
@@ -77,3 +78,16 @@ def test_labels_that_repeat_are_refused() -> None:
 def test_unknown_config_field_is_refused() -> None:
     with pytest.raises(ArgumentError, match="depht"):
         config_from_json({"kind": "lmuformer", "depht": 2})
+
+
+@pytest.mark.parametrize("name", ["softmax-ahead", "gtrxl"])
+def test_names_of_release_0_1_are_those_of_the_residual_block_today(name):
+    config = CONFIGS[name]
+    now = config.make(BINS, LABELS).state_dict()
+    before = {re.sub(r"^(blocks\.\d+)\.mixer\.(layer_(?=norm))?", r"\1.", name): t for name, t in now.items()}
+    assert {"blocks.0.norm.running_mean", "blocks.0.ffn.widen.bias", "head.bias"} <= before.keys()
+    assert any(name.startswith("blocks.0.layer.") for name in before)
+    for stored in (before, now):
+        found = config.renamed(stored)
+        assert found.keys() == now.keys()
+        assert all(found[name] is now[name] for name in now)

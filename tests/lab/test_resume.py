@@ -12,6 +12,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from manyheads.lab.data.storage import load_model, load_tensors, save_tensors
 from manyheads.lab.training import checkpoint
 from manyheads.lab.training.checkpoint import load_latest, save_checkpoint
 from manyheads.lab.training.experiment import Budget
-from manyheads.lab.training.loop import fit_supervised
+from manyheads.lab.training.loop import fit_supervised, latest_of_all
 
 from .toy import ToyData, ToyModel, toy
 
@@ -123,6 +124,16 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(("theirs", "expected"), [(3, 3), (2, 2), (-1, None)])
+def test_processes_resume_from_the_newest_checkpoint_that_all_have(tmp_path, theirs, expected):
+    """The other process has none after step ``theirs``."""
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.tensor([step])}, {"seed": 1, "position": {"step": step}})
+    two = SimpleNamespace(all_gather=lambda own: torch.stack([own, torch.tensor(theirs)]))
+    found = latest_of_all(tmp_path, {"seed": 1}, two)
+    assert (None if found is None else found[0]["x"].item()) == expected
+
+
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"a": torch.full((3,), float(step))}, {"step": step})
@@ -181,13 +192,14 @@ def test_tensors_keep_dtype_and_shape(tmp_path):
 SCRIPT = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 from tests.lab.toy import ToyModel, toy
 from manyheads.lab.training.experiment import Budget
 from manyheads.lab.data.storage import load_model, load_tensors, save_tensors
-from manyheads.lab.training.loop import fit_supervised
+from manyheads.lab.training.loop import fit_supervised, latest_of_all
 experiment = toy(model=ToyModel(dropout=0.0), budget=Budget(epochs=2, batch_size=4, precision="64-true"))
 fit_supervised(experiment, 1, Path({folder!r}), progress=False)
 """

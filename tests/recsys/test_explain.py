@@ -75,7 +75,7 @@ def test_a_map_is_the_mean_of_the_softmax_that_the_layers_compute(name, rows):
 
     for layer in made.layers:
         if "autoint" in name or name == "vanilla":
-            part = layer if "autoint" in name else layer.attention
+            part = layer if "autoint" in name else layer.layer
             part.query.register_forward_hook(catch)
             part.key.register_forward_hook(catch)
         else:

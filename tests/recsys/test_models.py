@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -254,32 +255,57 @@ def test_heterogeneous_layers_with_equal_weights_are_the_vanilla_layer():
     vanilla = lively(config_of("vanilla", {"layers": 1, "prune": False}).make(layout)).eval()
     other = lively(config_of("heterogeneous", {"layers": 1, "prune": False}).make(layout)).eval()
     own = {k: v for k, v in vanilla.state_dict().items() if not k.startswith("layers.")}
-    a, layer, wanted = "layers.0.attention.", vanilla.state_dict(), other.state_dict()
+    a, layer, wanted = "layers.0.layer.", vanilla.state_dict(), other.state_dict()
     shared = {
         "query": layer[f"{a}query.weight"],
         "key_value": torch.cat([layer[f"{a}key.weight"], layer[f"{a}value.weight"]]),
         "output": layer[f"{a}output.weight"],
-        "inner": layer["layers.0.inner.weight"],
-        "outer": layer["layers.0.outer.weight"],
+        "inner": layer["layers.0.feed_forward.up.weight"],
+        "outer": layer["layers.0.feed_forward.down.weight"],
     }
     biases = {
         "query": layer[f"{a}query.bias"],
         "key_value": torch.cat([layer[f"{a}key.bias"], layer[f"{a}value.bias"]]),
         "output": layer[f"{a}output.bias"],
-        "inner": layer["layers.0.inner.bias"],
-        "outer": layer["layers.0.outer.bias"],
+        "inner": layer["layers.0.feed_forward.up.bias"],
+        "outer": layer["layers.0.feed_forward.down.bias"],
     }
     tokens = layout.tokens + 1
     for key in shared:
         own[f"layers.0.{key}.weight"] = shared[key].expand(tokens, -1, -1)
         own[f"layers.0.{key}.bias"] = biases[key].expand(tokens, -1)
-    for norm in ("norm", "inner_norm"):
+    for norm, ours in (("norm", "layer_norm"), ("inner_norm", "feed_forward_norm")):
         for part in ("weight", "bias"):
-            own[f"layers.0.{norm}.{part}"] = layer[f"layers.0.{norm}.{part}"]
+            own[f"layers.0.{norm}.{part}"] = layer[f"layers.0.{ours}.{part}"]
     assert own.keys() == wanted.keys()
     other.load_state_dict(own)
     ids, numbers = batch(layout)
     torch.testing.assert_close(other(ids, numbers), vanilla(ids, numbers), rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_release_0_1_are_those_of_the_residual_block_today():
+    made = config_of("vanilla", {"layers": 2})
+    now = made.make(small()).state_dict()
+    before = {}
+    for name, tensor in now.items():
+        old = name
+        for today, then in (
+            ("feed_forward.up", "inner"),
+            ("feed_forward.down", "outer"),
+            ("feed_forward_norm", "inner_norm"),
+            ("layer_norm", "norm"),
+            ("layer", "attention"),
+        ):
+            old = re.sub(rf"^(layers\.\d+)\.{today}\.", rf"\1.{then}.", old)
+        before[old] = tensor
+    assert {"layers.0.norm.weight", "layers.1.attention.key.bias", "layers.1.inner_norm.bias"} <= before.keys()
+    assert {"layers.0.inner.weight", "layers.1.outer.bias", "norm.weight"} <= before.keys()
+    for stored in (before, now):
+        found = made.renamed(stored)
+        assert found.keys() == now.keys()
+        assert all(found[name] is now[name] for name in now)
+    hiformer = config_of("hiformer").make(small()).state_dict()
+    assert config_of("hiformer").renamed(hiformer).keys() == hiformer.keys()
 
 
 def test_vanilla_layers_do_not_know_which_field_a_value_is_of_unless_told():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
-from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from manyheads.core.errors import ArgumentError, MissingPackageError
 from manyheads.lab.cli.command import run_commands
 from manyheads.lab.cli.experiments import experiment_commands
+from manyheads.lab.data.storage import load_model
+from manyheads.lab.training.loop import check_choice, whole_batches
 from manyheads.recsys import domain
+from manyheads.recsys.distributed.placement import check_supported
 
 from .test_processes import HERE, compare, python, torchrun
 
@@ -40,6 +43,19 @@ def test_sharded_tables_end_with_the_weights_of_one_process(case, sharded):
     assert [h["step"] for h in ours] == [h["step"] for h in alone]
     for a, b in zip(ours, alone, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-6)
+
+
+@needs_torchrec
+def test_a_broken_run_goes_on_from_the_last_checkpoint_that_all_processes_have(sharded):
+    """The second process lacks the checkpoint of the last epoch, which is trained again, to the same bits."""
+    kept = [sorted(p.name for p in (sharded / "resumed" / "checkpoints" / f"process-{n}").iterdir()) for n in (0, 1)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 2
+    whole, resumed = (load_model(sharded / name, fix="")[0] for name in ("tower", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    lines = [(sharded / name / "metrics.jsonl").read_text() for name in ("tower", "resumed")]
+    assert lines[0] == lines[1]
 
 
 @needs_torchrec
@@ -111,13 +127,17 @@ def test_the_recipe_is_that_of_the_requirements_file():
         (lambda e: replace(e, budget=replace(e.budget, batch_size=511)), "batch_size: found 511, expected a multiple"),
     ],
 )
-def test_what_sharded_training_cannot_do_is_refused(change, said, monkeypatch):
-    from manyheads.recsys.distributed import training as sharded_train
+def test_what_sharded_training_cannot_do_is_refused(change, said):
     from manyheads.recsys.training.experiments import experiments
 
     experiment = next(e for e in experiments() if e.name == "adult-lr")
-    monkeypatch.setattr(sharded_train.dist, "get_world_size", lambda: 2)
-    check = partial(sharded_train.check_supported, splits=experiment.data.open())
+    splits, two = experiment.data.open(), SimpleNamespace(world_size=2)
+
+    def check(experiment):
+        check_choice(experiment.budget, splits.validation)
+        whole_batches(splits.train, experiment.budget, two)
+        check_supported(experiment)
+
     check(experiment)
     with pytest.raises(ArgumentError, match=said):
         check(change(experiment))

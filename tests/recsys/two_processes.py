@@ -7,6 +7,7 @@ each case together; the first writes it into a folder of its name.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from manyheads.lab.training.experiment import Budget, Experiment, Splits
@@ -21,8 +23,8 @@ from manyheads.lab.training.loop import fit_supervised
 from manyheads.lab.training.optimisers import Optimiser
 from manyheads.recsys.datasets.splits import prepare
 from manyheads.recsys.datasets.synthetic import Synthetic
+from manyheads.recsys.distributed.placement import ShardedPlacement
 from manyheads.recsys.distributed.sharded_tables import process_group, torchrec
-from manyheads.recsys.distributed.training import fit_sharded
 from manyheads.recsys.features.spec import infer_spec
 from manyheads.recsys.features.tables import split_rows
 from manyheads.recsys.models import config_of
@@ -90,7 +92,14 @@ def main(rank, engine, folder, port):
     if engine == "sharded":
         with process_group():
             for case, experiment in cases().items():
-                fit_sharded(experiment, 1, folder / case, progress=False, row_wise_from=30)
+                fit_supervised(experiment, 1, folder / case, progress=False, placement=ShardedPlacement(30))
+            # broken off in its last epoch, before the second process had written its checkpoint
+            if rank == 1:
+                shutil.copytree(folder / "tower", folder / "resumed")
+                (folder / "resumed" / "model.safetensors").unlink()
+                max((folder / "resumed").glob("checkpoints/process-1/*")).unlink()
+            dist.barrier()
+            fit_supervised(cases()["tower"], 1, folder / "resumed", progress=False, placement=ShardedPlacement(30))
     else:
         for case, experiment in cases().items():
             fit_supervised(experiment, 1, folder / case, progress=False)

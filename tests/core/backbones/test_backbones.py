@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from manyheads.core.backbones.language_model import LanguageModel
 from manyheads.core.backbones.sequence_encoder import SequenceEncoder
 from manyheads.core.backbones.stack import build_stack
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.decomposition import DecompositionBlock, SeasonalNorm, SeriesDecomposition
 from manyheads.core.blocks.distilling import Distilling
 from manyheads.core.blocks.embeddings import (
@@ -55,6 +57,41 @@ def test_a_residual_block_is_its_equations(place):
     for norm, part in zip(norms, parts, strict=True):
         y = y + part(normed(y, norm)) if place == "pre" else normed(y + part(y), norm)
     torch.testing.assert_close(block(x, context=context).y, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_the_last_tokens_alone_are_those_of_the_whole_block(place):
+    torch.manual_seed(0)
+    whole = ResidualBlock(SoftmaxAttention(6, heads=2), FeedForward(6, 11), norm=place).double()
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter)
+    block = ResidualBlock(SoftmaxAttention(6, heads=2, context_dim=6), FeedForward(6, 11), norm=place).double()
+    block.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    for count in (1, 2, 5):
+        torch.testing.assert_close(block.last(x, count), whole(x).y[:, -count:], rtol=1e-12, atol=1e-12)
+    reading = ResidualBlock(block.layer, None, cross=SoftmaxAttention(6, context_dim=4)).double()
+    with pytest.raises(ArgumentError, match="last: found a cross layer"):
+        reading.last(x, 1)
+
+
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_batch_norms_of_a_block_read_real_tokens_only(place):
+    torch.manual_seed(0)
+    norms = {"norm": place, "make_norm": SequenceBatchNorm}
+    block = ResidualBlock(SoftmaxAttention(6, heads=2, causal=True), FeedForward(6, 11), **norms).double()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    real = torch.arange(7) < torch.tensor([[7], [4]])
+    other = torch.where(real.unsqueeze(2), x, 1e3 * torch.randn_like(x))
+    runs = []
+    for given in (x, other):
+        one = copy.deepcopy(block)
+        y = one(given.requires_grad_(), mask=Mask(padding=real)).y[real]
+        y.square().sum().backward()
+        runs.append((y, one.layer_norm.running_mean, one.feed_forward_norm.running_var, given.grad[real]))
+        assert (given.grad[~real] == 0).all()
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.arguments import checked_constructor
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
         feed_forward: G, any module from ``(…, D)`` to ``(…, D)``; None for none.
         cross: C, a layer that reads a context; None for none.
         norm: "pre" or "post", the place of the norms.
-        make_norm: makes a norm of width D; layer norm by default.
+        make_norm: makes a norm of width D; layer norm by default. A ``SequenceBatchNorm`` takes one grid axis.
         dropout: share of the outputs of F, C and G that is set to 0 in training.
 
     Raises:
@@ -84,19 +85,41 @@ class ResidualBlock(nn.Module):
     ) -> LayerOutput:
         """Run the block; ``cross`` reads the context, or the layer does if there is no ``cross``."""
         own = None if self.cross is not None else context
-        out = self.layer(self._before(self.layer_norm, x), state, context=own, mask=mask)
-        x = self._after(self.layer_norm, x, out.y)
+        real = None if mask is None else mask.padding
+        out = self.layer(self._normed(self.layer_norm, x, real), state, context=own, mask=mask)
+        x = self._added(self.layer_norm, x, out.y, real)
         if self.cross is not None and self.cross_norm is not None:
-            real = None if mask is None or mask.padding is None else Mask(padding=mask.padding)
-            read = self.cross(self._before(self.cross_norm, x), context=context, mask=real)
-            x = self._after(self.cross_norm, x, read.y)
-        if self.feed_forward is not None and self.feed_forward_norm is not None:
-            x = self._after(self.feed_forward_norm, x, self.feed_forward(self._before(self.feed_forward_norm, x)))
-        return LayerOutput(x, out.state, out.aux)
+            padded = None if real is None else Mask(padding=real)
+            read = self.cross(self._normed(self.cross_norm, x, real), context=context, mask=padded)
+            x = self._added(self.cross_norm, x, read.y, real)
+        return LayerOutput(self._widened(x, real), out.state, out.aux)
 
-    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if self.pre else x
+    def last(self, x: Tensor, count: int) -> Tensor:
+        """``(B, T, D)`` to ``(B, count, D)``: the last ``count`` tokens of a block that attends to itself.
 
-    def _after(self, norm: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        The layer takes a context: all tokens of ``x``, normed as those that read them are. Raises
+        :class:`ArgumentError` for a block with ``cross``.
+        """
+        if self.cross is not None:
+            raise ArgumentError("residual block: last: found a cross layer, expected a block that reads x alone")
+        source, first = self._normed(self.layer_norm, x, None), x.shape[1] - count
+        mixed = self.layer(source[:, first:], context=source).y
+        return self._widened(self._added(self.layer_norm, x[:, first:], mixed, None), None)
+
+    def _widened(self, x: Tensor, real: Tensor | None) -> Tensor:
+        if self.feed_forward is None or self.feed_forward_norm is None:
+            return x
+        y = self.feed_forward(self._normed(self.feed_forward_norm, x, real))
+        return self._added(self.feed_forward_norm, x, y, real)
+
+    def _normed(self, norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+        return _over_real(norm, x, real) if self.pre else x
+
+    def _added(self, norm: nn.Module, x: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
         added = x + self.dropout(y)
-        return added if self.pre else norm(added)
+        return added if self.pre else _over_real(norm, added, real)
+
+
+def _over_real(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+    """``norm(x)``; of a batch norm with the statistics of the real tokens."""
+    return norm(x, real) if isinstance(norm, SequenceBatchNorm) else norm(x)

@@ -39,12 +39,18 @@ def remove_checkpoints(folder: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def load_latest(folder: Path, *, expect: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Load the newest intact checkpoint: tensors and metadata, or None. A warning names each damaged file.
+def load_latest(
+    folder: Path, *, expect: Mapping[str, Any], until: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Load the newest intact checkpoint, of step ``until`` at most: tensors and metadata, or None.
+
+    A warning names each damaged file.
 
     Raises :class:`CheckpointError` if the metadata differ from ``expect``: the checkpoint of another experiment.
     """
     for path in _newest_first(folder):
+        if until is not None and int(path.stem.removeprefix("step-")) > until:
+            continue
         try:
             tensors, metadata = load_tensors(path, kind=KIND, fix="the one before is taken")
         except CheckpointError as error:

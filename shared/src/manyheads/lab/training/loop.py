@@ -30,6 +30,7 @@ from manyheads.lab.progress import progress as show_progress
 from manyheads.lab.training import checkpoint
 from manyheads.lab.training.averaging import place_in_mean, take_in
 from manyheads.lab.training.experiment import Budget, Experiment, Part
+from manyheads.lab.training.placement import Placement
 from manyheads.lab.training.report import SeedResult
 from manyheads.lab.training.schedule import epochs_without_gain, rate_factor, set_learning_rate
 
@@ -61,16 +62,18 @@ def fit_supervised(
     resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
+    placement: Placement | None = None,
 ) -> SeedResult:
     """Train one seed and return the test metrics of the weights that ``budget.keep`` selects.
 
-    Without a ``folder`` nothing is written.
+    Without a ``folder`` nothing is written. ``placement`` puts the model on several processes; by default each has a
+    copy.
 
     Raises:
         ArgumentError: the train part has less than one batch, or ``budget.keep`` needs an absent validation part.
     """
-    model, result = train_model(experiment, seed, folder, resume=resume, progress=progress, tensorboard=tensorboard)
-    del model
+    options = {"resume": resume, "progress": progress, "tensorboard": tensorboard}
+    _, result = train_model(experiment, seed, folder, **options, placement=placement)
     return result
 
 
@@ -82,13 +85,14 @@ def train_model(
     resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
+    placement: Placement | None = None,
 ) -> tuple[nn.Module, SeedResult]:
     """Train one seed and return the model as well as the result; see :func:`fit_supervised`.
 
     A lock lets threads train one after another, as they share the global random generators.
     """
     with _TRAINING_LOCK, _random_state_restored():
-        return _train_model(experiment, seed, folder, resume, progress, tensorboard)
+        return _train_model(experiment, seed, folder, resume, progress, tensorboard, placement or Placement())
 
 
 @contextmanager
@@ -104,41 +108,51 @@ def _random_state_restored() -> Generator[None]:
 
 
 def _train_model(
-    experiment: Experiment, seed: int, folder: Path | None, resume: bool, progress: bool, tensorboard: bool
+    experiment: Experiment,
+    seed: int,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+    tensorboard: bool,
+    placement: Placement,
 ) -> tuple[nn.Module, SeedResult]:
     before = time.process_time()
     budget = experiment.budget
-    fabric = launch(budget)
+    fabric = launch(budget, placement.accelerator)
     seed_everything(seed)
     splits = experiment.data.open()
     check_choice(budget, splits.validation)
     raw_model = experiment.model.build(splits)
-    model, optimiser = fabric.setup(raw_model, experiment.optimiser.make(raw_model))
+    parameters = sum(p.numel() for p in raw_model.parameters())
+    model, optimiser = placement.setup(fabric, raw_model, experiment)
     order, position = torch.Generator().manual_seed(seed), Position()
-    best = {name: tensor.clone() for name, tensor in raw_model.state_dict().items()}
+    best = {name: tensor.clone() for name, tensor in placement.tensors(raw_model).items()}
     identity = {"experiment": experiment.hash if folder else "", "seed": seed}
-    checkpoints = None if folder is None else folder / "checkpoints"
-    if checkpoints is not None and not resume and fabric.is_global_zero:
+    checkpoints, writes = None if folder is None else folder / "checkpoints", fabric.is_global_zero
+    if placement.parted and checkpoints is not None:
+        checkpoints, writes = checkpoints / f"process-{fabric.global_rank}", True
+        identity["process"] = f"{fabric.global_rank} of {fabric.world_size}"
+    if checkpoints is not None and not resume and writes:
         checkpoint.remove_checkpoints(checkpoints)
-    if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
+    if checkpoints is not None and resume and (found := latest_of_all(checkpoints, identity, fabric)):
         tensors, metadata = found
-        raw_model.load_state_dict(_without_prefix("model.", tensors))
+        placement.load(raw_model, _without_prefix("model.", tensors))
         best = _without_prefix("best.", tensors)
         checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
         checkpoint.restore_random_states(order, tensors, metadata["random"])
         position = Position(**metadata["position"])
 
     def save(start_of_order: Tensor) -> None:
-        if checkpoints is None or not fabric.is_global_zero:
+        if checkpoints is None or not writes:
             return
         tensors, groups = checkpoint.optimiser_tensors(optimiser.optimizer)
         states, others = checkpoint.random_states(order)
         states["random.order"] = start_of_order
-        tensors |= states | _with_prefix("model.", raw_model.state_dict()) | _with_prefix("best.", best)
+        tensors |= states | _with_prefix("model.", placement.tensors(raw_model)) | _with_prefix("best.", best)
         stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
         checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
 
-    batches = _whole_batches(splits.train, budget, fabric)
+    batches = whole_batches(splits.train, budget, fabric)
     steps = min(batches * budget.epochs, budget.max_steps or batches * budget.epochs)
     log = _event_writer(folder, tensorboard and fabric.is_global_zero)
     name = f"{experiment.name}, seed {seed}"
@@ -163,13 +177,16 @@ def _train_model(
                 position.batch += 1
                 position.step += 1
                 if budget.keep == "mean" and (count := place_in_mean(position.step, steps)) > 0:
-                    take_in(best, raw_model.state_dict(), count)
+                    take_in(best, placement.tensors(raw_model), count)
                 if budget.checkpoint_every and position.step % budget.checkpoint_every == 0:
                     position.running_loss = _mean_of_ranks(loss_sum, fabric)
                     save(start_of_order)
                     loss_sum.fill_(position.running_loss)
             train_loss = _mean_of_ranks(loss_sum, fabric) / max(position.batch, 1)
-            _end_epoch(experiment, position, model, splits.validation, order, fabric, best, raw_model, train_loss)
+            _end_epoch(experiment, position, model, splits.validation, order, fabric, train_loss)
+            if budget.keep == "last" or (budget.keep == "best" and position.bad_epochs == 0):
+                for part, tensor in placement.tensors(raw_model).items():
+                    best[part].copy_(tensor)
             if folder is not None and fabric.is_global_zero:
                 lines = "".join(json.dumps(line) + "\n" for line in position.history)
                 write_atomically(folder / "metrics.jsonl", lines.encode())
@@ -178,14 +195,14 @@ def _train_model(
             if advance is not None:
                 advance(f"epoch {position.epoch}, {_progress_line(experiment.objective, position.history[-1])}")
 
-    raw_model.load_state_dict(best)
+    placement.load(raw_model, best)
     raw_model.eval()
     with torch.no_grad():
         metrics = experiment.objective.metrics(raw_model, splits.test)
-    parameters = sum(p.numel() for p in raw_model.parameters())
+    whole = placement.whole(raw_model)
     if folder is not None and fabric.is_global_zero:
         described = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}
-        save_model(folder, raw_model.state_dict(), described, splits.facts.get("files"))
+        save_model(folder, whole, described, splits.facts.get("files"))
         if (after := getattr(experiment.objective, "after", None)) is not None:
             after(raw_model, splits, folder)
     fabric.barrier()
@@ -199,8 +216,6 @@ def _end_epoch(
     validation: Part,
     order: torch.Generator,
     fabric: Fabric,
-    best: dict[str, Tensor],
-    raw_model: nn.Module,
     train_loss: float,
 ) -> None:
     """Validate, record the epoch, copy the weights to keep into ``best``, and decide whether training ends."""
@@ -218,9 +233,6 @@ def _end_epoch(
     if better:
         position.best_loss = loss
     position.bad_epochs = 0 if better else position.bad_epochs + 1
-    if experiment.budget.keep == "last" or (better and experiment.budget.keep == "best"):
-        for name, tensor in raw_model.state_dict().items():
-            best[name].copy_(tensor)
     patience = experiment.budget.patience
     position.finished = (
         position.epoch >= experiment.budget.epochs
@@ -251,17 +263,35 @@ def validation_loss(
     return total.item() / count if count else math.inf
 
 
-def launch(budget: Budget) -> Fabric:
-    """Return Fabric, launched for this process: alone, or one of several under ``torchrun``."""
+def launch(budget: Budget, accelerator: str | None = None) -> Fabric:
+    """Return Fabric, launched for this process: alone, or one of several under ``torchrun``.
+
+    ``accelerator`` is that of Fabric; by default a GPU if there is one.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = accelerator or ("cuda" if torch.cuda.is_available() else "cpu")
     strategy = "ddp" if budget.strategy == "auto" and world > 1 else budget.strategy
     fabric = Fabric(
         accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, precision=budget.precision
     )
     fabric.launch()
     return fabric
+
+
+def latest_of_all(
+    folder: Path, identity: dict[str, Any], fabric: Fabric
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Load the newest checkpoint that every process has; a killed process may be one checkpoint behind."""
+    until = None
+    while True:
+        found = checkpoint.load_latest(folder, expect=identity, until=until)
+        own = -1 if found is None else int(found[1]["position"]["step"])
+        steps = fabric.all_gather(torch.tensor(own))
+        assert isinstance(steps, Tensor)
+        if bool((steps == own).all()):
+            return found
+        until = int(steps.min())
 
 
 def seed_everything(seed: int) -> None:
@@ -300,7 +330,11 @@ def _epoch(train: Any, order: torch.Generator, size: int, skip: int, fabric: Fab
     return (train.batch(chosen[fabric.global_rank :: fabric.world_size]) for chosen in batches)
 
 
-def _whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
+def whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
+    """Return the steps of an epoch.
+
+    Raises :class:`ArgumentError` if there is none, or if the processes cannot share a batch equally.
+    """
     if budget.batch_size % fabric.world_size:
         raise ArgumentError(
             f"batch_size: found {budget.batch_size}, expected a multiple of the {fabric.world_size} processes"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,10 +137,6 @@ RECIPE = Optimiser("adam", 0.005, schedule="halving")
 BUDGET = Budget(epochs=10, batch_size=32, patience=3)
 
 
-# training seeds the random generator of torch, which all threads share
-_one_training = threading.Lock()
-
-
 def fit_gradient(
     history: History,
     horizons: Sequence[int],
@@ -161,7 +156,6 @@ def fit_gradient(
         data = HistoryWindows(history, look_back, horizon)
         model = LinearModel(form, individual)
         experiment = Experiment(f"{form}-{horizon}", data, model, SquaredError(), optimiser, budget)
-        with _one_training:
-            module, _ = train_model(experiment, seed, None, progress=False)
+        module, _ = train_model(experiment, seed, None, progress=False)
         fitted[horizon] = as_fitted(module, look_back, horizon)
     return fitted

@@ -1,13 +1,14 @@
-"""What LMUFormer is compared with: a small residual convolutional network, and one round any layer of the core.
+"""What LMUFormer is compared with: a small residual convolutional network, and one around any layer of the core.
 
 ``ResidualCNN``: a stem, then blocks ``relu(x + N(conv(relu(N(conv(x))))))`` of kernel 3 whose dilation doubles from
-block to block, all causal. ``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` round a layer by
+block to block, all causal. ``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` around a layer by
 name, such as ``softmax`` with a window, the control for the Legendre memory. The stem is that of LMUFormer. Neither
 spikes, unless the layer does, whose own batch norms are not folded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.causal_convolution import CausalConvolution
+from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer
 from manyheads.core.mask import Mask
@@ -24,7 +26,7 @@ from manyheads.core.registry import find_layer, list_layers
 from manyheads.core.state import State
 from manyheads.kws.models.mixer import FeedForward
 from manyheads.kws.models.network import NetworkConfig, Passage, Product, step_macs
-from manyheads.kws.models.sites import ChannelAffine, affine_of, fold_norm, normalise
+from manyheads.kws.models.sites import ChannelAffine, add_to, affine_of, fold_norm, normalise
 from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 
@@ -58,7 +60,7 @@ class ResidualCNNConfig(NetworkConfig):
         return ResidualCNN(self, bins, labels)
 
 
-class ResidualBlock(Stage):
+class ConvolutionBlock(Stage):
     """``relu(x + N(conv(relu(N(conv(x))))))``."""
 
     def __init__(self, name: str, channels: int, dilation: int) -> None:
@@ -99,13 +101,15 @@ class ResidualCNN(Staged):
                 f"residual-cnn: found depth {config.depth} and {config.channels} channels, expected 1 or more"
             )
         self.stem = _stem(config, bins)
-        self.blocks = nn.ModuleList(ResidualBlock(f"block{n + 1}", config.channels, 2**n) for n in range(config.depth))
+        self.blocks = nn.ModuleList(
+            ConvolutionBlock(f"block{n + 1}", config.channels, 2**n) for n in range(config.depth)
+        )
         self.add_head(config.channels, dropout=config.dropout)
 
 
 @dataclass(frozen=True)
 class LayerNetworkConfig(NetworkConfig):
-    """A network round any strictly causal layer of the core whose state does not grow."""
+    """A network around any strictly causal layer of the core whose state does not grow."""
 
     kind: ClassVar[str] = "layer"
 
@@ -129,36 +133,43 @@ class LayerNetworkConfig(NetworkConfig):
     def make(self, bins: int, labels: Sequence[str]) -> LayerNetwork:
         return LayerNetwork(self, bins, labels)
 
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # release 0.1 had norm and layer in the block itself
+        new = {"norm": "mixer.layer_norm", "layer": "mixer.layer"}
+        old = re.compile(r"^(blocks\.\d+)\.(norm|layer)\.")
+        return {old.sub(lambda m: f"{m[1]}.{new[m[2]]}.", name): tensor for name, tensor in tensors.items()}
+
 
 class LayerBlock(Stage):
-    """``x += layer(N(x)); x += ffn(x)``."""
+    """A residual block with batch norm around the layer, then the feed-forward network of LMUFormer beside a residual
+    path; its norms stand after its products."""
 
     def __init__(self, prefix: str, layer: Layer, channels: int, ratio: int) -> None:
         super().__init__()
-        self.prefix, self.layer = prefix, layer
-        self.norm: nn.Module = SequenceBatchNorm(channels)
+        self.prefix = prefix
+        self.mixer = ResidualBlock(layer, None, make_norm=SequenceBatchNorm)
         self.ffn = FeedForward(prefix, channels, ratio * channels, spiking=False)
 
     def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        return self.layer.init_state(batch, device=device, dtype=dtype)
+        return self.mixer.init_state(batch, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
         real = passage.real(x.shape[1], delay, rate)
-        out = self.layer(normalise(self.norm, x, real), state, mask=None if real is None else Mask(padding=real))
-        for name, value in out.aux.items():
+        x, state, aux = self.mixer(x, state, mask=None if real is None else Mask(padding=real))
+        for name, value in aux.items():
             if name.startswith("spike_rate"):
                 passage.rates[f"{self.prefix}{name}"] = value
-        x = x + out.y
         y, _ = self.ffn(x, ((), ()), passage, delay, rate)
-        return x + y, out.state
+        return add_to(x, y), state
 
     def products(self) -> list[Product]:
-        flops = self.layer.info.flops(self.layer.config, (1,))
-        return [Product(f"{self.prefix}{self.layer.info.name}", round(flops / 2), None), *self.ffn.products()]
+        layer = self.mixer.layer
+        flops = layer.info.flops(layer.config, (1,))
+        return [Product(f"{self.prefix}{layer.info.name}", round(flops / 2), None), *self.ffn.products()]
 
     def fold(self) -> None:
-        if isinstance(self.norm, SequenceBatchNorm):
-            self.norm = ChannelAffine(*affine_of(self.norm))
+        if isinstance(self.mixer.layer_norm, SequenceBatchNorm):
+            self.mixer.layer_norm = ChannelAffine(*affine_of(self.mixer.layer_norm))
         self.ffn.fold()
 
 

@@ -14,7 +14,7 @@ Axes: B batch, T frames, M bins, C labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -114,6 +114,10 @@ class NetworkConfig:
     def build(self, splits: Splits) -> Network:
         """The network for some data, whose facts name ``bins`` and ``labels``."""
         return self.make(int(splits.facts["bins"]), tuple(splits.facts["labels"]))
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a saved network under the names of this version."""
+        return dict(tensors)
 
     def to_json(self) -> dict[str, Any]:
         """``{"kind": …, field: value}``; :func:`manyheads.kws.models.config_from_json` reads it."""

@@ -64,8 +64,9 @@ def read_spotter(
     rule_changes = {name: changes.pop(name) for name in [f.name for f in fields(Rule)] if name in changes}
     try:
         features = from_json(Features, header["features"])
-        network = config_from_json(header["model"]).make(features.bins, found)
-        network.load_state_dict(checked_tensors(tensors, network.state_dict()))
+        config = config_from_json(header["model"])
+        network = config.make(features.bins, found)
+        network.load_state_dict(checked_tensors(config.renamed(tensors), network.state_dict()))
         stored: dict[str, Any] = {
             "tau": float(header["tau"]),
             "surround": from_json(Surround, header["surround"]),

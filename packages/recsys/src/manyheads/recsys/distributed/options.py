@@ -16,7 +16,7 @@ class RecommenderOptions(TrainOptions):
     """Options of ``manyheads recsys train``."""
 
     sharded: bool = False
-    """Under torchrun with TorchRec: the embedding tables are cut over the processes; a broken run starts again."""
+    """Under torchrun with TorchRec: the embedding tables are cut over the processes."""
     row_wise_from: int = 100_000
     """With --sharded: tables with so many rows or more are cut by rows, smaller ones lie on one process each."""
 
@@ -25,9 +25,10 @@ class RecommenderOptions(TrainOptions):
 
     @contextmanager
     def _sharded(self) -> Generator[Fit]:
+        from manyheads.lab.training.loop import fit_supervised
+        from manyheads.recsys.distributed.placement import ShardedPlacement
         from manyheads.recsys.distributed.sharded_tables import process_group, torchrec
-        from manyheads.recsys.distributed.training import fit_sharded
 
         torchrec()
         with process_group():
-            yield partial(fit_sharded, row_wise_from=self.row_wise_from)
+            yield partial(fit_supervised, placement=ShardedPlacement(self.row_wise_from))

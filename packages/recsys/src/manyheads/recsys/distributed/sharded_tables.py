@@ -177,12 +177,12 @@ def shard(model: nn.Module, *, row_wise_from: int = ROW_WISE_FROM) -> nn.Module:
     return parallel
 
 
-def gathered(model: nn.Module, parallel: nn.Module) -> dict[str, Tensor]:
+def gathered(model: nn.Module) -> dict[str, Tensor]:
     """The weights under the names that they have in one process, on the first rank; all ranks have to call.
 
-    ``model`` is what :func:`shard` was given, ``parallel`` what it gave. The other ranks get the copied part only.
+    ``model`` is what :func:`shard` was given. The other ranks get the copied part only.
     """
-    state = {name: value for name, value in parallel.state_dict().items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = {name: value for name, value in state.items() if ".collection." not in name}
     for path, module in model.named_modules():
         if isinstance(module, ShardedTables) and (table := module.gathered()) is not None:

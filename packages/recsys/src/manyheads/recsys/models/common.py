@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,6 +40,10 @@ class Config:
         if self.dim < 1:
             raise ArgumentError(f"{type(self).module.__name__}: dim: found {self.dim}, expected 1 or more")
         return type(self).module(layout, self)
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a saved model under the names of this version."""
+        return dict(tensors)
 
     def tokens(self, layout: Layout) -> FieldTokens:
         return FieldTokens(

@@ -3,20 +3,23 @@
     X = [e_1 … e_T, t_1 … t_K],   layers,   logit_k = w_k . LayerNorm(X)_{T + k} + b_k   (+ tower(concat e)_k)
 
 One learned token a task is added to the fields' and read by its head. As only these tokens feed a head, the last layer
-computes their rows alone, exactly and with the parameters of these rows only. The layers with weights of their own for
-each field come from ``manyheads.core``; the vanilla one has the same block with weights shared by the fields.
+computes their rows alone, exactly and with the parameters of these rows only. All layers come from ``manyheads.core``:
+those with weights of their own for each field, and the residual block, whose weights all fields share (vanilla).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.field_linear import FieldLinear
+from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
 from manyheads.core.layers.softmax import SoftmaxAttention
@@ -26,30 +29,6 @@ from manyheads.recsys.models.common import Config, Tower
 from manyheads.recsys.models.global_batch import Dropout
 
 LayerName = Literal["vanilla", "heterogeneous", "hiformer"]
-
-
-class VanillaLayer(nn.Module):
-    """A pre-norm Transformer layer whose weights all fields share; ``last`` computes the last ``queries`` rows only."""
-
-    def __init__(self, dim: int, *, heads: int, expansion: int, queries: int) -> None:
-        super().__init__()
-        self.queries = queries
-        self.norm = nn.LayerNorm(dim)
-        self.attention = SoftmaxAttention(dim, heads=heads, bias=True, context_dim=dim)
-        self.inner_norm = nn.LayerNorm(dim)
-        self.inner = nn.Linear(dim, expansion * dim)
-        self.outer = nn.Linear(expansion * dim, dim)
-
-    def last(self, x: Tensor) -> Tensor:
-        """``(B, T, D)`` -> ``(B, queries, D)``."""
-        normed = self.norm(x)
-        rows = x[:, -self.queries :] + self.attention(normed[:, -self.queries :], context=normed).y
-        return rows + self.outer(functional.gelu(self.inner(self.inner_norm(rows))))
-
-    def weights(self, x: Tensor) -> Tensor:
-        """What :meth:`last` attends to, ``(B, H, queries, T)``."""
-        normed = self.norm(x)
-        return mixing_matrix(self.attention, normed[:, -self.queries :], context=normed)
 
 
 class FieldTransformer(nn.Module):
@@ -73,9 +52,8 @@ class FieldTransformer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(total, dim)) if config.positions else None
         self.dropout = Dropout(config.dropout)
         pruned = tasks if config.prune and not self.flat else total
-        self.layers = nn.ModuleList(
-            _layer(config, total, pruned if index == config.layers - 1 else total) for index in range(config.layers)
-        )
+        self.queries = [*[total] * (config.layers - 1), pruned]
+        self.layers = nn.ModuleList(_layer(config, total, queries) for queries in self.queries)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(total * dim, tasks) if self.flat else FieldLinear(tasks, dim, 1)
         self.tower = None
@@ -86,8 +64,8 @@ class FieldTransformer(nn.Module):
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         fields = self.tokens(ids, numbers)
         x = self._sequence(fields)
-        for layer in self.layers:
-            x = layer.last(x)  # ty: ignore[not-callable]
+        for layer, queries in zip(self.layers, self.queries, strict=True):
+            x = _last(layer, x, queries)
         if self.task_tokens is None:
             logits = self.head(self.norm(x).flatten(1))
         else:
@@ -97,9 +75,9 @@ class FieldTransformer(nn.Module):
     def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
         """What each layer attends to, ``(B, H, Q, T + K)``: Q is K, the task tokens' rows, in a pruned layer."""
         x, found = self._sequence(self.tokens(ids, numbers)), []
-        for layer in self.layers:
-            found.append(layer.weights(x) if isinstance(layer, VanillaLayer) else mixing_matrix(layer, x))  # ty: ignore[invalid-argument-type]
-            x = layer.last(x)  # ty: ignore[not-callable]
+        for layer, queries in zip(self.layers, self.queries, strict=True):
+            found.append(_weights(layer, x, queries))
+            x = _last(layer, x, queries)
         return found
 
     def _sequence(self, fields: Tensor) -> Tensor:
@@ -112,14 +90,31 @@ class FieldTransformer(nn.Module):
         return self.dropout(x)
 
 
-def _layer(config: TransformerConfig, tokens: int, queries: int) -> nn.Module:
+def _layer(config: TransformerConfig, tokens: int, queries: int) -> ResidualBlock | Heterogeneous | Hiformer:
+    dim, heads = config.dim, config.heads
     if config.layer == "vanilla":
-        return VanillaLayer(config.dim, heads=config.heads, expansion=config.expansion, queries=queries)
+        attention = SoftmaxAttention(dim, heads=heads, bias=True, context_dim=dim)
+        return ResidualBlock(attention, FeedForward(dim, config.expansion * dim))
     if config.layer == "heterogeneous":
-        return Heterogeneous(config.dim, fields=tokens, heads=config.heads, expansion=config.expansion, queries=queries)
-    return Hiformer(
-        config.dim, fields=tokens, rank=config.rank, heads=config.heads, expansion=config.expansion, queries=queries
-    )
+        return Heterogeneous(dim, fields=tokens, heads=heads, expansion=config.expansion, queries=queries)
+    return Hiformer(dim, fields=tokens, rank=config.rank, heads=heads, expansion=config.expansion, queries=queries)
+
+
+def _last(layer: nn.Module, x: Tensor, queries: int) -> Tensor:
+    """``(B, T, D)`` -> ``(B, queries, D)``."""
+    if isinstance(layer, ResidualBlock):
+        return layer.last(x, queries)
+    assert isinstance(layer, Heterogeneous | Hiformer)
+    return layer.last(x)
+
+
+def _weights(layer: nn.Module, x: Tensor, queries: int) -> Tensor:
+    """Attention weights of the last ``queries`` rows, ``(B, H, queries, T)``."""
+    if isinstance(layer, ResidualBlock):
+        normed = layer.layer_norm(x)
+        return mixing_matrix(layer.layer, normed[:, -queries:], context=normed)
+    assert isinstance(layer, Heterogeneous | Hiformer)
+    return mixing_matrix(layer, x)
 
 
 @dataclass(frozen=True)
@@ -147,3 +142,19 @@ class TransformerConfig(Config):
     tower_dropout: float = 0.2
     batch_norm: bool = True
     module = FieldTransformer
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.layer != "vanilla":
+            return dict(tensors)
+        old = re.compile(rf"^(layers\.\d+)\.({'|'.join(_NEW_NAMES)})\.")
+        return {old.sub(lambda m: f"{m[1]}.{_NEW_NAMES[m[2]]}.", name): tensor for name, tensor in tensors.items()}
+
+
+# of what release 0.1 had in its own vanilla layer
+_NEW_NAMES = {
+    "norm": "layer_norm",
+    "attention": "layer",
+    "inner_norm": "feed_forward_norm",
+    "inner": "feed_forward.up",
+    "outer": "feed_forward.down",
+}

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.layers.hiformer import Hiformer
 from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Tower
-from manyheads.recsys.models.transformer import FieldTransformer, VanillaLayer
+from manyheads.recsys.models.transformer import FieldTransformer
 from manyheads.recsys.serving.projections import Composite, Rowwise, State, affine, constant
 from manyheads.recsys.serving.tokens import SomeTokens, choose
 
@@ -31,16 +32,20 @@ from manyheads.recsys.serving.tokens import SomeTokens, choose
 class ServedLayer(nn.Module):
     """A layer of the transformer over ``[candidate's, request's]`` tokens."""
 
-    def __init__(self, layer: Any, order: list[int], candidates: int, dim: int) -> None:
+    def __init__(self, layer: Any, order: list[int], candidates: int, dim: int, queries: int) -> None:
         super().__init__()
         if isinstance(layer, Hiformer):
             self.project: Composite | Rowwise = Composite(layer, order, candidates)
         else:
-            self.project = Rowwise(layer, order, candidates, dim)
-        self.queries, self.tokens, self.dim = int(layer.queries), len(order), dim
-        own = not isinstance(layer, VanillaLayer)
-        rows = order if self.queries == len(order) else list(range(self.queries))
-        output = layer.attention.output if isinstance(layer, VanillaLayer) else layer.output
+            self.project = Rowwise(layer, order, candidates, dim, queries)
+        self.queries, self.tokens, self.dim = queries, len(order), dim
+        own = not isinstance(layer, ResidualBlock)
+        rows = order if queries == len(order) else list(range(queries))
+        if own:
+            output, norm, inner, outer = layer.output, layer.inner_norm, layer.inner, layer.outer
+        else:
+            output, norm = layer.layer.output, layer.feed_forward_norm
+            inner, outer = layer.feed_forward.up, layer.feed_forward.down
 
         def parts(module: Any) -> tuple[Tensor, Tensor]:
             weight, bias = module.weight.detach(), module.bias.detach()
@@ -48,12 +53,12 @@ class ServedLayer(nn.Module):
 
         weight, bias = parts(output)
         self.output, self.output_bias = constant(weight.mT), constant(bias)
-        weight, bias = parts(layer.inner)
-        gain, shift = layer.inner_norm.weight.detach(), layer.inner_norm.bias.detach()
+        weight, bias = parts(inner)
+        gain, shift = norm.weight.detach(), norm.bias.detach()
         extra = weight @ shift
         self.inner = constant((weight * gain).mT)
         self.inner_bias = constant(bias + (extra.unsqueeze(1) if own else extra))
-        weight, bias = parts(layer.outer)
+        weight, bias = parts(outer)
         self.outer, self.outer_bias = constant(weight.mT), constant(bias)
 
     def forward(self, x: Tensor, normed: Tensor, state: State) -> Tensor:
@@ -91,8 +96,8 @@ class ServedTransformer(nn.Module):
         self.task_tokens = None if network.task_tokens is None else constant(network.task_tokens.unsqueeze(1))
         self.positions = None if network.positions is None else constant(network.positions[order].unsqueeze(1))
         self.layers = nn.ModuleList(
-            ServedLayer(layer, order, len(order) if index else self.count, self.dim)
-            for index, layer in enumerate(network.layers)
+            ServedLayer(layer, order, len(order) if index else self.count, self.dim, queries)
+            for index, (layer, queries) in enumerate(zip(network.layers, network.queries, strict=True))
         )
         self.flat = network.task_tokens is None
         gain, shift = network.norm.weight.detach(), network.norm.bias.detach()

@@ -11,11 +11,14 @@ multiplied, by the order of their columns, and nothing is transposed. The norm's
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.layers.hiformer import Heterogeneous, Hiformer
-from manyheads.recsys.models.transformer import VanillaLayer
+from manyheads.core.layers.softmax import SoftmaxAttention
 
 State = tuple[Tensor, ...]
 
@@ -94,24 +97,29 @@ class Composite(nn.Module):
 class Rowwise(nn.Module):
     """Each token by a matrix of its own, ``(T, D, O)``, or all by one, ``(D, O)``."""
 
-    def __init__(self, layer: Heterogeneous | VanillaLayer, order: list[int], candidates: int, dim: int) -> None:
+    def __init__(
+        self, layer: Heterogeneous | ResidualBlock, order: list[int], candidates: int, dim: int, queries: int
+    ) -> None:
         super().__init__()
         self.own = isinstance(layer, Heterogeneous)
-        gain, shift = layer.norm.weight.detach(), layer.norm.bias.detach()
+        norm: Any = layer.norm if isinstance(layer, Heterogeneous) else layer.layer_norm
+        gain, shift = norm.weight.detach(), norm.bias.detach()
         tokens = self.tokens = len(order)
         self.dim = dim
         if isinstance(layer, Heterogeneous):
             self.heads = layer.heads
-            rows = order if layer.queries == tokens else list(range(layer.queries))
+            rows = order if queries == tokens else list(range(queries))
             query = layer.query.weight.detach()[rows], layer.query.bias.detach()[rows].unsqueeze(1)
             both = layer.key_value.weight.detach()[order], layer.key_value.bias.detach()[order].unsqueeze(1)
         else:
-            self.heads = layer.attention.heads
-            query = layer.attention.query.weight.detach(), layer.attention.query.bias.detach()
-            names = (layer.attention.key, layer.attention.value)
+            attention = layer.layer
+            assert isinstance(attention, SoftmaxAttention)
+            self.heads = attention.heads
+            query = attention.query.weight.detach(), attention.query.bias.detach()
+            names = (attention.key, attention.value)
             both = tuple(torch.cat([getattr(m, part).detach() for m in names]) for part in ("weight", "bias"))
-        self.queries, self.candidates = layer.queries, candidates
-        self.asked = max(0, layer.queries - (tokens - candidates))  # queries among the candidates' tokens
+        self.queries, self.candidates = queries, candidates
+        self.asked = max(0, queries - (tokens - candidates))  # queries among the candidates' tokens
         scale = (dim // self.heads) ** -0.5
         parts = []
         for (weight, bias), factor in ((query, scale), (both, 1.0)):

@@ -63,7 +63,7 @@ def load(folder: Path, build: type[Recommender]) -> Recommender:
         encoder, labels, rows = Encoder.load(folder), Labels.load(folder), fitted_rows.load(folder)
         config = config_from(dict(header.get("experiment", {})).get("model", {}))
         network = config.make(encoder.layout(labels.tasks))
-        network.load_state_dict(checked_tensors(tensors, network.state_dict()))
+        network.load_state_dict(checked_tensors(config.renamed(tensors), network.state_dict()))
         stored = about.get("calibration") or [{} for _ in labels.tasks]
         calibrations = [Calibration.from_dict(values) for values in stored]
         if len(calibrations) != len(labels.tasks):
