@@ -136,9 +136,9 @@ def warped_triangles(features: Features, factor: float) -> Tensor:
     top = lines[-1]
     knee = 0.8 * top * min(1.0, 1.0 / factor)
     beyond = knee * factor + (lines - knee) * (top - knee * factor) / (top - knee)
-    where = torch.where(lines <= knee, lines * factor, beyond).clamp(0, float(top))
-    left = where.floor().long().clamp_max(len(lines) - 2)
-    return torch.lerp(plain[:, left], plain[:, left + 1], (where - left).unsqueeze(0))
+    position = torch.where(lines <= knee, lines * factor, beyond).clamp(0, float(top))
+    left = position.floor().long().clamp_max(len(lines) - 2)
+    return torch.lerp(plain[:, left], plain[:, left + 1], (position - left).unsqueeze(0))
 
 
 def warped_filterbanks(features: Features, largest: float) -> Tensor:

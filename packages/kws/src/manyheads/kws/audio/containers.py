@@ -90,6 +90,7 @@ def check_container(path: Path) -> Container:
 
 
 def _chunks(path: Path, stream: BinaryIO, size: int, order: Literal["little", "big"], aiff: bool) -> Container:
+    """Find the chunk of samples in a WAV or AIFF file and check its size. Raises :class:`DataError`."""
     at, long = 12, None
     for _ in range(MOST_CHUNKS):
         stream.seek(at)
@@ -109,7 +110,12 @@ def _chunks(path: Path, stream: BinaryIO, size: int, order: Literal["little", "b
 def _samples(
     path: Path, stream: BinaryIO, size: int, order: Literal["little", "big"], aiff: bool, at: int, length: int
 ) -> Container:
+    """Check the size of the chunk of samples, which begins at byte ``at``, against the size of the file.
+
+    Raises :class:`DataError` for a truncated file, and for bytes after the samples that are no chunks.
+    """
     there = size - at
+    # The size is plausible: only whole chunks may follow.
     if length <= there and (length or there <= 0 or _are_chunks(stream, at, size, order)):
         after = at + length + length % 2
         if not _are_chunks(stream, after, size, order):
@@ -123,6 +129,7 @@ def _samples(
         return Container(length=length - 8 - int.from_bytes(stream.read(4), "big"))
     if length and length < UNKNOWN:
         raise DataError(f"{path} is truncated: found {there} bytes of samples, its header promises {length}")
+    # The size is 0 or a placeholder: read to the end of the file, with the true sizes filled in.
     if aiff:
         raise DataError(f"{path}: found no length in its header, expected one: write it again with another program")
     stream.seek(0)
@@ -148,6 +155,7 @@ def _are_chunks(stream: BinaryIO, at: int, size: int, order: Literal["little", "
 
 
 def _au(path: Path, head: bytes, size: int) -> Container:
+    """Check the length in the header of an AU file. Raises :class:`DataError`."""
     start, length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
     if length == 0xFFFFFFFF:
         return Container(notes=("no length in its header: read to the end of the file",))

@@ -70,7 +70,7 @@ def read_sound(path: str | Path, sample_rate: int | None = None) -> Sound:
         container = check_container(path)
         with path.open("rb") as stream:
             source = stream.fileno() if container.content is None else io.BytesIO(container.content)
-            with contextlib.nullcontext() if container.known else _without_remarks():
+            with contextlib.nullcontext() if container.known else _quiet_stderr():
                 samples, rate, notes = _decoded(source, container, path)
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).strip().rstrip(".")
@@ -116,7 +116,7 @@ def _decoded(source: int | io.BytesIO, container: Container, path: Path) -> tupl
 
 
 @contextlib.contextmanager
-def _without_remarks() -> Generator[None]:
+def _quiet_stderr() -> Generator[None]:
     """Silence the messages of the MP3 decoder, which writes to file descriptor 2 directly."""
     sys.stderr.flush()
     kept = os.dup(2)

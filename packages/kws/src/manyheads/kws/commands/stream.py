@@ -62,7 +62,7 @@ def stream(
     from manyheads.kws.commands.evaluate import open_spotter, rejection_said
     from manyheads.kws.evaluation.det_curve import judge
     from manyheads.kws.streaming.sources import check_chunk, chunks_of
-    from manyheads.kws.streaming.sources import microphone as hear_microphone
+    from manyheads.kws.streaming.sources import microphone as open_microphone
 
     check_suffix("plot", plot, PICTURES)
     check_chunk(chunk)
@@ -82,30 +82,30 @@ def stream(
             samples = samples[: round(seconds * chosen.sample_rate)]
         source = chunks_of(samples, chosen.sample_rate, chunk, paced=paced)
     else:
-        source = hear_microphone(chosen.sample_rate, chunk, device)
+        source = open_microphone(chosen.sample_rate, chunk, device)
     for note in notes:
         print(f"{file}: {note}", file=sys.stderr)
     detections: list[Detection] = []
     kept: list[tuple[Any, Any]] = []
-    heard = 0
+    received = 0
     with rejection_said():
         try:
             for piece in source:
                 found, tracks = chosen.hear(piece)
-                heard += len(piece)
+                received += len(piece)
                 for detection in found:
                     say(str(detection))
                 detections += found
                 if plot is not None:
                     kept.append((piece, tracks[0]))
-                if seconds is not None and heard >= seconds * chosen.sample_rate:
+                if seconds is not None and received >= seconds * chosen.sample_rate:
                     break
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
         for detection in (last := chosen.finish()):
             say(str(detection))
         detections += last
-    duration = heard / chosen.sample_rate
+    duration = received / chosen.sample_rate
     document: dict[str, Any] = {
         "spotter": str(chosen.trained.get("file", "")),
         "seconds": duration,
@@ -172,7 +172,7 @@ def compose(
     tape = make(chosen, sample_rate, snr=snr, noise=noise, seed=seed)
     sound, truth = write_tape(tape, out)
     document = {"recording": str(sound), "truth": str(truth), "seconds": tape.seconds, "words": len(tape.spoken)}
-    return Outcome(document, f"{sound}: {len(tape.spoken)} words in {tape.seconds:.1f} s; what is said: {truth}")
+    return Outcome(document, f"{sound}: {len(tape.spoken)} words in {tape.seconds:.1f} s; words and times: {truth}")
 
 
 def _draw(

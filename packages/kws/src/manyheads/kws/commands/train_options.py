@@ -28,9 +28,9 @@ class SpotterOptions(TrainOptions):
         if self.out is not None and written:
             write_atomically(self.out, written[0].read_bytes())
         more: dict[str, Any] = {"spotters": [str(path) for path in written]}
-        said = f"spotter: {self.out or written[0]}" if written else "no spotter: the experiment is not about clips"
+        line = f"spotter: {self.out or written[0]}" if written else "no spotter: the experiment is not about clips"
         others = f" (seed {report.seeds[0]}; the other seeds' lie beside it)" if len(written) > 1 else ""
-        lines = [said + others]
+        lines = [line + others]
         if "accuracy" in report.mean:
             right, clips = report.mean["accuracy"] / 100 * report.mean["clips"], report.mean["clips"]
             more["accuracy_interval"] = [100 * bound for bound in wilson(right, clips)]

@@ -54,7 +54,7 @@ def rate_text(events: int, hours: float) -> str:
     Without events: ``0 in 5.6 minutes: below 32 an hour (95 %)``.
     """
     low, high = poisson_rate(events, hours)
-    heard = f"{events} in {60 * hours:.1f} minutes"
+    count = f"{events} in {60 * hours:.1f} minutes"
     if events == 0:
-        return f"{heard}: below {high:.3g} an hour (95 %)"
-    return f"{heard}: {events / hours:.3g} an hour (95 %: {low:.3g} to {high:.3g})"
+        return f"{count}: below {high:.3g} an hour (95 %)"
+    return f"{count}: {events / hours:.3g} an hour (95 %: {low:.3g} to {high:.3g})"

@@ -17,8 +17,8 @@ EXCERPT = 24.0
 def write_report(found: Evaluation, path: Path) -> Path:
     """Write the HTML report and return its path."""
     spotter, clips = found.spotter, found.clips
-    where = ", ".join(f"{key} {value}" for key, value in spotter.trained.items() if value != "")
-    page = HtmlReport(f"Keyword spotter on {found.name}", f"{len(spotter.labels)} labels. {where}.")
+    facts = ", ".join(f"{key} {value}" for key, value in spotter.trained.items() if value != "")
+    page = HtmlReport(f"Keyword spotter on {found.name}", f"{len(spotter.labels)} labels. {facts}.")
     page.text(
         f"{clips.accuracy_text}; clips taken as independent. {spotter.network.parameter_count:,} parameters, "
         f"look-ahead {spotter.lookahead_seconds:g} s, an output every {1000 * spotter.step_seconds:g} ms."

@@ -76,8 +76,8 @@ def timeline(
         colour = colours.get(found.label, "black")
         judged = colour if verdict is None else CORRECT if verdict == RIGHT else WRONG
         wave.axvline(found.time, color=judged, linewidth=1.2 if verdict is None else 1.8)
-        said = found.label if verdict in (None, RIGHT) else f"{found.label}\n{verdict}"
-        wave.text(found.time, -1.08 * top, said, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
+        text = found.label if verdict in (None, RIGHT) else f"{found.label}\n{verdict}"
+        wave.text(found.time, -1.08 * top, text, ha="center", va="top", fontsize=8, color=judged, fontweight="bold")
         score.plot([found.time], [found.score], marker="v", color=colour, markersize=6, clip_on=False, zorder=3)
     wave.set(ylim=(-1.7 * top, 1.45 * top), yticks=[], ylabel="spoken / detected" if truth else "detected")
     for index, label in enumerate(labels):

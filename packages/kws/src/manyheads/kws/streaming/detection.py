@@ -65,8 +65,8 @@ class Detection:
     stream: int = 0
 
     def __str__(self) -> str:
-        where = f"stream {self.stream}  " if self.stream else ""
-        return f"{where}{self.time:9.2f} s  {self.label:<12}  {self.score:.2f}"
+        prefix = f"stream {self.stream}  " if self.stream else ""
+        return f"{prefix}{self.time:9.2f} s  {self.label:<12}  {self.score:.2f}"
 
 
 class SmoothState(NamedTuple):
@@ -120,7 +120,7 @@ class Trigger:
 
     def reset(self) -> None:
         # First step that may detect again.
-        self._quiet_until = 0
+        self._first_allowed = 0
         # Label of the last detection, as long as its score has not fallen below the threshold.
         self._held: int | None = None
 
@@ -145,9 +145,9 @@ class Trigger:
             if not high[offset]:
                 continue
             step, label = first + offset, self.keywords[best[offset]]
-            if step >= self._quiet_until and label != self._held:
+            if step >= self._first_allowed and label != self._held:
                 events.append(Event(step, label, float(scores[offset, label])))
-                self._quiet_until, self._held = step + self.refractory, label
+                self._first_allowed, self._held = step + self.refractory, label
         return events
 
 

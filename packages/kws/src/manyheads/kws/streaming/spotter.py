@@ -75,8 +75,8 @@ class KeywordSpotter:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.log_mel = LogMel(features).to(self.device)
         self.running_mean = RunningMean(tau).to(self.device)
-        silent = tuple(label for label in network.labels if label.startswith("_"))
-        self.rule = rule or Rule(background=silent)
+        unreported = tuple(label for label in network.labels if label.startswith("_"))
+        self.rule = rule or Rule(background=unreported)
 
     @classmethod
     def from_network(cls, network: Network, features: Features, **others: Any) -> KeywordSpotter:
@@ -167,15 +167,15 @@ class KeywordSpotter:
         Raises :class:`ArgumentError` for a stream that does not exist.
         """
         if streams is None:
-            self._groups = [Group(list(range(self.streams)), self._fresh(self.streams))]
-            self._triggers, self._came_in = self.triggers(self.streams), [0] * self.streams
+            self._groups = [Group(list(range(self.streams)), self._initial_state(self.streams))]
+            self._triggers, self._received = self.triggers(self.streams), [0] * self.streams
             return
         rows = [streams] if isinstance(streams, int) else sorted(set(streams))
         for row in rows:
             if not 0 <= row < self.streams:
                 raise ArgumentError(f"streams: found {row}, expected 0 to {self.streams - 1}")
             self._triggers[row].reset()
-            self._came_in[row] = 0
+            self._received[row] = 0
         # Take the reset rows out of their groups; they form a new group, because their hop boundaries differ.
         groups = []
         for group in self._groups:
@@ -183,7 +183,7 @@ class KeywordSpotter:
             if kept:
                 state = states.select(group.state, torch.tensor(kept, device=self.device))
                 groups.append(Group([group.rows[index] for index in kept], state))
-        self._groups = [*groups, Group(rows, self._fresh(len(rows)))] if rows else groups
+        self._groups = [*groups, Group(rows, self._initial_state(len(rows)))] if rows else groups
 
     def stream(self, chunk: Any, sample_rate: int | None = None) -> list[Detection]:
         """Process the next chunk of every stream and return its detections in the order of time.
@@ -199,13 +199,13 @@ class KeywordSpotter:
         Warns :class:`RejectionWarning` once if the network has no label for other sounds.
         """
         self._warn()
-        return self._listen(self._samples(chunk, sample_rate), None)
+        return self._process(self._samples(chunk, sample_rate), None)
 
     def hear(self, chunk: Any, sample_rate: int | None = None) -> tuple[list[Detection], list[Heard]]:
         """Process the next chunk like :meth:`stream`; also return the scores of each stream."""
         self._warn()
         parts: list[list[Heard]] = [[] for _ in range(self.streams)]
-        detections = self._listen(self._samples(chunk, sample_rate), parts)
+        detections = self._process(self._samples(chunk, sample_rate), parts)
         return detections, [joined(row) for row in parts]
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ class KeywordSpotter:
         detections: list[Detection] = []
         for group in self._groups:
             frames = background(group.state.background, self._quiet(len(group.rows), count))
-            detections += self._follow(group, frames, group.state.samples, None)
+            detections += self._process_frames(group, frames, group.state.samples, None)
         self.reset()
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
@@ -230,8 +230,8 @@ class KeywordSpotter:
         :meth:`stream`.
         """
         self._warn()
-        alone = self._alone()
-        return alone._listen(alone._samples(samples, sample_rate), None) + alone.finish()
+        single = self._single_stream()
+        return single._process(single._samples(samples, sample_rate), None) + single.finish()
 
     def detect_file(self, path: str | Path) -> list[Detection]:
         """Return all detections in a sound file. Other sample rates are resampled and channels averaged.
@@ -244,8 +244,8 @@ class KeywordSpotter:
 
     def scores(self, samples: Any, sample_rate: int | None = None) -> Heard:
         """Return the scores of a recording ``(N,)`` as a separate stream; those of :meth:`stream` are not affected."""
-        alone, parts = self._alone(), [[]]
-        alone._listen(alone._samples(samples, sample_rate), parts)
+        single, parts = self._single_stream(), [[]]
+        single._process(single._samples(samples, sample_rate), parts)
         return joined(parts[0])
 
     @torch.no_grad()
@@ -310,20 +310,20 @@ class KeywordSpotter:
         return sum(states.nbytes(group.state) for group in self._groups)
 
     @torch.no_grad()
-    def _listen(self, samples: Tensor, keep: list[list[Heard]] | None) -> list[Detection]:
+    def _process(self, samples: Tensor, keep: list[list[Heard]] | None) -> list[Detection]:
         self._merge()
         # Count the samples first: the latency of a detection depends on the whole chunk.
-        self._came_in = [count + samples.shape[1] for count in self._came_in]
+        self._received = [count + samples.shape[1] for count in self._received]
         detections: list[Detection] = []
         for piece in samples.split(int(PIECE * self.sample_rate), 1) if samples.shape[1] else (samples,):
             for group in self._groups:
                 # Samples to log-mel frames; the background tracks them before the running mean is subtracted.
                 frames, sample_state = self.log_mel(piece[group.rows], group.state.samples)
                 group.state = group.state._replace(background=follow(frames, group.state.background))
-                detections += self._follow(group, frames, sample_state, keep)
+                detections += self._process_frames(group, frames, sample_state, keep)
         return sorted(detections, key=lambda found: (found.time, found.stream))
 
-    def _follow(
+    def _process_frames(
         self, group: Group, frames: Tensor, samples: SampleState, keep: list[list[Heard]] | None
     ) -> list[Detection]:
         """Return the detections in the next frames ``(B, T, M)`` of a group, and advance its state."""
@@ -351,12 +351,12 @@ class KeywordSpotter:
         return detections
 
     def _detect(self, row: int, scores: np.ndarray, first: int) -> list[Detection]:
-        came_in = self._came_in[row] / self.sample_rate
+        received = self._received[row] / self.sample_rate
         events = self._triggers[row](scores, first)
         # Frames added by finish() lie after the end of the stream: their detections get the time of the end.
-        times = [min(self.time_of(event.step), came_in) for event in events]
+        times = [min(self.time_of(event.step), received) for event in events]
         return [
-            Detection(self.labels[event.label], time, event.score, came_in - time, row)
+            Detection(self.labels[event.label], time, event.score, received - time, row)
             for event, time in zip(events, times, strict=True)
         ]
 
@@ -366,7 +366,7 @@ class KeywordSpotter:
         return self.log_mel.log_mel(lines).expand(batch, count, -1)
 
     @torch.no_grad()
-    def _fresh(self, streams: int) -> StreamState:
+    def _initial_state(self, streams: int) -> StreamState:
         """Return the state after the quiet frames before a clip, in whole steps of the network, as in training."""
         at: dict[str, Any] = {"device": self.device}
         lead = self._quiet(streams, self.surround.lead // self.network.stride * self.network.stride)
@@ -380,7 +380,7 @@ class KeywordSpotter:
             self._smoother.init_state(streams, len(self.labels), **at, dtype=self.dtype),
         )
 
-    def _alone(self) -> KeywordSpotter:
+    def _single_stream(self) -> KeywordSpotter:
         """Return a spotter with the same network and rule, and one fresh stream."""
         return KeywordSpotter(self.network, self.features, tau=self.tau, rule=self.rule, surround=self.surround)
 

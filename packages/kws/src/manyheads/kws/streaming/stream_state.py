@@ -108,6 +108,6 @@ def samples_of(
         raise ArgumentError(f"chunk: found {array.dtype}, expected floats in [-1, 1], int16 or int32")
     largest = float(np.abs(array).max(initial=0.0))
     if not largest <= LOUDEST:
-        said = f"a sample of {largest:g}" if np.isfinite(largest) else "a sample that is not finite"
-        raise ArgumentError(f"chunk: found {said}, expected floats in [-1, 1] (or an array of int16)")
+        reason = f"a sample of {largest:g}" if np.isfinite(largest) else "a sample that is not finite"
+        raise ArgumentError(f"chunk: found {reason}, expected floats in [-1, 1] (or an array of int16)")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)

@@ -242,7 +242,7 @@ def splits_of(
     )
 
     def part(split: str, augmentation: Augmentation | None) -> ClipPart:
-        chosen = torch.tensor([i for i, (_, where) in enumerate(found) if where == split], dtype=torch.long)
+        chosen = torch.tensor([i for i, (_, name) in enumerate(found) if name == split], dtype=torch.long)
         chosen = chosen.repeat_interleave(often[chosen]) if split == "train" else chosen
         return ClipPart(spectra, chosen, targets, labels, front, augmentation, words or labels)
 
