@@ -37,8 +37,9 @@ from manyheads.recsys.serving.tokens import SomeTokens, choose
 class ServedLayer(nn.Module):
     """One transformer layer over the tokens in serving order.
 
-    ``R = X + concat_h(softmax(Q_h K_h' / sqrt(E)) V_h) O + b,  Y = R + W2 GELU(W1 LayerNorm(R))``, with weights per field
-    (heterogeneous, Hiformer) or shared by the fields (vanilla).
+        R = X + concat_h(softmax(Q_h K_h' / sqrt(E)) V_h) O + b,   Y = R + W2 GELU(W1 LayerNorm(R))
+
+    O, W1 and W2 are weights per field (heterogeneous, Hiformer) or shared by the fields (vanilla).
 
     Args:
         layer: a trained ``VanillaLayer``, ``Heterogeneous`` or ``Hiformer``.
@@ -64,7 +65,7 @@ class ServedLayer(nn.Module):
             weight, bias = module.weight.detach(), module.bias.detach()
             return (weight[rows], bias[rows].unsqueeze(1)) if per_field else (weight, bias)
 
-        # Output projection O and the second linear layer W2 of the feed-forward part: no norm before them, as they are.
+        # O follows no norm: nothing is folded into it.
         weight, bias = weight_and_bias(output)
         self.output, self.output_bias = constant(weight.mT), constant(bias)
 
@@ -75,6 +76,7 @@ class ServedLayer(nn.Module):
         self.inner = constant((weight * gain).mT)
         self.inner_bias = constant(bias + (folded_shift.unsqueeze(1) if per_field else folded_shift))
 
+        # W2 follows GELU: nothing is folded into it.
         weight, bias = weight_and_bias(layer.outer)
         self.outer, self.outer_bias = constant(weight.mT), constant(bias)
 
@@ -180,7 +182,13 @@ class ServedTransformer(nn.Module):
         return state
 
     def candidates(self, state: State, ids: Tensor, numbers: Tensor) -> Tensor:
-        """Return logits ``(B, K)`` from the request's state and ids and numbers of the other fields, ``(B, .)`` each."""
+        """Return logits ``(B, K)``.
+
+        Args:
+            state: the result of :meth:`request`.
+            ids: id columns of the other fields, ``(B, .)``.
+            numbers: numeric columns of the other fields, ``(B, .)``.
+        """
         # X_candidate = fields + positions; the tower reads the fields without positions.
         fields = self.candidate_tokens(ids, numbers)
         own = fields if self.positions is None else fields + self.positions[: self.count]
@@ -189,7 +197,8 @@ class ServedTransformer(nn.Module):
         tower_in_state = self.tower is not None and self.request_tokens is not None
         first = state[1 : len(state) - tower_in_state]
 
-        # X = [X_candidate; X_request], the request's rows repeated. The first layer projects the candidate's tokens only.
+        # X = [X_candidate; X_request], the request's rows repeated for every candidate. The first layer projects the
+        # candidate's tokens only.
         x = torch.cat([own, state[0].expand(-1, own.shape[1], -1)]) if state else own
         for index, layer in enumerate(self.layers):
             x = layer(x, standardised(own if index == 0 else x, self.dim), first if index == 0 else ())
