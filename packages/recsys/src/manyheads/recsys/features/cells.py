@@ -1,4 +1,4 @@
-"""Read cells, one by one or an array of one type, as one of the families of values; tell what is wrong with others."""
+"""Read cells, one by one or as an array of one type, as one family of values; describe cells that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ import pandas as pd
 
 Family = Literal["text", "integer", "number", "boolean", "time", "list"]
 Unit = Literal["s", "ms", "us", "ns"]
-MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # texts that tables write for "not known"
+# texts that stand for a missing value
+MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")
 NANOSECONDS: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 SECONDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-EXACT = 2**53  # whole numbers from here on may share one float64
-_WHOLE = 2**128  # what a whole number may not reach
-LOGGED = (631_152_000, 2_524_608_000)  # seconds since 1970 of the years 1990 to 2050: what a log of events holds
+# from here on, several whole numbers share one float64
+EXACT = 2**53
+# exclusive limit of whole numbers
+_WHOLE = 2**128
+# the years 1990 to 2050 in seconds since 1970: plausible times of an event log
+LOGGED = (631_152_000, 2_524_608_000)
 _EARLIEST = pd.Timestamp("1678-01-01", tz="UTC").value
 _LATEST = pd.Timestamp("2262-01-01", tz="UTC").value
 _ISO = re.compile(
@@ -40,9 +44,11 @@ EXPECTED: dict[Family, str] = {
 
 
 class Read(NamedTuple):
-    """Values in one plain form: objects that are str for text, int64 (objects that are int where one does not fit) for
-    whole numbers and booleans, float64 for numbers, nanoseconds since 1970 as int64 for times, objects that are lists
-    of str for lists."""
+    """Values of one family in one plain form.
+
+    Text: objects (str). Whole numbers and booleans: int64, or objects (int) if one does not fit. Numbers: float64.
+    Times: nanoseconds since 1970, int64. Lists: objects (lists of str).
+    """
 
     values: np.ndarray
     missing: np.ndarray  # bool
@@ -52,7 +58,7 @@ class Read(NamedTuple):
 def read_cells(
     cells: np.ndarray, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s", missing: np.ndarray | None = None
 ) -> Read:
-    """As :func:`read`, of an array: of one type, or of objects."""
+    """Read an array of one type, or of objects, as ``family``; see :func:`manyheads.recsys.features.columns.read`."""
     if missing is None:
         missing = np.asarray(pd.isna(cells), bool)
     if cells.dtype.kind == "m":
@@ -81,7 +87,7 @@ def read_cells(
 
 
 def complaint(place: str, cell: Any, family: Family, unit: Unit = "s", fix: str = "") -> str:
-    """What is wrong with a cell, in one line."""
+    """Return one line that says what is wrong with a cell."""
     expected = EXPECTED[family]
     number = isinstance(cell, numbers.Real) and not isinstance(cell, bool | np.bool_)
     if family == "time" and number:
@@ -95,7 +101,7 @@ def complaint(place: str, cell: Any, family: Family, unit: Unit = "s", fix: str 
 
 
 def shown(value: object) -> str:
-    """A value in at most 40 characters, however long or deep it is."""
+    """Return a value as text of at most 40 characters."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"a whole number of {value.bit_length()} bits"
     text = str(value) if isinstance(value, float | int | np.number) else _SHORT.repr(value)
@@ -104,7 +110,7 @@ def shown(value: object) -> str:
 
 
 def objects(cells: Sequence[Any]) -> np.ndarray:
-    """An array of objects, also of lists of one length."""
+    """Return an array of objects, also for lists of equal length."""
     found = np.empty(len(cells), object)
     for number, cell in enumerate(cells):
         found[number] = cell
@@ -113,7 +119,8 @@ def objects(cells: Sequence[Any]) -> np.ndarray:
 
 def _one_by_one(cells: np.ndarray, family: Family, marks: tuple[str, ...], unit: Unit, missing: np.ndarray) -> Read:
     spans = [n for n, cell in enumerate(cells) if isinstance(cell, datetime.timedelta | np.timedelta64)]
-    if spans:  # numbers of seconds
+    # durations are read as seconds
+    if spans:
         cells = cells.copy()
         for number in spans:
             cells[number] = pd.Timedelta(cells[number]).total_seconds()
@@ -175,7 +182,7 @@ def _list(cell: Any) -> list[str]:
 
 
 def _element(value: Any) -> list[str]:
-    """One value of a list as text, none where it is missing. 1 and 1.0 are the same."""
+    """Return one value of a list as text, in a list that is empty if it is missing. 1 and 1.0 are equal."""
     if value is None or value is pd.NA or value is pd.NaT or value == "":
         return []
     if isinstance(value, str | uuid.UUID):
@@ -219,7 +226,8 @@ def _times(cells: np.ndarray, marks: tuple[str, ...], unit: Unit, missing: np.nd
     if texts:
         plain = [str(cells[n]).replace("UTC", "Z").replace(",", ".") for n in texts]
         parsed = pd.Series(pd.to_datetime(plain, utc=True, errors="coerce", format="ISO8601"))
-        micros = parsed.dt.as_unit("us").astype("int64").to_numpy()  # of NaT the least, which is too early
+        # NaT becomes the lowest int64, which is too early and thus bad
+        micros = parsed.dt.as_unit("us").astype("int64").to_numpy()
         wrong = ~((micros >= _EARLIEST // 1000) & (micros < _LATEST // 1000))
         values[texts] = np.where(wrong, 0, micros) * 1000
         bad[texts] = wrong
@@ -244,7 +252,7 @@ def _time(cell: Any, unit: Unit) -> int:
 
 
 def _wrong_unit(value: float, unit: Unit) -> bool:
-    """Whether a number that is no time of a log in ``unit`` is one in another unit."""
+    """Whether a number is no plausible time in ``unit``, but is one in another unit."""
     return not _within_log(value, unit) and any(_within_log(value, other) for other in SCALES if other != unit)
 
 
@@ -260,13 +268,13 @@ def _floats(cell: Any) -> bool:
     return True
 
 
-# arrays of one type: values and where they are bad, from an array without gaps
+# Converters of arrays of one type without missing values: values, and which are bad.
 
 Converted = tuple[np.ndarray, np.ndarray]
 
 
 def _integers(values: Sequence[int]) -> np.ndarray:
-    """int64, or objects where a value does not fit."""
+    """Return int64, or objects if a value does not fit."""
     fits = all(-(2**63) <= value < 2**63 for value in values)
     return np.array(values, np.int64) if fits else objects(list(values))
 
@@ -309,7 +317,8 @@ def _time_of_numbers(values: np.ndarray, unit: Unit) -> Converted:
 
 
 def _time_of_stamps(values: np.ndarray, unit: Unit) -> Converted:
-    seconds = values.astype("datetime64[s]").astype(np.int64)  # which holds every year
+    # seconds can hold every year, nanoseconds only 1678 to 2261
+    seconds = values.astype("datetime64[s]").astype(np.int64)
     bad = ~((seconds >= _EARLIEST // 10**9) & (seconds < _LATEST // 10**9))
     good = np.where(bad, np.zeros(1, values.dtype), values)
     return good.astype("datetime64[us]").astype(np.int64) * 1000, bad
