@@ -1,13 +1,13 @@
-"""Baselines: what simple predictors reach on the rows that a model is judged by.
+"""Baselines: simple predictors on the same rows as the model.
 
     base rate            the share of positives
-    popularity           r_v = (k_v + m r) / (n_v + m)   the smoothed click rate of one field's values, such as the item
-    logistic regression  scikit-learn's, one weight a value and number
+    popularity           r_v = (k_v + m r) / (n_v + m)   smoothed click rate of the values of one field (the item)
+    logistic regression  scikit-learn's, one weight per value and number
     gradient boosting    scikit-learn's histogram trees
 
-k_v positives in n_v training rows with the value v, r the base rate. The field and m (1, 10 or 100) are those of the
-least log-loss over the training rows, each left out of its own rate. The strength of the logistic regression and the
-number of trees are chosen on the validation rows, as the model's weights are.
+k_v positives in n_v training rows with the value v, r the base rate. The field and m (1, 10 or 100) have the lowest log
+loss over the training rows, each row left out of its own rate. The strength of the logistic regression and the number
+of trees are chosen on the validation rows, like the weights of the model.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ from manyheads.core.errors import ManyheadsWarning
 from manyheads.recsys.features.layout import PADDING, Layout, Rows
 from manyheads.recsys.training.metrics import auc, log_loss
 
-MOST_ROWS = 200_000  # more training rows than this are drawn from
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
+# of more training rows, so many are sampled
+MOST_ROWS = 200_000
+# C of the logistic regression, the inverse strength of its L2
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+# m of the smoothed rates
 _MASSES = (1.0, 10.0, 100.0)
-_TREES = 200  # at most
+# maximum number of trees
+_TREES = 200
 _FOLDS = 5
-_NATIVE = 255  # categories that histogram trees split by themselves
+# maximum number of categories of scikit-learn's histogram trees
+_NATIVE = 255
 
 
 class BaselineWarning(ManyheadsWarning):
-    """A model that a baseline beats."""
+    """A baseline has a lower log loss than the model."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline: encoded rows to probabilities."""
+    """A fitted baseline; ``predict`` maps encoded rows to probabilities."""
 
     name: str
-    chosen: str  # what was chosen: the field, the strength, the number of trees
+    chosen: str  # its hyperparameter: base rate, m, C or number of trees
     predict: Callable[[Rows], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Smoothed click rates of one field's values, by id."""
+    """Smoothed click rates of the values of one field, by id."""
 
     positives: np.ndarray
     rows: np.ndarray
@@ -55,14 +60,14 @@ class Rates:
 
     @classmethod
     def of(cls, ids: np.ndarray, labels: np.ndarray, size: int, mass: float) -> Rates:
-        """From the ``(N, w)`` ids of one field; cells that hold no value do not count."""
+        """Count over the ids ``(N, w)`` of one field; padding is left out."""
         filled = ids != PADDING
         repeated = np.broadcast_to(labels[:, None], ids.shape)[filled]
         counts = (np.bincount(ids[filled], weights=w, minlength=size) for w in (repeated, None))
         return cls(*counts, float(labels.mean()), mass)
 
     def __call__(self, ids: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The mean rate of each row's values; with ``labels`` a row is left out of the rates of its own values."""
+        """Return the mean rate of the values of each row; with ``labels``, each row is left out of its own rates."""
         filled = ids != PADDING
         own = 0.0 if labels is None else filled * labels[:, None]
         alone = 0.0 if labels is None else filled
@@ -72,7 +77,7 @@ class Rates:
 
 
 def fit_baselines(layout: Layout, train: Rows, held: Rows, task: int, *, seed: int = 0) -> list[Baseline]:
-    """Fits all of them on the rows of ``train`` that have a label of the task; none where one class is absent."""
+    """Fit all baselines on the rows with a label of the task; none if a class is absent."""
     train, held = (_labelled(rows, task) for rows in (train, held))
     labels = train.labels[:, task].numpy().astype(np.float64)
     if len(held) == 0 or not 0 < labels.sum() < len(labels):
@@ -88,13 +93,15 @@ def fit_baselines(layout: Layout, train: Rows, held: Rows, task: int, *, seed: i
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Log-loss and AUC; NaN for an AUC of one class."""
+    """Return log loss and AUC; the AUC of one class is NaN."""
     return {"log_loss": log_loss(labels, probabilities), "auc": auc(labels, probabilities)}
 
 
 def verdict(found: pd.DataFrame) -> str | None:
-    """A line if a baseline has a lower log-loss than the model, which stands first in ``found``, the rows of one task
-    of ``Recommender.compare``."""
+    """Return a line of advice if a baseline has a lower log loss than the model; otherwise None.
+
+    ``found``: the rows of one task of ``Recommender.compare``, the model first.
+    """
     own, others = found.iloc[0], found.iloc[1:]
     if others.empty or others["log_loss"].min() >= own["log_loss"]:
         return None
@@ -122,8 +129,11 @@ def _popularity(layout: Layout, train: Rows, labels: np.ndarray) -> Baseline:
 
 @dataclass(frozen=True)
 class Design:
-    """Encoded rows as a sparse matrix: one column a value (a share of 1 for each of several), a standardised number,
-    and a missing number."""
+    """Design matrix of encoded rows, sparse.
+
+    One column per value (1 / n for each of n values of a multi-valued field), per standardised number, and per missing
+    flag of a number.
+    """
 
     layout: Layout
     mean: np.ndarray
@@ -131,7 +141,7 @@ class Design:
 
     @classmethod
     def of(cls, layout: Layout, rows: Rows) -> Design:
-        """With the means and deviations of ``rows``."""
+        """Standardise numbers with the means and deviations of ``rows``."""
         numbers = rows.numbers.numpy().astype(np.float64)
         known = ~np.isnan(numbers)
         count = np.maximum(known.sum(0), 1)
@@ -172,8 +182,11 @@ def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
 
 
 def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task: int, seed: int) -> Baseline:
-    """Fields of more than 255 values, and of several, are given as smoothed click rates: those of training rows from
-    the other four fifths of the rows, as a row's own label must not be in its features."""
+    """Fit gradient boosting.
+
+    Fields with more than 255 values, and multi-valued fields, become smoothed click rates (target encoding). Rates of
+    training rows come from the other four folds: the label of a row must not be in its features.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     ids = train.ids.numpy()
