@@ -25,7 +25,7 @@ SECONDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "na
 # from here on, several whole numbers share one float64
 EXACT = 2**53
 # exclusive limit of whole numbers
-_WHOLE = 2**128
+_INTEGER_LIMIT = 2**128
 # the years 1990 to 2050 in seconds since 1970: plausible times of an event log
 LOGGED = (631_152_000, 2_524_608_000)
 _EARLIEST = pd.Timestamp("1678-01-01", tz="UTC").value
@@ -70,8 +70,8 @@ def read_cells(
             cells, kind = np.zeros(len(cells)), "f"
         elif family == "text" and kinds == {str}:
             values, absent = np.where(missing, "", cells), {"", *marks}
-            gone = missing | np.fromiter((value in absent for value in values), bool, len(values))
-            return Read(values, gone, np.zeros(len(cells), bool))
+            is_missing = missing | np.fromiter((value in absent for value in values), bool, len(values))
+            return Read(values, is_missing, np.zeros(len(cells), bool))
         else:
             return _one_by_one(cells, family, marks, unit, missing)
     convert = _TYPED.get((family, kind))
@@ -128,23 +128,23 @@ def _one_by_one(cells: np.ndarray, family: Family, marks: tuple[str, ...], unit:
         return _times(cells, marks, unit, missing)
     convert = _CELL[family]
     values: list[Any] = []
-    gone, bad = missing.copy(), np.zeros(len(cells), bool)
+    is_missing, bad = missing.copy(), np.zeros(len(cells), bool)
     blank: Any = {"text": "", "number": 0.0, "list": []}.get(family, 0)
     for number, cell in enumerate(cells):
         value = None
-        if not gone[number]:
+        if not is_missing[number]:
             try:
                 value = convert(cell)
             except (TypeError, ValueError, OverflowError, ArithmeticError):
                 bad[number] = True
         if family == "text" and (value == "" or value in marks):
-            value, gone[number] = None, True
+            value, is_missing[number] = None, True
         values.append(blank if value is None else value)
     if family in ("text", "list"):
-        return Read(objects(values), gone, bad)
+        return Read(objects(values), is_missing, bad)
     if family == "number":
-        return Read(np.array(values, np.float64), gone, bad)
-    return Read(_integers(values), gone, bad)
+        return Read(np.array(values, np.float64), is_missing, bad)
+    return Read(_integers(values), is_missing, bad)
 
 
 def _text(cell: Any) -> str:
@@ -154,7 +154,7 @@ def _text(cell: Any) -> str:
 
 
 def _integer(cell: Any) -> int:
-    if not isinstance(cell, _NUMBERS) or not abs(cell) < _WHOLE or cell != (whole := int(cell)):
+    if not isinstance(cell, _NUMBERS) or not abs(cell) < _INTEGER_LIMIT or cell != (whole := int(cell)):
         raise TypeError
     return whole
 
@@ -198,7 +198,7 @@ def number_text(value: Any) -> str:
     """A number as text: the same for the same number, whatever its type."""
     if not math.isfinite(found := float(value)):
         raise ValueError
-    if abs(value) < _WHOLE:
+    if abs(value) < _INTEGER_LIMIT:
         return str(whole) if value == (whole := int(value)) else repr(found)
     if isinstance(value, int):
         raise ValueError
@@ -206,14 +206,14 @@ def number_text(value: Any) -> str:
 
 
 def _times(cells: np.ndarray, marks: tuple[str, ...], unit: Unit, missing: np.ndarray) -> Read:
-    values, gone, bad = np.zeros(len(cells), np.int64), missing.copy(), np.zeros(len(cells), bool)
+    values, is_missing, bad = np.zeros(len(cells), np.int64), missing.copy(), np.zeros(len(cells), bool)
     texts: list[int] = []
     for number, cell in enumerate(cells):
-        if gone[number]:
+        if is_missing[number]:
             continue
         if isinstance(cell, str):
             if cell == "" or cell in marks:
-                gone[number] = True
+                is_missing[number] = True
             elif _ISO.fullmatch(cell):
                 texts.append(number)
             else:
@@ -231,7 +231,7 @@ def _times(cells: np.ndarray, marks: tuple[str, ...], unit: Unit, missing: np.nd
         wrong = ~((micros >= _EARLIEST // 1000) & (micros < _LATEST // 1000))
         values[texts] = np.where(wrong, 0, micros) * 1000
         bad[texts] = wrong
-    return Read(values, gone, bad)
+    return Read(values, is_missing, bad)
 
 
 def _time(cell: Any, unit: Unit) -> int:
@@ -288,7 +288,7 @@ def _whole_of_integers(values: np.ndarray, unit: Unit) -> Converted:
 
 def _whole_of_floats(values: np.ndarray, unit: Unit) -> Converted:
     values = values.astype(np.float64)
-    bad = ~np.isfinite(values) | (values != np.round(values)) | (np.abs(values) >= float(_WHOLE))
+    bad = ~np.isfinite(values) | (values != np.round(values)) | (np.abs(values) >= float(_INTEGER_LIMIT))
     whole = np.where(bad, 0.0, values)
     if (np.abs(whole) >= 2.0**63).any():
         return _integers([int(value) for value in whole]), bad

@@ -41,7 +41,7 @@ REFUSED = 1e15
 # minimum number of rows for a note on a column that is mostly out of vocabulary
 NOTED = 10
 # raw numbers are clipped to this, so that the sum of their squares does not overflow
-_SQUARED = 1e140
+_LARGEST_RAW = 1e140
 
 
 class TableWarning(ManyheadsWarning):
@@ -205,14 +205,14 @@ class Encoder:
         self, cells: dict[str, tuple[np.ndarray, np.ndarray]], count: int, place: Callable[[int, Field], str]
     ) -> Arrays:
         """Encode ``count`` rows from values and missing flags of each field; ``place`` names a cell in errors."""
-        ids, numbers, unseen, lacking = [], [], {}, {}
+        ids, numbers, unseen, missing_counts = [], [], {}, {}
         for one in self.spec.fields:
             values, missing = cells[one.name]
-            lacking[one.name] = int(missing.sum())
+            missing_counts[one.name] = int(missing.sum())
             if one.kind == "numeric":
                 numbers.append(self._scale(values, missing, one, place))
             elif one.kind == "time":
-                found, new = self._parts(values, missing, one)
+                found, new = self._time_ids(values, missing, one)
                 if new:
                     unseen[one.name] = new
                 ids += found
@@ -221,12 +221,12 @@ class Encoder:
                 unseen[one.name] = int((found == UNSEEN).sum())
                 ids.append(found[:, None])
             else:
-                found = self._several(values, missing, one)
+                found = self._multi_ids(values, missing, one)
                 unseen[one.name] = int((found == UNSEEN).sum())
                 ids.append(found)
         id_table = np.concatenate(ids, 1).astype(np.int32) if ids else np.zeros((count, 0), np.int32)
         number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
-        return Arrays(id_table, number_table, unseen, lacking)
+        return Arrays(id_table, number_table, unseen, missing_counts)
 
     def report(self) -> list[dict[str, Any]]:
         """Return one entry per field: kind, table size, rare values, collision rate of hashing, mean and deviation."""
@@ -327,7 +327,7 @@ class Encoder:
             )
         return np.where(missing, np.nan, np.clip(found, -most, most))
 
-    def _parts(self, stamps: np.ndarray, missing: np.ndarray, one: Field) -> tuple[list[np.ndarray], int]:
+    def _time_ids(self, stamps: np.ndarray, missing: np.ndarray, one: Field) -> tuple[list[np.ndarray], int]:
         """Return the ids of each part, and the number of rows with an unseen part."""
         new = np.zeros(len(stamps), bool)
         found = []
@@ -338,9 +338,11 @@ class Encoder:
             found.append(np.where(missing, MISSING, _nearest(met, size)[values] + FIRST)[:, None])
         return found, int((new & ~missing).sum())
 
-    def _several(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
+    def _multi_ids(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
         found = np.full((len(values), one.max_values), PADDING, np.int64)
-        kept = [part[: one.max_values] if not gone else [] for part, gone in zip(values, missing, strict=True)]
+        kept = [
+            part[: one.max_values] if not is_missing else [] for part, is_missing in zip(values, missing, strict=True)
+        ]
         counts = np.array([len(part) for part in kept])
         filled = np.arange(one.max_values) < counts[:, None]
         if filled.any():
@@ -404,4 +406,4 @@ def _scaled(values: np.ndarray, one: Field) -> np.ndarray:
     values = values.astype(np.float64)
     if one.scale == "log":
         return np.sign(values) * np.log1p(np.abs(values))
-    return np.clip(values, -_SQUARED, _SQUARED)
+    return np.clip(values, -_LARGEST_RAW, _LARGEST_RAW)

@@ -34,9 +34,9 @@ PART_SIZES: dict[str, int] = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 # days of one cycle of the parts that are inferred
 _CYCLES: dict[Part, int] = {"hour": 1, "weekday": 7, "month": 365}
 # maximum of ``max_values`` if it is inferred from the widest cell
-_MOST = 256
+_MAX_VALUES = 256
 # maximum of ``buckets``: ids are int32
-_BUCKETS = 2**31 - 4
+_MAX_BUCKETS = 2**31 - 4
 _ID = re.compile(r"(^|[_\W])(id|ids|code|zip|user|item|uid|iid|postcode)$", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _TIMES = {"time", "date", "datetime", "timestamp", "stamp", "ts", "epoch", "unixtime"}
@@ -88,7 +88,7 @@ class Field:
                 raise ArgumentError(f"{place}: {name}: found {value!r}, expected one of {said}")
         for name, number, most in (
             ("min_count", self.min_count, 2**63),
-            ("buckets", self.buckets, _BUCKETS),
+            ("buckets", self.buckets, _MAX_BUCKETS),
             ("max_values", self.max_values, 4096),
         ):
             if name == "buckets" and number is None:
@@ -235,11 +235,16 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
         lists = as_family(column, family)
         most = max(map(len, lists.values[~lists.missing]))
         return Field(
-            name, "multi", family, min_count=min_count, max_values=min(max(1, most), _MOST), why=_lists(most, "lists")
+            name,
+            "multi",
+            family,
+            min_count=min_count,
+            max_values=min(max(1, most), _MAX_VALUES),
+            why=_multi_reason(most, "lists"),
         )
     if family == "time":
         return _time_field(column, family)
-    marks = _marks(column) if family == "text" else ()
+    marks = _missing_marks(column) if family == "text" else ()
     found = read(column, family, marks)
     values = found.values[~found.missing & ~found.bad]
     if len(values) == 0:
@@ -249,12 +254,12 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
     distinct = len(pd.unique(values))
     hashed = buckets if hash_above is not None and distinct > hash_above else None
     if family == "text":
-        if _dates(values[:1000]):
+        if _are_dates(values[:1000]):
             return _time_field(column, family, marks)
         separator = next((s for s in ("|", ";") if _share(values[:1000], s) >= 0.05), None)
         if separator is not None:
             most = max(value.count(separator) for value in values) + 1
-            why = _lists(most, f"text with {separator!r} between values")
+            why = _multi_reason(most, f"text with {separator!r} between values")
             return Field(
                 name,
                 "multi",
@@ -262,7 +267,7 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
                 min_count,
                 hashed,
                 separator=separator,
-                max_values=min(most, _MOST),
+                max_values=min(most, _MAX_VALUES),
                 missing=marks,
                 why=why,
             )
@@ -271,7 +276,7 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
         if _share(values[:1000], ",") >= 0.05:
             why += "; has commas: if they part values, make it multi with separator ','"
         return Field(name, "categorical", family, min_count, hashed, missing=marks, why=why)
-    if family != "boolean" and _named_time(name) and (unit := epoch_unit(column)) is not None:
+    if family != "boolean" and _is_time_name(name) and (unit := epoch_unit(column)) is not None:
         return _time_field(column, family, unit=unit)
     whole = family == "integer" or (family == "number" and bool(np.equal(np.mod(values, 1), 0).all()))
     if family == "boolean" or (whole and (distinct <= 12 or _ID.search(name))):
@@ -313,18 +318,18 @@ def part_of(stamps: np.ndarray, part: str) -> np.ndarray:
     return days - months.astype("datetime64[D]").astype(np.int64)
 
 
-def _named_time(name: str) -> bool:
+def _is_time_name(name: str) -> bool:
     words = {word.lower() for word in _WORD.findall(name)}
     last = _WORD.findall(name)[-1:]
     return not words & _NO_TIMES and (bool(words & _TIMES) or last == ["at"])
 
 
-def _marks(column: pd.Series) -> tuple[str, ...]:
+def _missing_marks(column: pd.Series) -> tuple[str, ...]:
     values = read(column, "text").values
     return tuple(mark for mark in MARKS if (values == mark).any())
 
 
-def _dates(values: np.ndarray) -> bool:
+def _are_dates(values: np.ndarray) -> bool:
     if not all(re.match(r"\d{4}-\d\d-\d\d", value) for value in values):
         return False
     return not read(pd.Series(values, dtype=object), "time").bad.any()
@@ -334,8 +339,10 @@ def _share(values: np.ndarray, part: str) -> float:
     return sum(part in value for value in values) / len(values)
 
 
-def _lists(most: int, what: str) -> str:
-    return f"{what}, at most {most} in a cell" + (f", of which the first {_MOST} are read" if most > _MOST else "")
+def _multi_reason(most: int, what: str) -> str:
+    return f"{what}, at most {most} in a cell" + (
+        f", of which the first {_MAX_VALUES} are read" if most > _MAX_VALUES else ""
+    )
 
 
 def _skewness(values: np.ndarray) -> float:

@@ -88,13 +88,13 @@ def make_app(
         return answered(await run_in_threadpool(answer, ranker, body, max_rows))
 
     async def refused(request: Request, error: Exception) -> Response:
-        return answered({"error": _line(str(error))}, 422)
+        return answered({"error": _one_line(str(error))}, 422)
 
     async def unknown(request: Request, error: Any) -> Response:
         served = "POST /score, GET /model and GET /health are served"
-        said = f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"
+        error_text = f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"
         # the headers of a 405 name the allowed methods
-        return answered({"error": _line(said)}, error.status_code, error.headers)
+        return answered({"error": _one_line(error_text)}, error.status_code, error.headers)
 
     async def health() -> Response:
         return answered({"status": "ok"})
@@ -162,7 +162,7 @@ def answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
 
 def _answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
     try:
-        asked = json.loads(body.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once)
+        asked = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except ValueError as error:
         raise DataError(f"body: found no JSON ({error}), expected an object") from error
     whole = isinstance(asked, dict) and asked.keys() == {"rows"}
@@ -213,11 +213,11 @@ def _as_json(ranker: Ranker, scored: Scored) -> dict[str, Any]:
     }
 
 
-def _no_number(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON; null stands for what is not known")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -231,14 +231,14 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     """Return ``text`` as one line of at most 500 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 500 else f"{line[:499]}…"
 
 
 def _refusal(name: str, found: str, expected: str) -> dict[str, str]:
-    return {"error": _line(f"{name}: found {found[:100]}, expected {expected}")}
+    return {"error": _one_line(f"{name}: found {found[:100]}, expected {expected}")}
 
 
 class _Guard:
@@ -263,22 +263,22 @@ class _Guard:
             async with asyncio.timeout(self.seconds):
                 body = await self._body(scope, receive)
         except TimeoutError:
-            said = f"body: found a part of it after {self.seconds:g} s, expected all of it"
-            await _send(send, 408, {"error": said})
+            error_text = f"body: found a part of it after {self.seconds:g} s, expected all of it"
+            await _send(send, 408, {"error": error_text})
             return
         if body is None:
             await self._too_large(receive, send)
             return
         given = False
 
-        async def again() -> Message:
+        async def replay() -> Message:
             nonlocal given
             if given:
                 return await receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, send)
+        await self.app(scope, replay, send)
 
     async def _body(self, scope: Message, receive: Receive) -> bytes | None:
         """Return the body; None if it is too large, by its header or by its received bytes."""
@@ -303,8 +303,8 @@ class _Guard:
 
         A connection that is closed with unread bytes is reset, and its client never sees the response.
         """
-        said = f"body: above {self.limit} bytes, expected less: send the rows in parts"
-        await _send(send, 413, {"error": said}, more=True)
+        error_text = f"body: above {self.limit} bytes, expected less: send the rows in parts"
+        await _send(send, 413, {"error": error_text}, more=True)
         left, more = DISCARDED * self.limit, True
         try:
             async with asyncio.timeout(self.seconds):

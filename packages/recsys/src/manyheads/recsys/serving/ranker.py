@@ -138,7 +138,7 @@ class Ranker:
         candidate_names = frozenset(self.columns) - request_names
         if not candidate_names:
             raise DataError("request: found every column, expected at least one that differs by candidate")
-        both = request_names & _named(candidates)
+        both = request_names & _column_names(candidates)
         if both:
             raise DataError(f"column {min(both)!r}: found in the request and in the candidates, expected in one")
         rows = self._encode(candidate_names, candidates, "candidate")
@@ -178,14 +178,17 @@ class Ranker:
             raise ArgumentError("this folder was exported without shared columns: export it again with some")
         graph = self.sessions[REQUEST]
         wanted = [out.name for out in graph.get_outputs()]
-        ours, numeric = self._places
-        return dict(zip(wanted, graph.run(wanted, _fed(graph, ids[:, ours], numbers[:, numeric])), strict=True))
+        shared_ids, numeric = self._places
+        return dict(
+            zip(wanted, graph.run(wanted, _inputs(graph, ids[:, shared_ids], numbers[:, numeric])), strict=True)
+        )
 
     def candidate_logits(self, state: Mapping[str, np.ndarray], ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Run the candidate graph on the state of a request and the other columns of whole rows; logits ``(n, K)``."""
-        ours, numeric = self._places
+        shared_ids, numeric = self._places
         own, own_numeric = (
-            np.setdiff1d(np.arange(width), part) for width, part in ((ids.shape[1], ours), (numbers.shape[1], numeric))
+            np.setdiff1d(np.arange(width), part)
+            for width, part in ((ids.shape[1], shared_ids), (numbers.shape[1], numeric))
         )
         return in_pieces(
             self.sessions[CANDIDATES], {"ids": ids[:, own], "numbers": numbers[:, own_numeric]}, dict(state)
@@ -195,8 +198,8 @@ class Ranker:
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         assert self.request is not None
         spans = [self.layout.columns_of(self.layout.names[n]) for n in self.request["names"]]
-        ours = [c for span in spans for c in range(span.start, span.stop)]
-        return np.array(ours, np.int64), np.array(self.request["numeric"], np.int64)
+        shared_ids = [c for span in spans for c in range(span.start, span.stop)]
+        return np.array(shared_ids, np.int64), np.array(self.request["numeric"], np.int64)
 
     def _scored(self, logits: np.ndarray, unseen: dict[str, int], missing: dict[str, int]) -> Scored:
         check_scores(logits, lambda row: f"row {row}")
@@ -244,7 +247,7 @@ def write_about(folder: Path, about: Mapping[str, Any]) -> None:
     save_document(folder / FILE, {**about, "beside": beside}, kind=KIND)
 
 
-def _named(rows: Rows) -> frozenset[str]:
+def _column_names(rows: Rows) -> frozenset[str]:
     """Return every column name that any candidate has."""
     if isinstance(rows, Sequence):
         return frozenset().union(*(row.keys() for row in rows if isinstance(row, Mapping)))
@@ -253,7 +256,7 @@ def _named(rows: Rows) -> frozenset[str]:
     return frozenset(map(str, frame.columns))
 
 
-def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
     taken = {put.name for put in graph.get_inputs()}
     given = {"ids": ids.astype(np.int64, copy=False), "numbers": numbers.astype(np.float32, copy=False)}
     return {name: np.ascontiguousarray(value) for name, value in given.items() if name in taken}
@@ -262,10 +265,10 @@ def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarr
 def in_pieces(graph: Any, rows: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> np.ndarray:
     """Return the logits of a graph, computed in chunks of ``PIECE`` rows."""
     run: Callable[..., list[np.ndarray]] = graph.run
-    fed = _fed(graph, **rows)
+    inputs = _inputs(graph, **rows)
     count = len(rows["ids"])
     parts = [
-        run(["logits"], {**{name: value[start : start + PIECE] for name, value in fed.items()}, **state})[0]
+        run(["logits"], {**{name: value[start : start + PIECE] for name, value in inputs.items()}, **state})[0]
         for start in range(0, count, PIECE)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -30,10 +30,10 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 # m of the smoothed rates
 _MASSES = (1.0, 10.0, 100.0)
 # maximum number of trees
-_TREES = 200
+_MAX_TREES = 200
 _FOLDS = 5
 # maximum number of categories of scikit-learn's histogram trees
-_NATIVE = 255
+_MAX_CATEGORIES = 255
 
 
 class BaselineWarning(ManyheadsWarning):
@@ -169,11 +169,11 @@ def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
     from sklearn.linear_model import LogisticRegression
 
     design = Design.of(layout, train)
-    x, judged, wanted = design(train), design(held), held.labels[:, task].numpy()
+    x, validation_features, validation_labels = design(train), design(held), held.labels[:, task].numpy()
     best = None
     for strength in STRENGTHS:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)
-        loss = log_loss(wanted, fitted.predict_proba(judged)[:, 1])
+        loss = log_loss(validation_labels, fitted.predict_proba(validation_features)[:, 1])
         if best is None or loss < best[0]:
             best = loss, strength, fitted
     assert best is not None
@@ -191,7 +191,9 @@ def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
 
     ids = train.ids.numpy()
     fold = np.random.default_rng(seed).permutation(len(ids)) % _FOLDS
-    native = {n: w == 1 and s <= _NATIVE for n, s, w in zip(layout.names, layout.rows, layout.widths, strict=True)}
+    native = {
+        n: w == 1 and s <= _MAX_CATEGORIES for n, s, w in zip(layout.names, layout.rows, layout.widths, strict=True)
+    }
 
     def rates(rows: np.ndarray) -> dict[str, Rates]:
         return {
@@ -211,15 +213,19 @@ def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
         x[chosen] = design(_rows(train, chosen), rates(fold != part))
     every = rates(np.ones(len(ids), bool))
     categorical = [*native.values(), *(False for _ in layout.numeric)]
-    judged, wanted = design(held, every), held.labels[:, task].numpy()
+    validation_features, validation_labels = design(held, every), held.labels[:, task].numpy()
 
     def fit(trees: int, **more: Any) -> HistGradientBoostingClassifier:
         return HistGradientBoostingClassifier(
             max_iter=trees, categorical_features=categorical, random_state=seed, **more
-        ).fit(x, labels, **({"X_val": judged, "y_val": wanted} if more["early_stopping"] else {}))
+        ).fit(
+            x, labels, **({"X_val": validation_features, "y_val": validation_labels} if more["early_stopping"] else {})
+        )
 
-    tried = fit(_TREES, early_stopping=True, n_iter_no_change=10)
-    trees = 1 + int(np.argmin([log_loss(wanted, p[:, 1]) for p in tried.staged_predict_proba(judged)]))
+    tried = fit(_MAX_TREES, early_stopping=True, n_iter_no_change=10)
+    trees = 1 + int(
+        np.argmin([log_loss(validation_labels, p[:, 1]) for p in tried.staged_predict_proba(validation_features)])
+    )
     fitted = fit(trees, early_stopping=False)
     return Baseline("gradient boosting", f"{trees} trees", lambda rows: fitted.predict_proba(design(rows, every))[:, 1])
 

@@ -38,7 +38,7 @@ ENOUGH = 10
 # rows of the rarer class at which isotonic curve and Platt scaling have equal weight
 _CURVE_ROWS = 50
 # calibration error above which a warning is given if chance does not explain it
-_LARGE = 0.05
+_ECE_WARNING = 0.05
 
 
 class CalibrationWarning(ManyheadsWarning):
@@ -91,11 +91,11 @@ class Calibration:
                 f"calibration of {task!r}: found {self.positives} positives in {self.rows} validation rows, expected "
                 f"{ENOUGH} or more of each class: give more rows, or a larger share of them (validation)"
             )
-        elif self.ece_after is not None and self.ece_after > max(_LARGE, 2.0 * (self.ece_chance or 0.0)):
+        elif self.ece_after is not None and self.ece_after > max(_ECE_WARNING, 2.0 * (self.ece_chance or 0.0)):
             fix = "isotonic, or another model" if self.method != "isotonic" else "another model, or more rows"
             found.append(
                 f"calibration of {task!r}: found an error (ECE) of {self.ece_after:.3f} on {self.rows} validation "
-                f"rows, expected {_LARGE} or less: try {fix}"
+                f"rows, expected {_ECE_WARNING} or less: try {fix}"
             )
         return found
 
@@ -116,7 +116,7 @@ def calibrate(labels: np.ndarray, logits: np.ndarray, method: Method) -> Calibra
     else:
         fitted = Calibration("platt", *slope_and_intercept(labels, logits))
         if method == "isotonic":
-            fitted = _curve(labels, logits, fitted)
+            fitted = _isotonic(labels, logits, fitted)
     before, after = sigmoid(logits), fitted(logits)
     return replace(
         fitted,
@@ -144,16 +144,16 @@ def slope_and_intercept(labels: np.ndarray, logits: np.ndarray) -> tuple[float, 
     """
     from scipy.optimize import minimize
 
-    wanted = targets(labels)
+    smoothed = targets(labels)
     centre, scale = float(logits.mean()), float(logits.std()) or 1.0
     z = (logits - centre) / scale
 
     def loss(at: np.ndarray) -> float:
         inner = at[0] * z + at[1]
-        return float((np.logaddexp(0.0, inner) - wanted * inner).mean())
+        return float((np.logaddexp(0.0, inner) - smoothed * inner).mean())
 
     def gradient(at: np.ndarray) -> np.ndarray:
-        gap = sigmoid(at[0] * z + at[1]) - wanted
+        gap = sigmoid(at[0] * z + at[1]) - smoothed
         return np.array([(gap * z).mean(), gap.mean()])
 
     def hessian(at: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def slope_and_intercept(labels: np.ndarray, logits: np.ndarray) -> tuple[float, 
         weight = p * (1.0 - p)
         return np.array([[(weight * z * z).mean(), (weight * z).mean()], [(weight * z).mean(), weight.mean()]])
 
-    share = float(wanted.mean())
+    share = float(smoothed.mean())
     flat = math.log(share / (1.0 - share))
     start = np.array([1.0, flat])
     found = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-12}).x
@@ -195,7 +195,7 @@ def chance_error(probabilities: np.ndarray) -> float:
     return math.sqrt(2.0 / math.pi) * sum(math.sqrt(n * p * (1.0 - p)) for p, _, n in bins) / len(probabilities)
 
 
-def _curve(labels: np.ndarray, logits: np.ndarray, platt: Calibration) -> Calibration:
+def _isotonic(labels: np.ndarray, logits: np.ndarray, platt: Calibration) -> Calibration:
     from sklearn.isotonic import IsotonicRegression
 
     fewer = min(labels.sum(), len(labels) - labels.sum())

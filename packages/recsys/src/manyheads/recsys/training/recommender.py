@@ -40,13 +40,13 @@ from manyheads.recsys.training.objective import LogLoss, predict_logits
 from manyheads.recsys.training.saved import load, save
 
 # the default budget: the larger of so many epochs and so many steps
-_PASSES, _STEPS = 30, 3000
+_EPOCHS, _STEPS = 30, 3000
 # minimum number of rows to hold out validation rows
-_APART = 50
+_MIN_ROWS_TO_SPLIT = 50
 # minimum number of validation rows, up to a quarter of all rows
-_ROWS_TO_JUDGE = 100
+_MIN_VALIDATION_ROWS = 100
 # minimum number of steps between two validations
-_JUDGED = 100
+_MIN_STEPS_BETWEEN_VALIDATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
             self.fitted_rows_ = row_hashes(parts[0].ids.numpy(), parts[0].numbers.numpy())
         self._warn_of_probabilities(len(frame))
         self._baselines, layout = {}, encoder.layout(labels.tasks)
-        if self.baselines and len(frame) >= _APART:
+        if self.baselines and len(frame) >= _MIN_ROWS_TO_SPLIT:
             for index, task in enumerate(labels.tasks):
                 self._baselines[task] = fit_baselines(layout, *parts, index, seed=self.seed)
         self.baselines_ = self._compare(parts[1])
@@ -311,15 +311,15 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return pd.DataFrame(found, columns=["task", "model", "chosen", "rows", "log_loss", "auc"])
 
     def _warn_of_probabilities(self, rows: int) -> None:
-        if rows < _APART and self.calibration != "none":
+        if rows < _MIN_ROWS_TO_SPLIT and self.calibration != "none":
             warnings.warn(
-                f"calibration: found {rows} rows, expected {_APART} or more: probabilities are calibrated on the rows "
-                "that were fitted; give more rows",
+                f"calibration: found {rows} rows, expected {_MIN_ROWS_TO_SPLIT} or more: probabilities are calibrated "
+                "on the rows that were fitted; give more rows",
                 CalibrationWarning,
                 stacklevel=3,
             )
         for task, calibration in zip(self.labels_.tasks, self.calibration_, strict=True):
-            for doubt in calibration.doubts(task) if rows >= _APART else []:
+            for doubt in calibration.doubts(task) if rows >= _MIN_ROWS_TO_SPLIT else []:
                 warnings.warn(doubt, CalibrationWarning, stacklevel=3)
 
     def _check(self) -> None:
@@ -337,8 +337,8 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
     def _budget(self, steps: int, size: int) -> tuple[int, Budget]:
         """Return the passes, of ``steps`` steps each, between two validations, and the budget in such epochs."""
-        total = self.epochs * steps if self.epochs else max(_PASSES * steps, _STEPS)
-        passes = max(1, math.ceil(min(_JUDGED, total) / steps))
+        total = self.epochs * steps if self.epochs else max(_EPOCHS * steps, _STEPS)
+        passes = max(1, math.ceil(min(_MIN_STEPS_BETWEEN_VALIDATIONS, total) / steps))
         rounds = math.ceil(total / (passes * steps))
         patience = max(2, math.ceil(self.patience / (passes * steps)))
         return passes, Budget(epochs=rounds, batch_size=size, patience=patience, max_steps=total)
@@ -348,9 +348,9 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
         A missing label is a class too. With fewer than 50 rows, all rows are both.
         """
-        if len(labels) < _APART:
+        if len(labels) < _MIN_ROWS_TO_SPLIT:
             return np.arange(len(labels)), np.arange(len(labels))
-        share = self.validation or max(0.1, min(0.25, _ROWS_TO_JUDGE / len(labels)))
+        share = self.validation or max(0.1, min(0.25, _MIN_VALIDATION_ROWS / len(labels)))
         order = np.random.default_rng(self.seed).permutation(len(labels))
         classes = np.nan_to_num(labels[order], nan=2.0)
         held = np.zeros(len(labels), bool)
