@@ -78,6 +78,7 @@ class Moments:
     def update(self, values: np.ndarray) -> None:
         if len(values) == 0:
             return
+        # M2 = M2_a + M2_b + gap^2 n_a n_b / n (Chan, Golub and LeVeque 1979)
         mean, count = float(values.mean()), len(values)
         total, gap = self.count + count, mean - self.mean
         self.squares += float(((values - mean) ** 2).sum()) + gap**2 * self.count * count / total

@@ -205,6 +205,7 @@ def parse_budget(text: str) -> dict[str, float]:
 
 def _truncated(model: Recommender, rank: int) -> Recommender:
     """Keep the first ``rank`` singular values of a compressed model: the same as :func:`compress`, without an SVD."""
+    # the factors of a truncated SVD are nested: those of a lower rank are the first columns of those of a higher one
     small = copy.deepcopy(_hiformer(model))
     layers = []
     for layer in small.layers:

@@ -76,10 +76,12 @@ class SomeTokens(nn.Module):
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         parts = []
+        # one id per field: one lookup in the fused table; otherwise the mean over the values of each field
         if self.tables is not None and self.single:
             parts.append(functional.embedding((ids + self.tables.offsets).transpose(0, 1), self.tables.weight))
         elif self.tables is not None:
             parts.append(self.tables(ids).transpose(0, 1))
+        # NumberTokens: x w_f + b_f, or the vector of a missing number
         if self.numbers == "each":
             x = numbers.transpose(0, 1).unsqueeze(-1)
             gone = torch.isnan(x)

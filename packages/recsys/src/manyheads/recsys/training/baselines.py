@@ -68,6 +68,7 @@ class Rates:
 
     def __call__(self, ids: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Return the mean rate of the values of each row; with ``labels``, each row is left out of its own rates."""
+        # r_v = (k_v + m r) / (n_v + m); leave-one-out: (k_v - y + m r) / (n_v - 1 + m)
         filled = ids != PADDING
         own = 0.0 if labels is None else filled * labels[:, None]
         alone = 0.0 if labels is None else filled

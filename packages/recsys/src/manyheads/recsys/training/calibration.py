@@ -145,17 +145,21 @@ def slope_and_intercept(labels: np.ndarray, logits: np.ndarray) -> tuple[float, 
     from scipy.optimize import minimize
 
     smoothed = targets(labels)
+    # standardise the logits for a well-conditioned problem: a z' + b with z' = (z - centre) / scale
     centre, scale = float(logits.mean()), float(logits.std()) or 1.0
     z = (logits - centre) / scale
 
+    # log loss of target t at u = a z' + b:  softplus(u) - t u
     def loss(at: np.ndarray) -> float:
         inner = at[0] * z + at[1]
         return float((np.logaddexp(0.0, inner) - smoothed * inner).mean())
 
+    # d / d(a, b) = (p - t) (z', 1),  p = sigmoid(u)
     def gradient(at: np.ndarray) -> np.ndarray:
         gap = sigmoid(at[0] * z + at[1]) - smoothed
         return np.array([(gap * z).mean(), gap.mean()])
 
+    # p (1 - p) (z', 1) (z', 1)'
     def hessian(at: np.ndarray) -> np.ndarray:
         p = sigmoid(at[0] * z + at[1])
         weight = p * (1.0 - p)
@@ -168,6 +172,7 @@ def slope_and_intercept(labels: np.ndarray, logits: np.ndarray) -> tuple[float, 
     # the loss is convex: if its minimum has a <= 0, the minimum with a >= 0 is at a = 0
     if not found[0] > 0.0:
         return 0.0, flat
+    # back to z: a z' + b = (a / scale) z + (b - a centre / scale)
     slope = float(found[0]) / scale
     return slope, float(found[1]) - slope * centre
 
@@ -180,6 +185,7 @@ def temperature_of(labels: np.ndarray, logits: np.ndarray) -> float:
     # limits of 1 / T
     low, high = 0.01, 100.0
     for _ in range(60):
+        # the mean of z (sigmoid(z / T) - y) is the derivative by 1 / T
         middle = np.sqrt(low * high)
         slope = float((logits * (sigmoid(middle * logits) - labels)).mean())
         low, high = (low, middle) if slope > 0 else (middle, high)

@@ -17,6 +17,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     negatives = len(labels) - positives
     if positives == 0 or negatives == 0:
         return float("nan")
+    # Mann-Whitney: AUC = (R - P (P + 1) / 2) / (P N), R the sum of the ranks of the P positives
     ranks = _mean_ranks(scores)
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
@@ -58,6 +59,7 @@ def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int =
             continue
         discounts = np.where(np.arange(len(rows)) < k, 1.0 / np.log2(np.arange(len(rows)) + 2.0), 0.0)
         best = discounts[: int(gains.sum())].sum()
+        # DCG with ties: every row of a tie gets the mean discount of the ranks that the tie covers
         _, tie = np.unique(-scores[rows], return_inverse=True)
         size = np.bincount(tie)
         shared = np.add.reduceat(discounts, np.cumsum(size) - size) / size

@@ -79,8 +79,10 @@ class LogLoss:
         weights = self.task_weights or (1.0,) * tasks
         if len(weights) != tasks:
             raise ArgumentError(f"task_weights: found {len(weights)}, expected one for each of the {tasks} tasks")
+        # sum over tasks of weight * (sum of known losses / number of known labels in the global batch)
         known = ~torch.isnan(labels)
         each = functional.binary_cross_entropy_with_logits(logits, torch.where(known, labels, 0.0), reduction="none")
+        # DDP averages over the ranks: divide by the global count / ranks, so that the average is the global mean
         count = known.sum(0).to(each.dtype) if ranks == 1 else summed(known.sum(0).to(each.dtype)) / ranks
         mean = (each * known).sum(0) / count.clamp(min=1 / ranks)
         return (mean * logits.new_tensor(weights)).sum()
