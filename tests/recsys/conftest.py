@@ -1,4 +1,4 @@
-"""A small table with every kind of column."""
+"""A small table with every feature type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def shop():
-    """400 visits: text, ids, a number with gaps, several values in a cell, times, and whether something was bought."""
+    """400 visits: text, ids, a number with gaps, multi-valued cells, times, and the label ``bought``."""
     rng = np.random.default_rng(0)
     rows = 400
     device = rng.choice(["phone", "tablet", "desktop"], rows)

@@ -1,4 +1,4 @@
-"""One fitted model for all tests of serving."""
+"""One fitted model, shared by all tests of serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line that says what was found and what was expected, never a number."""
+"""Bad input on the command line: one line with found and expected value, never a score."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def saved(rows, tmp_path_factory):
 
 @pytest.fixture
 def said(tmp_path, capsys, monkeypatch):
-    """Runs a command that has to fail; gives its one line."""
+    """Run a command that must fail; return its one line."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -83,7 +83,7 @@ FIT = {
 
 
 @pytest.mark.parametrize("case", FIT)
-def test_fit_refuses(case, rows, said):
+def test_fit_refuses_bad_tables(case, rows, said):
     make, says = FIT[case]
     make(rows).to_csv("rows.csv", index=False)
     assert says in said("fit", "rows.csv", "--label", "clicked", "--epochs", 1)
@@ -100,13 +100,13 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_fit_refuses_settings_without_meaning(case, rows, said):
+def test_fit_refuses_bad_settings(case, rows, said):
     words, says = SETTINGS[case]
     rows.to_csv("rows.csv", index=False)
     assert says in said("fit", "rows.csv", "--label", "clicked", *words)
 
 
-def test_no_file_is_written_over_that_was_made_by_hand(rows, saved, said, tmp_path):
+def test_a_file_of_the_user_is_not_overwritten(rows, saved, said, tmp_path):
     rows.to_csv("rows.csv", index=False)
     (tmp_path / "spec.json").write_text("{}")
     assert "out: spec.json is there already" in said("spec", "rows.csv", "--label", "clicked")
@@ -133,14 +133,14 @@ PREDICT = {
 
 
 @pytest.mark.parametrize("case", PREDICT)
-def test_predict_refuses(case, rows, saved, said):
+def test_predict_refuses_bad_tables(case, rows, saved, said):
     make, says = PREDICT[case]
     make(rows).to_csv("rows.csv", index=False)
     assert says in said("predict", saved, "--data", "rows.csv", "--out", "scored.csv")
 
 
 @pytest.mark.parametrize("case", [c for c in PREDICT if c != "its own output"])
-def test_explain_refuses_the_same(case, rows, saved, said):
+def test_explain_refuses_the_same_tables_as_predict(case, rows, saved, said):
     make, says = PREDICT[case]
     make(rows).to_csv("rows.csv", index=False)
     assert says in said("explain", saved, "--data", "rows.csv", "--out", "map.html")
@@ -169,7 +169,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_tables(name, said, tmp_path):
+def test_unreadable_table_files_are_refused(name, said, tmp_path):
     content, says = FILES[name]
     (tmp_path / name).write_bytes(content)
     assert says in said("fit", name, "--label", "clicked")
@@ -229,7 +229,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("command", ["predict", "explain"])
 @pytest.mark.parametrize("case", BROKEN)
-def test_folders_that_are_broken(case, command, rows, saved, said, tmp_path):
+def test_damaged_model_folders_are_refused(case, command, rows, saved, said, tmp_path):
     name, content, says = BROKEN[case]
     folder = damaged(saved, tmp_path / "model", name, content)
     rows.to_csv("rows.csv", index=False)
@@ -237,7 +237,7 @@ def test_folders_that_are_broken(case, command, rows, saved, said, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["predict", "explain"])
-def test_folders_that_are_no_models(command, rows, saved, said, tmp_path):
+def test_folders_without_a_model_are_refused(command, rows, saved, said, tmp_path):
     rows.to_csv("rows.csv", index=False)
     assert "holds no model.safetensors" in said(command, "rows.csv", "--data", "rows.csv")  # a file
     assert "holds no model.safetensors" in said(command, tmp_path, "--data", "rows.csv")

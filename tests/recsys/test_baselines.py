@@ -1,4 +1,4 @@
-"""Baselines against counting by hand and scikit-learn, and what a small table makes of the defaults."""
+"""Baselines against counting by hand and scikit-learn; the default settings on small tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manyheads.recsys.training.recommender import Recommender
 
 
 def clicks(rows, seed, noise=0.03):
-    """A click where the item is a or b, turned around in a share ``noise`` of the rows."""
+    """Clicks on items a and b, flipped in a share ``noise`` of the rows."""
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame({"item": rng.choice(list("abcdef"), rows), "seg": rng.choice(list("xyz"), rows)})
     truth = frame["item"].isin(["a", "b"]).to_numpy()
@@ -37,7 +37,7 @@ def one_hot_regression(train, test):
     return fitted.predict_proba(encoder.transform(test[["item", "seg"]]))[:, 1]
 
 
-def test_smoothed_rates_are_those_counted_by_hand():
+def test_smoothed_click_rates_equal_counting_by_hand():
     ids, labels = np.array([2, 2, 2, 3, 4, 4]), np.array([1.0, 0, 1, 0, 0, 0])
     rates = Rates.of(ids[:, None], labels, 6, 10.0)
     rate = 2 / 6
@@ -47,7 +47,7 @@ def test_smoothed_rates_are_those_counted_by_hand():
     np.testing.assert_allclose(rates(ids[:3, None], labels[:3]), left_out)
 
 
-def test_a_row_of_several_values_has_the_mean_of_their_rates():
+def test_a_multi_valued_cell_has_the_mean_rate_of_its_values():
     ids = np.array([[2, 3], [2, PADDING]])
     rates = Rates.of(ids, np.array([1.0, 0.0]), 4, 1.0)
     first, second = (1 + 0.5) / 3, (1 + 0.5) / 2
@@ -56,7 +56,7 @@ def test_a_row_of_several_values_has_the_mean_of_their_rates():
 
 
 @pytest.mark.parametrize(("model", "rows"), [("hiformer+", 200), ("lr", 400)])
-def test_a_small_table_is_learned_about_as_well_as_by_scikit_learn(test_rows, rows, model):
+def test_a_small_table_is_learned_nearly_as_well_as_by_scikit_learn(test_rows, rows, model):
     train = clicks(rows, 0)
     found = Recommender(model, label="clicked", baselines=False).fit(train).predict_proba(test_rows)[:, 1]
     labels = test_rows["clicked"].to_numpy()
@@ -65,7 +65,7 @@ def test_a_small_table_is_learned_about_as_well_as_by_scikit_learn(test_rows, ro
     assert found.mean() == pytest.approx(labels.mean(), abs=0.05)
 
 
-def test_the_mean_probability_of_rare_positives_is_their_rate():
+def test_the_mean_probability_equals_the_rate_of_rare_positives():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"item": rng.integers(0, 50, 20_000).astype(str), "x": rng.normal(size=20_000)})
     frame["bought"] = (rng.random(20_000) < 0.003 * np.exp(frame["x"])).astype(int)
@@ -91,7 +91,7 @@ def test_baselines_are_measured_on_the_same_rows_as_the_model(test_rows):
     assert set(model.baselines_["rows"]) == {100}
 
 
-def test_a_model_that_loses_is_named_and_one_that_wins_is_not():
+def test_a_warning_names_a_model_that_loses_to_a_baseline():
     train = clicks(600, 1)
     with pytest.warns(
         BaselineWarning, match=r"^clicked: .* has a lower log-loss than lr on the same 100 rows .*do not"
@@ -111,7 +111,7 @@ def test_a_loaded_recommender_has_no_baselines(tmp_path):
         Recommender.load(tmp_path / "m").compare(clicks(100, 0))
 
 
-def test_few_positives_are_counted_in_a_warning():
+def test_a_warning_counts_few_positives():
     train = clicks(300, 0)
     rare = pd.concat([train[train["clicked"] == 0], train[train["clicked"] == 1].iloc[:8]])
     with pytest.warns(CalibrationWarning, match=r"found 2 positives in \d+ validation rows, expected 10 or more"):
@@ -132,7 +132,7 @@ def test_patience_counts_steps_whatever_the_size_of_the_table(rows, batch):
     assert Recommender(epochs=2)._budget(steps, batch)[1].max_steps == 2 * steps
 
 
-def test_the_validation_rows_have_the_share_of_each_class():
+def test_validation_rows_are_stratified_by_class():
     labels = np.repeat([1.0, 0.0, np.nan], [30, 940, 30])
     train, held = Recommender(validation=0.1)._parts(labels)
     assert sorted([*train, *held]) == list(range(1000))

@@ -1,4 +1,4 @@
-"""Columns of every kind: read as what a user expects, or refused in one line before any work; each row alone."""
+"""Columns of every type: read as a user expects, or refused in one line before any work; each row alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_large_whole_numbers_are_ids_of_their_own_also_in_the_files(kind, tmp_path):
+def test_large_whole_numbers_stay_distinct_ids_in_memory_and_in_files(kind, tmp_path):
     frame = pd.DataFrame({"user_id": LARGE[kind]})
     encoder = Encoder.fit(frame, infer_spec(frame))
     found = encoder.arrays(frame).ids[:, 0]
@@ -64,7 +64,7 @@ AS_NUMBERS = {
 
 
 @pytest.mark.parametrize("kind", AS_NUMBERS)
-def test_numbers_of_every_type_are_the_same_numbers(kind):
+def test_equal_numbers_of_any_type_are_encoded_alike(kind):
     frame = pd.DataFrame({"price": AS_NUMBERS[kind]})
     spec = infer_spec(frame)
     assert [(one.kind, one.family) for one in spec.fields] == [("numeric", "number")]
@@ -84,25 +84,25 @@ AS_TEXT = {
 
 
 @pytest.mark.parametrize("kind", AS_TEXT)
-def test_what_is_written_as_text_is_that_text(kind):
+def test_values_of_text_types_are_read_as_their_text(kind):
     column, texts = AS_TEXT[kind]
     np.testing.assert_array_equal(ids(pd.DataFrame({"c": column})), ids(pd.DataFrame({"c": texts})))
 
 
-def test_periods_and_dates_are_their_first_moments():
+def test_periods_and_dates_are_read_as_their_start():
     stamps = pd.date_range("2024-01-01", periods=5, freq="MS")
     expected = ids(pd.DataFrame({"at": stamps}))
     for column in (stamps.to_period("M"), stamps.date, stamps.tz_localize("UTC"), stamps.strftime("%Y-%m-%d")):
         np.testing.assert_array_equal(ids(pd.DataFrame({"at": pd.Series(column)})), expected)
 
 
-def test_lists_of_1_and_of_1_0_are_the_same_and_gaps_in_them_are_none():
+def test_list_values_1_and_1_0_are_equal_and_missing_ones_are_dropped():
     frame = pd.DataFrame({"l": [[1, 2], [1.0, 2.0], np.array([1, 2]), (1, None, 2), {1, 2}, [decimal.Decimal(1), 2]]})
     found = ids(frame)
     assert (found == found[0]).all()
 
 
-def test_minus_0_is_0():
+def test_minus_0_and_0_are_one_category():
     frame = pd.DataFrame({"x": [0.0, -0.0, 0.5]})
     encoder = Encoder.fit(frame, FeatureSpec((Field("x", "categorical", "number"),)))
     assert encoder.arrays(frame).ids[:, 0].tolist() == [FIRST, FIRST, FIRST + 1]
@@ -119,7 +119,7 @@ HOPELESS = {
 
 
 @pytest.mark.parametrize("kind", HOPELESS)
-def test_what_cannot_be_a_feature_is_refused_before_any_column_is_worked_on(kind, monkeypatch):
+def test_unsupported_columns_are_refused_before_any_other_work(kind, monkeypatch):
     values, says = HOPELESS[kind]
     monkeypatch.setattr("manyheads.recsys.features.spec._infer", lambda *a: pytest.fail("worked on a column"))
     frame = pd.DataFrame({"good": [1, 2], "z": pd.Series(values, dtype=object)})
@@ -129,13 +129,13 @@ def test_what_cannot_be_a_feature_is_refused_before_any_column_is_worked_on(kind
 
 
 @pytest.mark.parametrize("size", [1e300, -1e300, 1.7e308, 5e-324])
-def test_huge_and_tiny_numbers_leave_every_number_finite(size):
+def test_huge_and_tiny_numbers_give_finite_encodings(size):
     frame = pd.DataFrame({"x": [1.0, 2.5, 3.0, 4.0, size] * 5, "y": [0.5, 1.5] * 12 + [0.25]})
     encoder = Encoder.fit(frame, infer_spec(frame))
     assert np.isfinite(encoder.arrays(frame).numbers).all()
 
 
-def test_a_number_far_from_those_that_were_fitted_is_refused():
+def test_a_number_far_from_the_fitted_range_is_refused():
     frame = pd.DataFrame({"x": np.linspace(0, 1, 20)})
     encoder = Encoder.fit(frame, infer_spec(frame))
     with pytest.raises(DataError, match=r"column 'x', row 0: found 1e.300, expected a number near those"):
@@ -146,7 +146,7 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_the_unit_of_times_is_decided_at_fitting_and_kept(unit):
+def test_the_unit_of_times_is_fixed_at_fitting(unit):
     stamps = 1_700_000_000 + 3600 * np.arange(50)
     frame = pd.DataFrame({"timestamp": stamps * UNITS[unit]})
     spec = FeatureSpec.from_dict(json.loads(json.dumps(infer_spec(frame).to_dict())))
@@ -168,13 +168,13 @@ def test_times_of_two_units_in_one_column_are_refused():
 @pytest.mark.parametrize(
     "name", ["candidate_id", "update_count", "runtime", "timezone", "lifetime", "updates", "dateline", "time_id", "x"]
 )
-def test_a_name_that_only_holds_the_letters_of_a_time_is_none(name):
+def test_names_such_as_runtime_or_time_id_are_no_times(name):
     values = 1_700_000_000 + 7 * np.arange(50)
     assert infer_spec(pd.DataFrame({name: values})).fields[0].kind != "time"
 
 
 @pytest.mark.parametrize("name", ["time", "event_time", "timestamp_ms", "createdDate", "ts", "EventTS", "created_at"])
-def test_a_name_of_a_time_with_values_of_a_time_is_one(name):
+def test_a_time_name_with_plausible_values_is_a_time(name):
     values = 1_700_000_000 + 7 * np.arange(50)
     assert infer_spec(pd.DataFrame({name: values})).fields[0].kind == "time"
     assert infer_spec(pd.DataFrame({name: np.arange(50)})).fields[0].kind != "time"
@@ -187,7 +187,7 @@ def test_relative_and_impossible_times_are_refused(text):
         as_family(column, "time")
 
 
-def test_ids_that_a_column_of_floats_has_merged_bring_a_warning():
+def test_ids_merged_by_a_float_column_give_a_warning():
     numbers = 2**53 + 1 + np.arange(30)
     floats = pd.DataFrame({"user_id": numbers.astype(float)})
     with pytest.warns(TableWarning, match="column 'user_id': found .* several ids may have become one"):
@@ -199,7 +199,7 @@ def test_ids_that_a_column_of_floats_has_merged_bring_a_warning():
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_ids_beside_a_gap_in_a_file_stay_apart(suffix, tmp_path):
+def test_ids_next_to_a_gap_in_a_file_stay_distinct(suffix, tmp_path):
     numbers = pd.Series(2**53 + 1 + np.arange(30), dtype="Int64")
     numbers[3] = pd.NA
     path = tmp_path / f"t.{suffix}"
@@ -226,7 +226,7 @@ def test_labels_of_a_number_and_a_text_are_refused():
         (pd.Series(["no", "yes"], dtype="category"), ("no", "yes")),
     ],
 )
-def test_labels_of_every_type_are_plain_values(column, classes):
+def test_labels_of_any_type_become_plain_values(column, classes):
     labels = Labels.of(pd.DataFrame({"y": column}), ["y"])
     assert labels.classes == (classes,)
     assert labels.encode(pd.DataFrame({"y": column})).ravel().tolist() == [
@@ -234,7 +234,7 @@ def test_labels_of_every_type_are_plain_values(column, classes):
     ]
 
 
-def test_the_newest_month_of_a_split_by_time_takes_the_row_of_the_month_before():
+def test_an_unseen_month_uses_the_embedding_of_the_nearest_seen_month():
     stamps = pd.Series(pd.date_range("2024-01-01", "2024-10-01", freq="h", inclusive="left"))
     frame = pd.DataFrame({"at": stamps})
     old, new = frame[stamps < "2024-09-01"], frame[stamps >= "2024-09-01"]
@@ -251,7 +251,7 @@ def test_the_newest_month_of_a_split_by_time_takes_the_row_of_the_month_before()
     ]
 
 
-def test_a_category_that_is_mostly_unseen_is_worth_a_word(shop):
+def test_a_mostly_unseen_column_gives_a_warning(shop):
     from manyheads.recsys.training.recommender import Recommender
 
     model = Recommender("lr", label="bought", epochs=1).fit(shop)
@@ -262,7 +262,7 @@ def test_a_category_that_is_mostly_unseen_is_worth_a_word(shop):
         model.predict_proba(shop.assign(item_id=shop["item_id"] + 1000))
 
 
-def test_tables_of_other_libraries_keep_their_names_whole_numbers_and_gaps(shop):
+def test_tables_of_other_libraries_keep_names_whole_numbers_and_gaps(shop):
     polars = pytest.importorskip("polars")
     from manyheads.recsys.training.recommender import Recommender
 
@@ -278,7 +278,7 @@ def test_tables_of_other_libraries_keep_their_names_whole_numbers_and_gaps(shop)
         infer_spec(table.lazy())
 
 
-def test_two_columns_of_labels_are_refused_in_one_line(shop):
+def test_a_label_matrix_is_refused_in_one_line(shop):
     from manyheads.recsys.training.recommender import Recommender
 
     y = np.stack([shop["bought"], shop["bought"]], 1)
@@ -287,7 +287,7 @@ def test_two_columns_of_labels_are_refused_in_one_line(shop):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_served_is_read_as_what_is_predicted(shop):
+def test_served_rows_are_encoded_like_predicted_rows(shop):
     frame = shop.drop(columns="bought")
     encoder = Encoder.fit(frame, infer_spec(frame))
     expected, found = encoder.arrays(frame), encode_rows(encoder, json.loads(json.dumps(as_json(frame))))
@@ -310,12 +310,12 @@ def test_what_is_served_is_read_as_what_is_predicted(shop):
         ("name", 7),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused(setting, value):
+def test_a_bad_setting_of_a_field_is_refused(setting, value):
     with pytest.raises(ArgumentError, match=f"{setting}: found"):
         Field(**{"name": "a", "kind": "categorical", "family": "text", setting: value})
 
 
-def test_a_column_of_several_faults_is_told_in_one_line():
+def test_a_column_with_several_faults_gives_one_line():
     for column in (pd.Series([b"a", {}, 1j], dtype=object), pd.Series([float("inf"), "x"], dtype=object)):
         with pytest.raises(ManyheadsError) as caught:
             family_of(column)

@@ -1,4 +1,4 @@
-"""Projections cut to a rank, the search for one, int8 behind its gate, and the benchmark."""
+"""Low-rank compression, the choice of the rank, int8 quantisation with its AUC check, and the latency benchmark."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def fitted():
 
 
 def full(layer):
-    """Q, K and V as one dense matrix each, in float64."""
+    """Return Q, K and V as one dense matrix each, in float64."""
     return {name: matrix.detach().double() for name, matrix in layer.matrices().items()}
 
 
 @pytest.mark.parametrize("rank", [1, 5, 20])
-def test_what_is_cut_off_is_the_next_singular_value(fitted, rank):
-    """``||W - W_r||_2 = sigma_{r + 1}``, by another decomposition than the one that cut."""
+def test_the_compression_error_is_the_next_singular_value(fitted, rank):
+    """``||W - W_r||_2 = sigma_{r + 1}``, by another decomposition than that of the compression."""
     cut = compress(fitted, rank)
     for layer, small, errors in zip(fitted.network_.layers, cut.model.network_.layers, cut.errors, strict=True):
         for name, matrix in full(layer).items():
@@ -55,7 +55,7 @@ def test_what_is_cut_off_is_the_next_singular_value(fitted, rank):
             assert errors[name] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_highest_rank_changes_no_score_and_a_low_one_does(visits, fitted):
+def test_full_rank_changes_no_score_and_a_low_rank_does(visits, fitted):
     layer = fitted.network_.layers[0]
     whole = layer.fields * layer.dim
     expected = fitted.decision_function(visits)
@@ -63,7 +63,7 @@ def test_the_highest_rank_changes_no_score_and_a_low_one_does(visits, fitted):
     assert np.abs(compress(fitted, 1).model.decision_function(visits) - expected).max() > 1e-3
 
 
-def test_a_compressed_model_is_saved_and_loaded_and_cut_again(visits, fitted, tmp_path):
+def test_a_compressed_model_can_be_saved_loaded_and_compressed_again(visits, fitted, tmp_path):
     cut = compress(fitted, 12).model
     cut.save(tmp_path)
     loaded = Recommender.load(tmp_path)
@@ -75,8 +75,8 @@ def test_a_compressed_model_is_saved_and_loaded_and_cut_again(visits, fitted, tm
         compress(loaded, 12)
 
 
-def test_the_search_gives_the_best_rank_within_the_budget(visits, fitted, monkeypatch):
-    """With times from a formula instead of a clock; AUC and errors against cutting to that rank directly."""
+def test_the_search_chooses_the_best_auc_within_the_budget(visits, fitted, monkeypatch):
+    """Times come from a formula instead of a clock; AUC and errors are compared with direct compression."""
     import manyheads.recsys.serving.timing as timing
 
     def formula(networks, layout, candidates, repeats):
@@ -110,14 +110,14 @@ def test_the_search_gives_the_best_rank_within_the_budget(visits, fitted, monkey
     assert len(draw(found).axes) == 1
 
 
-def test_a_smaller_rank_is_taken_where_it_is_better():
+def test_a_lower_rank_is_chosen_if_its_auc_is_higher():
     from manyheads.recsys.serving.compress import Tried, _within
 
     tried = [Tried(None, 9, 4.0, 0.9, 0.0), Tried(2, 3, 1.0, 0.8, 2.0), Tried(4, 5, 2.0, 0.7, 1.0)]
     assert [_within(tried, budget, 100).rank for budget in (1.0, 3.0, 4.0)] == [2, 2, None]
 
 
-def test_sigma_after_reads_the_factors(fitted):
+def test_sigma_after_is_read_from_the_factors(fitted):
     layer = compress(fitted, 20).model.network_.layers[0]
     sigma = max(torch.linalg.svdvals(m)[7] for m in full(fitted.network_.layers[0]).values())
     assert sigma_after(layer, 7) == pytest.approx(float(sigma), rel=1e-4)
@@ -144,7 +144,7 @@ def test_only_a_hiformer_is_compressed(visits, fitted):
         search_rank(fitted, visits, budget_ms=1.0, ranks=(100_000,))
 
 
-def test_int8_is_admitted_where_it_keeps_the_auc(visits, fitted, tmp_path):
+def test_int8_is_accepted_if_the_auc_is_kept(visits, fitted, tmp_path):
     export(fitted, tmp_path, shared=("device", "age"))
     float32 = Ranker.load(tmp_path)
     gate = quantise(tmp_path, visits, tolerance=0.02)
@@ -163,7 +163,7 @@ def test_int8_is_admitted_where_it_keeps_the_auc(visits, fitted, tmp_path):
 
 @pytest.mark.parametrize("graph", ["network", "candidates"])
 def test_int8_is_exact_integer_arithmetic(fitted, graph, tmp_path):
-    """Each product is that of the file's weights and the rounded activations in whole numbers, bit by bit."""
+    """Each product equals that of the stored weights and the quantised activations in integers, bit by bit."""
     import onnxruntime
 
     export(fitted, tmp_path, shared=("device", "age"))
@@ -180,7 +180,7 @@ def test_int8_is_exact_integer_arithmetic(fitted, graph, tmp_path):
         np.testing.assert_array_equal(one.found, one.exact)
 
 
-def test_int8_is_refused_where_the_auc_falls_and_nothing_is_changed(visits, fitted, tmp_path):
+def test_int8_is_refused_if_the_auc_falls_and_the_folder_is_unchanged(visits, fitted, tmp_path):
     export(fitted, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = tmp_path / "other"
@@ -200,7 +200,7 @@ def test_int8_is_refused_where_the_auc_falls_and_nothing_is_changed(visits, fitt
         quantise(tmp_path, rows, tolerance=-1)
 
 
-def test_a_new_export_forgets_the_int8_files(visits, fitted, tmp_path):
+def test_a_new_export_removes_the_int8_files(visits, fitted, tmp_path):
     export(fitted, tmp_path)
     quantise(tmp_path, visits, tolerance=0.05)
     export(fitted, tmp_path)
@@ -208,7 +208,7 @@ def test_a_new_export_forgets_the_int8_files(visits, fitted, tmp_path):
     assert not (tmp_path / "network.int8.onnx").exists()
 
 
-def test_the_benchmark_times_every_way_and_says_how_far_they_differ(visits, fitted, tmp_path):
+def test_the_benchmark_measures_time_and_difference_of_every_way(visits, fitted, tmp_path):
     export(fitted, tmp_path, shared=("device", "age"))
     quantise(tmp_path, visits, tolerance=0.05)
     found = bench(tmp_path, fitted, sizes=(1, 130), repeats=3)
@@ -223,13 +223,13 @@ def test_the_benchmark_times_every_way_and_says_how_far_they_differ(visits, fitt
         bench(tmp_path, sizes=(0,), repeats=3)
 
 
-def test_ways_take_turns():
+def test_the_measured_ways_take_turns():
     order = []
     take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert "".join(order) == "ab" * 4
 
 
-def test_the_commands_from_a_model_to_a_benchmark(visits, fitted, tmp_path, capsys):
+def test_compress_export_quantise_and_bench_on_the_command_line(visits, fitted, tmp_path, capsys):
     from manyheads.recsys.commands import commands
 
     def command(*arguments):

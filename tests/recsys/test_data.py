@@ -1,4 +1,4 @@
-"""The sets: the rebuilt split against what was published, MovieLens both ways, Adult as shipped, any table."""
+"""Data sets: the reconstructed Frappe split against published counts, both MovieLens splits, Adult, any table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_parts_have_the_published_rows_and_positives(frappe):
 
 
 @needs_frappe
-def test_positives_of_the_three_parts_are_the_log_as_a_multiset(frappe):
+def test_the_positives_of_the_three_parts_are_all_logs(frappe):
     every = pd.concat(frappe.values())
     found = every.loc[every["label"] == 1, list(COLUMNS)].value_counts().sort_index()
     assert found.equals(raw_logs().value_counts().sort_index())
@@ -62,7 +62,7 @@ def test_every_log_has_two_negatives_with_its_user_and_context(frappe):
 
 
 @needs_frappe
-def test_no_drawn_app_was_used_by_its_user_and_all_are_drawn_alike(frappe):
+def test_negative_sampling_is_uniform_over_unused_apps(frappe):
     logs = raw_logs()
     train = frappe["train"]
     negatives = train[train["label"] == 0]
@@ -83,7 +83,7 @@ def test_the_training_part_has_the_5379_values_that_the_published_parameter_coun
 
 
 @needs_frappe
-def test_the_rebuilt_parts_are_those_of_an_independent_rebuild(frappe):
+def test_the_reconstruction_equals_an_independent_one(frappe):
     folder = Path(os.environ.get("MANYHEADS_DATA", "")) / "rec/frappe"
     if not (folder / "train_x1r.parquet").is_file():
         pytest.skip("no independent rebuild is here")
@@ -105,7 +105,7 @@ def test_frappe_is_encoded_with_5399_rows_and_three_unseen_users():
     assert (splits.validation.ids[:, 0] == 1).sum() + (splits.test.ids[:, 0] == 1).sum() > 0
 
 
-def test_rows_that_cannot_be_taken_away_are_refused():
+def test_published_rows_that_are_not_in_the_log_are_refused():
     rows = pd.DataFrame({"a": [1, 1, 2]})
     assert multiset_difference(rows, pd.DataFrame({"a": [1]}))["a"].tolist() == [1, 2]
     with pytest.raises(DataError, match="1 published rows are not in the raw log"):
@@ -150,14 +150,14 @@ def test_adult_is_shipped_and_has_its_known_counts():
     assert marks == {"workclass": 2799, "occupation": 2809, "native-country": 857}
 
 
-def test_adult_is_the_table_that_it_was_made_from():
+def test_adult_equals_its_source_table():
     path = Path(os.environ.get("MANYHEADS_DATA", "")) / "rec/adult/adult.parquet.brotli"
     if not path.is_file():
         pytest.skip("the original is not here")
     pd.testing.assert_frame_equal(pd.read_parquet(path), adult_table())
 
 
-def test_adult_keeps_what_is_not_known_apart():
+def test_adult_keeps_unknown_values_as_missing():
     splits = Adult().open()
     layout = splits.facts["layout"]
     column = layout.columns_of("workclass")
@@ -197,7 +197,7 @@ def test_parquet_is_read(shop, tmp_path):
         ("a.parquet", b"PAR1", "cannot be read as a table"),
     ],
 )
-def test_files_that_are_no_tables(tmp_path, name, content, says):
+def test_unreadable_table_files_are_refused(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says):
@@ -213,13 +213,13 @@ def test_files_that_are_no_tables(tmp_path, name, content, says):
         ([0.0, 1.0, np.nan] * 5, "label 'y', row [0-9]+: found no value, expected one"),
     ],
 )
-def test_labels_that_are_not_binary(tmp_path, column, says):
+def test_labels_that_are_not_binary_are_refused(tmp_path, column, says):
     pd.DataFrame({"x": ["a", "b", "c"] * 5, "y": column}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match=says):
         Table(str(tmp_path / "t.csv"), ("y",)).open()
 
 
-def test_splits_that_cannot_be_made(shop):
+def test_impossible_splits_are_refused(shop):
     with pytest.raises(ArgumentError, match="found time without a time column"):
         split_rows(shop, split="time")
     with pytest.raises(DataError, match="found 5 rows, too few for a split of 8:1:1"):

@@ -1,4 +1,4 @@
-"""The encoder: ids, numbers, what is counted, what is saved, what is refused."""
+"""The encoder: ids, numbers, counts of unseen and missing values, files, refused input."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def one(kind, values, family="text", **settings):
     return frame, Encoder.fit(frame, FeatureSpec((Field(name, kind, family, **settings),)))
 
 
-def test_rows_of_a_table_follow_the_counts_then_the_values():
+def test_the_vocabulary_is_ordered_by_count_then_value():
     frame, encoder = one("categorical", ["b", "a", "c", "c"])
     assert encoder.transform(frame).ids[:, 0].tolist() == [FIRST + 2, FIRST + 1, FIRST, FIRST]
 
 
-def test_unseen_and_missing_values_have_rows_of_their_own_and_are_counted():
+def test_unseen_and_missing_values_have_their_own_rows_and_are_counted():
     _, encoder = one("categorical", ["a", "b", "?"], missing=("?",))
     encoded = encoder.transform(pd.DataFrame({"c": ["a", "zz", None, "?", "", "yy"]}))
     assert encoded.ids[:, 0].tolist() == [FIRST, UNSEEN, MISSING, MISSING, MISSING, UNSEEN]
     assert (encoded.unseen, encoded.missing) == ({"c": 2}, {"c": 3})
 
 
-def test_rare_values_share_the_row_of_the_unseen():
+def test_rare_values_are_out_of_vocabulary():
     frame, encoder = one("categorical", ["a", "a", "b", "c"], min_count=2)
     assert encoder.transform(frame).ids[:, 0].tolist() == [FIRST, FIRST, UNSEEN, UNSEEN]
     assert encoder.report()[0]["rare"] == 2
 
 
-def test_the_collision_rate_of_hashing_is_that_of_counting_by_hand():
+def test_the_collision_rate_equals_counting_by_hand():
     values = [f"v{i}" for i in range(300)]
     _, encoder = one("categorical", values, buckets=256)
     buckets = hashed(values, 256).tolist()
@@ -52,7 +52,7 @@ def test_the_collision_rate_of_hashing_is_that_of_counting_by_hand():
     assert 0.5 < shared / 300 < 0.8  # 1 - (255 / 256) ** 299 = 0.69 expected of uniform hashing
 
 
-def test_hashing_gives_the_same_rows_everywhere():
+def test_hashing_is_the_same_on_every_machine():
     # BLAKE2b with 8 bytes, little endian, of "a" and "1"
     import hashlib
 
@@ -60,7 +60,7 @@ def test_hashing_gives_the_same_rows_everywhere():
     assert hashed(["a", 1], 1000).tolist() == wanted
 
 
-def test_several_values_in_a_cell_are_padded_and_cut():
+def test_multi_valued_cells_are_padded_and_truncated():
     _, encoder = one("multi", ["a|b", "b", "b"], max_values=2)
     encoded = encoder.transform(pd.DataFrame({"c": ["b", "a|zz", "", "a|b|b"]}))
     b, a = FIRST, FIRST + 1
@@ -84,17 +84,17 @@ def test_numbers_have_mean_0_and_deviation_1_and_gaps_stay_gaps():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_column_that_never_changes_becomes_0():
+def test_a_constant_column_becomes_0():
     frame, encoder = one("numeric", [7.1, 7.1, 7.1], "number")
     assert encoder.transform(frame).numbers.abs().max() < 1e-6
 
 
-def test_parts_of_a_time():
+def test_times_are_split_into_parts():
     frame, encoder = one("time", ["2026-03-05 18:30:00", "2026-12-31 00:00:00"], parts=("hour", "weekday", "day"))
     assert (encoder.transform(frame).ids - FIRST).tolist() == [[18, 3, 4], [0, 3, 30]]
 
 
-def test_chunks_give_the_encoder_of_the_whole(shop):
+def test_fitting_on_chunks_equals_fitting_on_the_whole_table(shop):
     spec = infer_spec(shop, label="bought", min_count=2)
     whole = Encoder.fit(shop, spec)
     parts = Encoder.fit_chunks((shop.iloc[i : i + 37] for i in range(0, len(shop), 37)), spec)
@@ -135,7 +135,7 @@ def test_the_layout_names_every_token(encoder):
     assert layout.columns_of("at.hour") == slice(5, 6)
 
 
-def test_whole_numbers_that_a_gap_turned_into_floats_are_the_same_ids():
+def test_ids_read_as_floats_because_of_a_gap_are_the_same_ids():
     _, encoder = one("categorical", [3, 4, 4], "integer")
     found = encoder.transform(pd.DataFrame({"c": [3.0, np.nan, 4.0]})).ids[:, 0].tolist()
     assert found == [FIRST + 1, MISSING, FIRST]
@@ -154,7 +154,7 @@ def test_whole_numbers_that_a_gap_turned_into_floats_are_the_same_ids():
         ("at", "soon", "column 'at', row 0 and 399 more: found text \\('soon'\\), expected a time such as"),
     ],
 )
-def test_values_of_another_kind_than_at_fitting(shop, encoder, column, value, says):
+def test_values_of_another_family_than_at_fitting_are_refused(shop, encoder, column, value, says):
     with pytest.raises(DataError, match=says):
         encoder.transform(shop.assign(**{column: value}))
 
@@ -166,7 +166,7 @@ def test_a_missing_column_and_an_empty_table_are_refused(shop, encoder):
         encoder.transform(shop.iloc[:0])
 
 
-def test_a_column_that_is_empty_when_fitting_is_refused(shop):
+def test_a_column_without_a_value_at_fitting_is_refused(shop):
     spec = infer_spec(shop, label="bought")
     with pytest.raises(DataError, match="column 'price': every value is missing"):
         Encoder.fit(shop.assign(price=np.nan), spec)

@@ -1,4 +1,4 @@
-"""Interaction maps against attention computed by hand, importance against brute force and scikit-learn."""
+"""Attention maps against attention computed by hand; importance against brute force and scikit-learn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network(name, **settings):
 
 
 def softmax_of(q, k, heads, scale):
-    """Loops over rows, heads, queries and keys; (Q, T), the mean over rows and heads."""
+    """Return the mean attention over rows and heads, (Q, T), by loops over rows, heads, queries and keys."""
     width = q.shape[-1] // heads
     total = np.zeros((q.shape[1], k.shape[1]))
     for b, h in itertools.product(range(len(q)), range(heads)):
@@ -63,8 +63,8 @@ def softmax_of(q, k, heads, scale):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vanilla", "heterogeneous", "hiformer", "hiformer-lowrank", "autoint", "autoint+"])
-def test_a_map_is_the_mean_of_the_softmax_that_the_layers_compute(name, rows):
-    """The queries and keys are caught inside the running network; the rest is loops."""
+def test_a_map_is_the_mean_of_the_attention_weights(name, rows):
+    """Queries and keys are recorded inside the network; the rest is loops."""
     settings = {"attention_dim": 8, "heads": 2} if "autoint" in name else {}
     made = network(name, layers=2, **settings)
     few = Rows(rows.ids[:6], rows.numbers[:6], rows.labels[:6])
@@ -93,7 +93,7 @@ def test_a_map_is_the_mean_of_the_softmax_that_the_layers_compute(name, rows):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vanilla", "heterogeneous", "hiformer"])
-def test_the_pruned_layer_has_the_tasks_rows_of_the_whole_one(name, rows):
+def test_a_pruned_layer_has_the_task_rows_of_the_full_layer(name, rows):
     whole, pruned = network(name, prune=False), network(name)
     weights = whole.state_dict()
     for key, value in pruned.state_dict().items():
@@ -114,7 +114,7 @@ def test_the_pruned_layer_has_the_tasks_rows_of_the_whole_one(name, rows):
     assert cut.tokens == (*FIELDS, "task click", "task buy")
 
 
-def test_pairs_are_both_directions_and_importance_is_what_the_tasks_look_at(rows):
+def test_pairs_average_both_directions_and_importance_is_the_attention_of_the_tasks(rows):
     found = attention_maps(network("hiformer"), LAYOUT, rows)
     first, last = found.layers
     for i, j in itertools.product(range(5), range(5)):
@@ -127,7 +127,7 @@ def test_pairs_are_both_directions_and_importance_is_what_the_tasks_look_at(rows
         assert without.importance()[j] == pytest.approx(np.mean([layer[:, j] for layer in without.layers]))
 
 
-def test_one_pruned_layer_tells_of_fields_and_not_of_pairs(rows):
+def test_a_single_pruned_layer_gives_fields_but_no_pairs(rows):
     found = attention_maps(network("hiformer", layers=1), LAYOUT, rows)
     np.testing.assert_array_equal(found.mean, found.layers[0])
     assert found.mean.shape == (2, 7)
@@ -135,19 +135,19 @@ def test_one_pruned_layer_tells_of_fields_and_not_of_pairs(rows):
     assert found.importance().shape == (5,)
 
 
-def test_mixed_numbers_have_tokens_of_their_own(rows):
+def test_mixed_numeric_fields_have_numbered_tokens(rows):
     found = attention_maps(network("vanilla", numeric_tokens=2), LAYOUT, rows)
     assert found.tokens[:5] == ("a", "b", "tags", "numbers 1", "numbers 2")
 
 
-def test_the_models_that_have_maps_are_those_that_are_named(rows):
+def test_the_models_with_maps_are_those_in_the_list(rows):
     assert [name for name in MODELS if has_maps(config_of(name).make(LAYOUT))] == list(WITH_MAPS)
     with pytest.raises(ArgumentError, match=r"FactorizationMachine: found a model without attention.*vanilla, vanilla"):
         attention_maps(network("fm"), LAYOUT, rows)
 
 
 @pytest.mark.parametrize("field", range(5))
-def test_a_permuted_field_has_its_own_values_in_another_order_and_the_others_stay(field, rows):
+def test_permuting_a_field_reorders_its_values_only(field, rows):
     order = torch.randperm(300, generator=torch.Generator().manual_seed(5))
     changed = permuted(LAYOUT, rows, {field: order})
     columns = [(changed.ids[:, 0], rows.ids[:, 0]), (changed.ids[:, 1], rows.ids[:, 1])]
@@ -159,7 +159,7 @@ def test_a_permuted_field_has_its_own_values_in_another_order_and_the_others_sta
 
 
 class Product(torch.nn.Module):
-    """logit = u[a] v[b] + w x: one pair acts together, the rest adds up."""
+    """logit = u[a] v[b] + w x: one interaction, the rest is additive."""
 
     def __init__(self):
         super().__init__()
@@ -170,7 +170,7 @@ class Product(torch.nn.Module):
         return product[:, None].expand(-1, 2)
 
 
-def test_the_mixed_logit_of_a_product_is_that_of_the_closed_form_and_0_for_what_adds_up(rows):
+def test_the_mixed_logit_is_the_closed_form_for_a_product_and_0_for_a_sum(rows):
     found = permutation_importance(Product(), LAYOUT, rows, repeats=1, seed=4)
     draw = np.random.default_rng(4)
     first, second = draw.permutation(300), draw.permutation(300)
@@ -183,7 +183,7 @@ def test_the_mixed_logit_of_a_product_is_that_of_the_closed_form_and_0_for_what_
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_importance_is_that_of_brute_force(repeats, rows):
+def test_importance_equals_brute_force(repeats, rows):
     model = network("hiformer+", tower=(8,))
     found = permutation_importance(model, LAYOUT, rows, task=1, repeats=repeats, seed=2)
     draw, labels = np.random.default_rng(2), rows.labels[:, 1].numpy()
@@ -214,7 +214,7 @@ def test_importance_is_that_of_brute_force(repeats, rows):
 
 @pytest.fixture(scope="module")
 def frame():
-    """Two fields act by their product, one adds up, one does nothing."""
+    """Two fields act by their product, one is additive, one has no effect."""
     rng = np.random.default_rng(7)
     rows = 3000
     left, right = rng.integers(0, 4, rows), rng.integers(0, 4, rows)
@@ -249,7 +249,7 @@ def test_single_importance_agrees_with_scikit_learn(frame, fitted):
     assert (np.abs(theirs.importances_mean - ours.single[order]) < 4 * error + 1e-9).all()
 
 
-def test_permutations_find_the_pair_that_acts_together(frame, fitted):
+def test_permutations_find_the_interacting_pair(frame, fitted):
     found = explain(fitted, frame.iloc[2000:])
     assert {found.pairs()[0][0], found.pairs()[0][1]} == {"left", "right"}
     assert found.pairs()[0][3] > 3 * found.pairs()[1][3]
@@ -258,7 +258,7 @@ def test_permutations_find_the_pair_that_acts_together(frame, fitted):
     assert found.importance.interaction[i, j] < -0.8 * min(found.importance.single[[i, j]])
 
 
-def test_a_logistic_regression_has_no_pairs(frame):
+def test_a_logistic_regression_has_no_interactions(frame):
     model = Recommender("lr", label="clicked", epochs=3).fit(frame.iloc[:2000])
     found = explain(model, frame.iloc[2000:])
     assert found.importance.mixed.max() < 1e-5
@@ -267,7 +267,7 @@ def test_a_logistic_regression_has_no_pairs(frame):
     assert "LogisticRegression has no attention to draw; these have maps: autoint" in found.without
 
 
-def test_rank_correlations_are_those_of_scipy(frame, fitted):
+def test_rank_correlations_equal_scipy(frame, fitted):
     a, b = np.array([3.0, 1.0, 1.0, 2.0, 9.0]), np.array([1.0, 2.0, 0.0, 2.0, 8.0])
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
     assert rank_correlation(a, np.ones(5)) is None
@@ -278,7 +278,7 @@ def test_rank_correlations_are_those_of_scipy(frame, fitted):
     assert found.correlations()["fields, with AUC lost"] == pytest.approx(fields)
 
 
-def test_only_rows_with_a_label_are_taken_and_at_most_so_many(frame, fitted):
+def test_at_most_the_given_number_of_labelled_rows_is_used(frame, fitted):
     held = frame.iloc[2000:].astype({"clicked": "Int64"})
     held.loc[held.index[:300], "clicked"] = pd.NA
     assert explain(fitted, held, pairs=False).importance.rows == 700
@@ -334,7 +334,7 @@ def test_the_command_explains_a_seed_of_a_run(frame, tmp_path, capsys):
     assert "holds no model.safetensors: name" in capsys.readouterr().err
 
 
-def test_what_cannot_be_explained(frame, fitted):
+def test_bad_requests_for_explanations_are_refused(frame, fitted):
     held = frame.iloc[2000:]
     for change, error, says in (
         ({"frame": held.drop(columns="clicked")}, DataError, "column 'clicked' is missing"),
@@ -380,7 +380,7 @@ def test_a_single_repeat_has_no_deviation():
     assert replace(one, single_sd=np.array([0.01]), repeats=3).text(0) == "0.1234 ± 0.0100"
 
 
-def test_the_tasks_rows_of_the_map_are_what_the_table_says(rows):
+def test_the_attention_column_is_the_task_row_of_the_map(rows):
     for layers in (1, 2, 3):
         found = attention_maps(network("hiformer", layers=layers), LAYOUT, rows)
         expected = np.mean([layer[-2:] for layer in found.layers], (0, 1))[:5]
@@ -397,12 +397,12 @@ def test_a_map_of_the_tasks_rows_is_drawn_in_square_cells(rows):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["task click", "task buy"]
 
 
-def test_of_equal_rows_as_many_were_fitted_as_were():
+def test_equal_rows_count_as_fitted_as_often_as_they_were_fitted():
     fitted, rows = np.array([7, 3, 7]), np.array([7, 1, 7, 3, 7, 3, 9])
     assert fitted_among(rows, fitted).tolist() == [True, False, True, True, False, False, False]
 
 
-def test_rows_that_were_fitted_are_left_out_and_named(frame, fitted, saved):
+def test_fitted_rows_are_left_out_and_counted(frame, fitted, saved):
     for model in (fitted, Recommender.load(saved)):
         train = fitted._parts(frame["clicked"].iloc[:2000].to_numpy())[0]
         found = explain(model, frame, pairs=False, repeats=1, rows=5000)
@@ -415,7 +415,7 @@ def test_rows_that_were_fitted_are_left_out_and_named(frame, fitted, saved):
         assert "all fitted" in known.rows_used
 
 
-def test_a_run_does_not_tell_which_rows_were_fitted(frame, fitted):
+def test_the_fitted_rows_of_a_run_are_unknown(frame, fitted):
     from sklearn.base import clone
 
     other = clone(fitted)

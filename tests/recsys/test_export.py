@@ -1,4 +1,4 @@
-"""The exported folder against the network and against the encoder; what a request shares; bad folders and rows."""
+"""The exported folder against network and encoder; shared fields; bad folders and rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def close(found, expected, bound=1e-5):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_gives_the_networks_logits_in_batches_of_any_size(name):
+def test_every_exported_model_gives_the_logits_of_torch_at_any_batch_size(name):
     layout = small(2)
     torch.manual_seed(2)
     network = config_of(name, {"init_sd": 0.5}).make(layout)
@@ -64,8 +64,8 @@ def test_every_model_gives_the_networks_logits_in_batches_of_any_size(name):
 
 @pytest.mark.parametrize("shared", [("a",), ("b", "tags", "c", "x"), ("x", "y"), ("a", "b", "c", "x", "y")])
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_what_a_request_shares_may_be_computed_once(name, shared):
-    """As torch and as ONNX, against the network on the repeated row."""
+def test_shared_fields_computed_once_give_the_same_logits(name, shared):
+    """The serving form in torch and in ONNX, against the network on repeated rows."""
     layout = small(2)
     network = lively(config_of(name).make(layout)).eval()
     ids, numbers = batch(layout, 21)
@@ -98,8 +98,8 @@ def test_every_setting_of_a_transformer_is_served(name, settings):
     close(found.detach().numpy(), network(ids, numbers).detach().numpy())
 
 
-def test_the_request_is_part_of_the_answer():
-    """A negative control: another request, other logits."""
+def test_another_request_gives_other_logits():
+    """Negative control of the shared fields."""
     layout = small()
     network = lively(config_of("hiformer").make(layout)).eval()
     form = ServedTransformer(network, layout, ("b", "tags", "c"))
@@ -109,7 +109,7 @@ def test_the_request_is_part_of_the_answer():
     assert (first - second).abs().max() > 1e-2
 
 
-def test_mixed_numbers_are_shared_all_together_or_not_at_all():
+def test_mixed_numeric_fields_are_shared_all_together_or_not_at_all():
     layout = small()
     network = lively(config_of("hiformer", {"numeric_tokens": 2}).make(layout)).eval()
     assert ServedTransformer(network, layout, ("a", "x")).shared.numeric == ()
@@ -139,11 +139,11 @@ def served(fitted, tmp_path_factory):
 
 
 def plain(frame):
-    """Rows as JSON gives them."""
+    """Return rows as they come from JSON."""
     return json.loads(frame.to_json(orient="records", date_format="iso"))
 
 
-def test_raw_rows_give_the_recommenders_probabilities(visits, fitted, served):
+def test_raw_rows_have_the_probabilities_of_the_recommender(visits, fitted, served):
     ranker = Ranker.load(served)
     rows = visits.drop(columns="bought")
     expected = fitted.predict_proba(rows)
@@ -152,7 +152,7 @@ def test_raw_rows_give_the_recommenders_probabilities(visits, fitted, served):
     assert len(rows) > max(SAMPLES)
 
 
-def test_the_candidates_of_a_request_score_as_whole_rows(visits, fitted, served):
+def test_candidates_of_a_request_score_like_whole_rows(visits, fitted, served):
     ranker = Ranker.load(served)
     rows = visits.drop(columns="bought").iloc[:150].copy()
     for name in USER:
@@ -211,7 +211,7 @@ def kinds(rows=60):
 
 
 @pytest.mark.parametrize("hashed", [False, True])
-def test_rows_are_encoded_as_the_table_of_them(hashed):
+def test_rows_are_encoded_like_a_table_of_them(hashed):
     frame = kinds()
     spec = infer_spec(frame, min_count=4)
     kind = {"share_id": "categorical", "big": "numeric"}
@@ -264,7 +264,7 @@ def test_rows_are_encoded_as_the_table_of_them(hashed):
         ({"at": True}, "field 'at': found a boolean"),
     ],
 )
-def test_rows_that_are_not_what_was_fitted_are_refused(served, visits, change, says):
+def test_rows_of_another_kind_than_at_fitting_are_refused(served, visits, change, says):
     ranker = Ranker.load(served)
     rows = plain(visits.drop(columns="bought").iloc[:2])
     rows[1] |= change
@@ -272,8 +272,8 @@ def test_rows_that_are_not_what_was_fitted_are_refused(served, visits, change, s
         ranker.score_rows(rows)
 
 
-def test_what_is_no_column_of_the_model_is_left_alone(served, visits):
-    """As a table with more columns is: one encoder for both."""
+def test_keys_that_are_no_columns_of_the_model_are_ignored(served, visits):
+    """The same as for a table with more columns: both use one encoder."""
     ranker = Ranker.load(served)
     rows = plain(visits.drop(columns="bought").iloc[:3])
     expected = ranker.score_rows(rows).probabilities
@@ -287,8 +287,8 @@ def test_what_is_no_column_of_the_model_is_left_alone(served, visits):
 
 
 @pytest.mark.parametrize("name", ["device", "item_id", "price", "tags", "at", "age"])
-def test_any_value_is_scored_or_refused_in_words(served, visits, name):
-    """Nothing else is raised, and no score is without a number."""
+def test_any_value_is_scored_or_refused_with_a_message(served, visits, name):
+    """No other error is raised, and every score is finite."""
     ranker = Ranker.load(served)
     rows = plain(visits.drop(columns="bought").iloc[:2])
     odd = [
@@ -339,7 +339,7 @@ def test_a_missing_field_and_no_rows_are_refused(served, visits):
         ranker.score(row, [{}])
 
 
-def test_bad_shares_and_folders_are_refused(fitted, served, tmp_path, monkeypatch):
+def test_bad_shared_columns_and_folders_are_refused(fitted, served, tmp_path, monkeypatch):
     import importlib.util
 
     with pytest.raises(UnknownNameError, match="unknown shared column 'devise': did you mean 'device'"):
@@ -366,7 +366,7 @@ def test_bad_shares_and_folders_are_refused(fitted, served, tmp_path, monkeypatc
         Ranker.load(served)
 
 
-def test_exporting_again_leaves_nothing_of_the_one_before(fitted, tmp_path):
+def test_a_new_export_removes_the_files_of_the_previous_one(fitted, tmp_path):
     export(fitted, tmp_path, shared=USER)
     assert (tmp_path / "request.onnx").exists()
     export(fitted, tmp_path)

@@ -1,4 +1,4 @@
-"""The feature spec: what is inferred, how it is edited, what is refused."""
+"""The feature spec: inference, editing, refused content."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_each_kind_is_recognised(shop):
     }
 
 
-def test_a_skewed_number_is_taken_by_its_logarithm_and_gaps_are_allowed_where_there_were_some(shop):
+def test_skewed_numbers_are_log_scaled_and_gaps_are_allowed_if_fitted(shop):
     fields = {field.name: field for field in infer_spec(shop, label="bought").fields}
     assert (fields["price"].scale, fields["price"].allow_missing) == ("log", True)
     assert (fields["age"].scale, fields["age"].allow_missing) == ("standard", False)
 
 
-def test_few_whole_numbers_are_categories_and_many_are_numbers():
+def test_few_distinct_whole_numbers_are_categorical_and_many_are_numeric():
     frame = pd.DataFrame({"rooms": [1, 2, 3] * 20, "metres": range(60), "y": [0, 1] * 30})
     assert [field.kind for field in infer_spec(frame, label="y").fields] == ["categorical", "numeric"]
 
@@ -49,12 +49,12 @@ def test_texts_that_are_dates_are_times_and_lists_are_multi_valued():
     assert (first.kind, second.kind, second.max_values) == ("time", "multi", 2)
 
 
-def test_marks_for_unknown_values_are_found():
+def test_marks_of_missing_values_are_found():
     frame = pd.DataFrame({"work": ["private", "?", "state", "private"]})
     assert infer_spec(frame).fields[0].missing == ("?",)
 
 
-def test_many_values_are_hashed_when_asked():
+def test_high_cardinality_columns_are_hashed_on_request():
     frame = pd.DataFrame({"name": [f"v{i}" for i in range(50)], "few": ["a", "b"] * 25})
     fields = infer_spec(frame, hash_above=10, buckets=64).fields
     assert [field.buckets for field in fields] == [64, None]
@@ -66,7 +66,7 @@ def test_a_spec_survives_its_file(shop, tmp_path):
     assert FeatureSpec.load(tmp_path / "spec.json") == spec
 
 
-def test_a_file_that_was_edited_is_taken(shop, tmp_path):
+def test_an_edited_spec_file_is_followed(shop, tmp_path):
     path = tmp_path / "spec.json"
     infer_spec(shop, label="bought").save(path)
     stored = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def test_a_wrong_setting_names_the_field_and_what_is_expected(shop, tmp_path, ed
         FeatureSpec.from_dict(stored)
 
 
-def test_a_file_that_is_no_spec_says_so(tmp_path):
+def test_a_file_that_is_no_spec_is_refused(tmp_path):
     path = tmp_path / "spec.json"
     path.write_text("kinds: none")
     with pytest.raises(DataError, match=r"spec\.json: found no JSON"):
@@ -118,18 +118,18 @@ def test_the_same_field_twice_is_refused():
         (pd.DataFrame({0: [1, 2], "y": [0, 1]}), "has no text as its name"),
     ],
 )
-def test_tables_that_give_no_spec(frame, says):
+def test_tables_without_a_valid_spec_are_refused(frame, says):
     with pytest.raises(DataError, match=says):
         infer_spec(frame, label="y" if "y" in frame else ())
 
 
-def test_an_absent_label_is_named(shop):
+def test_a_missing_label_is_named(shop):
     with pytest.raises(DataError, match="column 'sold' is missing; found device, item_id"):
         infer_spec(shop, label="sold")
 
 
 @pytest.mark.parametrize(("days", "parts"), [(1, ("hour",)), (9, ("hour",)), (200, ("hour", "weekday")), (900, None)])
-def test_the_newest_rows_have_no_part_of_a_time_that_older_ones_lack(days, parts):
+def test_parts_of_a_time_need_two_cycles(days, parts):
     stamps = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(0, days * 24 * 60, 37), unit="min")
     table = pd.DataFrame({"at": stamps, "clicked": np.arange(len(stamps)) % 2})
     older, newest = table.iloc[: len(table) * 9 // 10], table.iloc[len(table) * 9 // 10 :]

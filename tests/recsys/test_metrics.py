@@ -22,7 +22,7 @@ def scored(request):
     return (rng.random(500) < scores).astype(int), scores, rng.integers(0, 25, 500)
 
 
-def test_auc_is_scikit_learns(scored):
+def test_auc_equals_scikit_learn(scored):
     labels, scores, _ = scored
     assert auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
 
@@ -33,7 +33,7 @@ def test_auc_is_the_share_of_pairs_in_order(scored):
     assert auc(labels, scores) == pytest.approx(((gaps > 0) + 0.5 * (gaps == 0)).mean(), abs=1e-12)
 
 
-def test_log_loss_is_scikit_learns(scored):
+def test_log_loss_equals_scikit_learn(scored):
     labels, scores, _ = scored
     kept = np.clip(scores, 1e-15, 1 - 1e-15)
     assert log_loss(labels, scores) == pytest.approx(sk.log_loss(labels, kept), rel=1e-9)
@@ -52,7 +52,7 @@ def test_grouped_auc_is_the_weighted_mean_over_groups_with_both_classes(scored):
 
 
 def by_hand(labels, scores, groups):
-    """GAUC and NDCG@10 by loops over the groups in Python; a missing group is None."""
+    """Return GAUC and NDCG@10 by Python loops over the groups; a missing group is None."""
     rows = {name: [i for i, g in enumerate(groups) if g == name] for name in groups if name is not None}
     areas, sizes, gains = [], [], []
     for own in rows.values():
@@ -78,7 +78,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_groups_of_any_kind_give_the_metrics_by_hand(scored, kind):
+def test_groups_of_any_type_give_the_metrics_computed_by_hand(scored, kind):
     labels, scores, numbers = scored
     labels = np.where(numbers == 4, 1, np.where(numbers == 5, 0, labels))  # groups of one class
     groups = GROUPS[kind](numbers)
@@ -88,7 +88,7 @@ def test_groups_of_any_kind_give_the_metrics_by_hand(scored, kind):
     assert ndcg(labels, scores, groups) == pytest.approx(gain, abs=1e-12)
 
 
-def test_grouped_metrics_are_left_out_where_no_group_has_both_classes():
+def test_grouped_metrics_are_left_out_if_no_group_has_both_classes():
     found = all_metrics(np.array([1, 1, 0]), np.array([0.1, 0.2, 0.3]), np.array(["a", "a", "b"]))
     assert "gauc" not in found
     missing = all_metrics(np.array([1, 0]), np.array([0.1, 0.2]), np.array([None, None]))
@@ -108,14 +108,14 @@ def test_grouped_metrics_are_left_out_where_no_group_has_both_classes():
         (lambda: ndcg([0, 1], [0.5, 0.5], [1, 1], k=0), "k: found 0"),
     ],
 )
-def test_what_has_no_metric_is_refused_in_one_line(call, says):
+def test_input_without_a_metric_is_refused_in_one_line(call, says):
     with pytest.raises(ManyheadsError, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("k", [1, 5, 100])
-def test_ndcg_is_scikit_learns(scored, k):
+def test_ndcg_equals_scikit_learn(scored, k):
     labels, scores, groups = scored
     labels = np.where(groups == 4, 0, labels)  # a group without a positive is left out
     wanted = [
@@ -137,7 +137,7 @@ def test_ece_is_the_sum_over_bins(scored):
     assert sum(n for _, _, n in calibration_bins(labels, scores)) == len(scores)
 
 
-def test_what_is_not_defined_is_left_out():
+def test_undefined_metrics_are_left_out():
     assert set(all_metrics(np.ones(4), np.full(4, 0.5), np.arange(4))) == {"log_loss", "ece", "ndcg@10"}
 
 
@@ -150,7 +150,7 @@ def test_what_is_not_defined_is_left_out():
         ([], [], "two equal vectors"),
     ],
 )
-def test_bad_input_gives_no_number(labels, scores, says):
+def test_bad_input_of_metrics_is_refused(labels, scores, says):
     with pytest.raises(DataError, match=says):
         auc(np.array(labels), np.array(scores))
 
@@ -162,7 +162,7 @@ def overconfident():
     return (rng.random(20000) < sigmoid(logits)).astype(int), 3.0 * logits
 
 
-def test_the_temperature_that_was_put_in_is_found(overconfident):
+def test_a_known_temperature_is_recovered(overconfident):
     labels, logits = overconfident
     assert temperature_of(labels, logits) == pytest.approx(3.0, rel=0.05)
 
@@ -175,21 +175,21 @@ def test_the_temperature_minimises_the_log_loss(overconfident):
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
-def test_calibration_lowers_the_error_on_rows_that_it_has_not_seen(overconfident, method):
+def test_calibration_lowers_the_error_on_unseen_rows(overconfident, method):
     labels, logits = overconfident
     fitted = calibrate(labels[:10000], logits[:10000], method)
     assert fitted.ece_before > 0.1 > 0.02 > fitted.ece_after
     assert ece(labels[10000:], fitted(logits[10000:])) < 0.3 * ece(labels[10000:], sigmoid(logits[10000:]))
 
 
-def test_temperature_keeps_the_order_and_isotonic_never_turns_it(overconfident):
+def test_temperature_keeps_the_order_and_isotonic_never_reverses_it(overconfident):
     labels, logits = overconfident
     order = np.argsort(logits)
     assert (np.diff(calibrate(labels, logits, "temperature")(logits)[order]) >= 0).all()
     assert (np.diff(calibrate(labels, logits, "isotonic")(logits)[order]) >= 0).all()
 
 
-def test_the_isotonic_curve_is_scikit_learns_blended_with_platts(overconfident):
+def test_the_isotonic_curve_is_that_of_scikit_learn_blended_with_platt(overconfident):
     labels, logits = overconfident
     platt = calibrate(labels, logits, "platt")(logits)
     reference = IsotonicRegression().fit(platt, targets(labels)).predict(platt)
@@ -198,7 +198,7 @@ def test_the_isotonic_curve_is_scikit_learns_blended_with_platts(overconfident):
     np.testing.assert_allclose(calibrate(labels, logits, "isotonic")(logits), expected)
 
 
-def test_the_targets_of_the_rarer_class_are_platts_and_the_mean_is_kept():
+def test_smoothed_targets_are_platts_for_the_rarer_class_and_keep_the_mean():
     labels = np.repeat([1.0, 0.0], [3, 40])
     smoothed = targets(labels)
     np.testing.assert_allclose(smoothed[:3], (3 + 1) / (3 + 2))  # (N+ + 1) / (N+ + 2), Platt 1999
@@ -220,7 +220,7 @@ def test_the_mean_probability_is_the_share_of_positives_and_none_is_certain(meth
     assert found.max() < 1.0 - 0.5 / (positives + 2)
 
 
-def test_slope_and_intercept_that_were_put_in_are_found():
+def test_known_slope_and_intercept_are_recovered():
     rng = np.random.default_rng(0)
     truth = rng.normal(-3.0, 1.5, 200_000)
     labels = (rng.random(truth.size) < sigmoid(truth)).astype(int)
@@ -229,14 +229,14 @@ def test_slope_and_intercept_that_were_put_in_are_found():
     assert found.intercept == pytest.approx(-0.5, abs=0.05)
 
 
-def test_logits_that_rank_backwards_give_the_share_of_positives():
+def test_reversed_logits_give_the_share_of_positives():
     labels = np.repeat([1, 0], [20, 60])
     found = calibrate(labels, np.where(labels == 1, -1.0, 1.0), "platt")
     assert found.slope == 0.0
     np.testing.assert_allclose(found(np.array([-5.0, 5.0])), 0.25, rtol=1e-6)
 
 
-def test_one_class_leaves_nothing_to_fit_and_says_so():
+def test_one_class_gives_no_calibration_and_a_warning():
     found = calibrate(np.zeros(30), np.linspace(-1, 1, 30), "platt")
     assert found.method == "none"
     assert found.doubts("bought") == [
@@ -245,13 +245,13 @@ def test_one_class_leaves_nothing_to_fit_and_says_so():
     ]
 
 
-def test_an_error_that_chance_does_not_explain_is_named(overconfident):
+def test_a_calibration_error_beyond_chance_gives_a_warning(overconfident):
     labels, logits = overconfident
     assert "found an error (ECE) of 0." in calibrate(labels, logits, "none").doubts("click")[0]
     assert calibrate(labels, logits, "platt").doubts("click") == []
 
 
-def test_the_error_by_chance_is_that_of_labels_drawn_from_the_probabilities():
+def test_the_chance_error_equals_sampling_labels_from_the_probabilities():
     rng = np.random.default_rng(0)
     p = rng.beta(1, 4, 800)
     drawn = np.mean([ece((rng.random(p.size) < p).astype(int), p) for _ in range(400)])

@@ -60,7 +60,7 @@ def count(model):
 
 
 def lively(model):
-    """Weights that are not tiny, so that every part matters."""
+    """Draw larger weights, so that every part affects the output."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
@@ -78,7 +78,7 @@ def lively(model):
         ("final-mlp", {"first_context": ("user",), "second_context": ("item",)}, 2, 253_392),
     ],
 )
-def test_models_have_the_parameters_that_bars_logs(name, settings, extra, published):
+def test_parameter_counts_equal_those_logged_by_bars(name, settings, extra, published):
     assert count(config_of(name, settings).make(frappe(extra))) == published
 
 
@@ -94,18 +94,18 @@ def test_models_have_the_parameters_that_bars_logs(name, settings, extra, publis
         ("hiformer", {"prune": False}, 26_505_985),
     ],
 )
-def test_transformers_have_the_parameters_of_the_formula(name, settings, dense):
+def test_parameter_counts_of_transformers_equal_the_formula(name, settings, dense):
     layout = Layout(tuple(f"f{i}" for i in range(31)), (3,) * 31, (1,) * 31)
     model = config_of(name, {"dim": 64, "heads": 4, **settings}).make(layout)
     assert count(model) - sum(t.weight.numel() for t in all_tables(model)) == dense
 
 
-def test_tables_start_from_the_deviation_that_is_asked_for():
+def test_embeddings_start_with_the_given_standard_deviation():
     weight = Tables(frappe(2), 10, init_sd=1e-4).weight
     assert weight.std().item() == pytest.approx(1e-4, rel=0.02)
 
 
-def test_the_fused_table_is_one_table_a_field():
+def test_the_fused_table_equals_one_table_per_field():
     layout = small()
     tables = lively(Tables(layout, 3))
     ids, _ = batch(layout)
@@ -115,7 +115,7 @@ def test_the_fused_table_is_one_table_a_field():
         torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_some_fields_can_have_tables_of_their_own():
+def test_a_subset_of_fields_can_have_its_own_tables():
     layout = small()
     tables = lively(Tables(layout, 3, fields=("c", "b")))
     ids, _ = batch(layout)
@@ -126,7 +126,7 @@ def test_some_fields_can_have_tables_of_their_own():
         Tables(frappe(2), 3, fields=("uesr",))
 
 
-def test_the_penalty_is_over_the_table_or_over_the_touched_rows_once():
+def test_the_l2_penalty_covers_the_table_or_each_touched_row_once():
     layout = Layout(("a", "b"), (4, 3), (1, 1))
     tables = lively(Tables(layout, 2))
     ids = torch.tensor([[1, 0], [1, 2]])
@@ -144,7 +144,7 @@ def test_padding_touches_no_row():
     torch.testing.assert_close(tables.penalty(ids), expected)
 
 
-def test_a_missing_number_has_a_token_of_its_own():
+def test_a_missing_number_has_its_own_token():
     layout = Layout((), (), (), ("x",))
     tokens = lively(FieldTokens(layout, 4))
     found = tokens(torch.zeros(2, 0, dtype=torch.int64), torch.tensor([[float("nan")], [2.0]]))
@@ -160,7 +160,7 @@ def test_numbers_can_be_mixed_into_a_few_tokens():
     assert tokens.tokens == 5
 
 
-def test_the_sum_of_pairs_is_that_of_a_loop():
+def test_the_sum_over_pairs_equals_a_loop():
     tokens = torch.randn(4, 6, 3, dtype=torch.float64)
     loop = sum((tokens[:, i] * tokens[:, j]).sum(1) for i, j in itertools.combinations(range(6), 2))
     torch.testing.assert_close(pair_sum(tokens)[:, 0], loop)
@@ -168,7 +168,7 @@ def test_the_sum_of_pairs_is_that_of_a_loop():
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_every_model_gives_a_logit_a_task_and_reaches_every_parameter(name, tasks):
+def test_every_model_gives_one_logit_per_task_and_a_gradient_for_every_parameter(name, tasks):
     layout = small(tasks)
     model = lively(config_of(name).make(layout))
     ids, numbers = batch(layout, 32)
@@ -183,14 +183,14 @@ def test_every_model_gives_a_logit_a_task_and_reaches_every_parameter(name, task
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_row_alone_scores_as_in_a_batch(name):
+def test_a_row_scores_the_same_alone_and_in_a_batch(name):
     layout = small()
     model = lively(config_of(name).make(layout)).eval()
     ids, numbers = batch(layout)
     torch.testing.assert_close(model(ids, numbers)[3:4], model(ids[3:4], numbers[3:4]), rtol=1e-4, atol=1e-4)
 
 
-def test_autoint_trains_on_slices_with_the_gradients_of_the_whole(monkeypatch):
+def test_autoint_in_slices_has_the_gradients_of_the_whole_batch(monkeypatch):
     from manyheads.recsys.models import autoint
 
     layout = small()
@@ -206,7 +206,7 @@ def test_autoint_trains_on_slices_with_the_gradients_of_the_whole(monkeypatch):
         torch.testing.assert_close(sliced, whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_factorization_machine_is_the_textbook_sum():
+def test_a_factorization_machine_equals_the_textbook_sum():
     layout = Layout(("a", "b", "c"), (4, 5, 6), (1, 1, 1))
     model = lively(config_of("fm").make(layout))
     ids = torch.tensor([[1, 2, 3]])
@@ -216,13 +216,13 @@ def test_a_factorization_machine_is_the_textbook_sum():
     torch.testing.assert_close(model(ids, torch.zeros(1, 0))[0], expected)
 
 
-def test_dlrm_takes_each_pair_once():
+def test_dlrm_uses_each_pair_once():
     layout = Layout(("a", "b", "c"), (4, 5, 6), (1, 1, 1))
     model = config_of("dlrm").make(layout)
     assert model.pairs.tolist() == [3, 6, 7]  # (1, 0), (2, 0), (2, 1) of three
 
 
-def test_a_low_rank_cross_layer_is_the_product_and_a_mixture_of_equals_is_one_of_them():
+def test_a_low_rank_cross_layer_equals_the_product_and_equal_experts_equal_one():
     x = torch.randn(5, 6)
     single = lively(LowRankMixture(6, 2, 1))
     torch.testing.assert_close(single(x), x @ (single.up.weight @ single.down.weight).T + single.up.bias)
@@ -237,7 +237,7 @@ def test_a_low_rank_cross_layer_is_the_product_and_a_mixture_of_equals_is_one_of
 
 @pytest.mark.parametrize("name", ["vanilla", "heterogeneous", "hiformer", "hiformer-lowrank"])
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_the_pruned_last_layer_gives_the_logits_of_the_whole(name, tasks):
+def test_the_pruned_last_layer_gives_the_logits_of_the_full_layer(name, tasks):
     layout = small(tasks)
     whole = lively(config_of(name, {"prune": False}).make(layout)).eval()
     pruned = config_of(name).make(layout).eval()
@@ -250,7 +250,7 @@ def test_the_pruned_last_layer_gives_the_logits_of_the_whole(name, tasks):
     torch.testing.assert_close(pruned(ids, numbers), whole(ids, numbers), rtol=1e-4, atol=1e-5)
 
 
-def test_heterogeneous_layers_with_equal_weights_are_the_vanilla_layer():
+def test_heterogeneous_layers_with_equal_weights_equal_the_vanilla_layer():
     layout = small()
     vanilla = lively(config_of("vanilla", {"layers": 1, "prune": False}).make(layout)).eval()
     other = lively(config_of("heterogeneous", {"layers": 1, "prune": False}).make(layout)).eval()
@@ -308,7 +308,7 @@ def test_names_of_release_0_1_are_those_of_the_residual_block_today():
     assert config_of("hiformer").renamed(hiformer).keys() == hiformer.keys()
 
 
-def test_vanilla_layers_do_not_know_which_field_a_value_is_of_unless_told():
+def test_vanilla_layers_cannot_tell_fields_apart_without_positions():
     layout = Layout(("a", "b"), (4, 4), (1, 1))
     model = lively(config_of("vanilla").make(layout)).eval()
     with torch.no_grad():

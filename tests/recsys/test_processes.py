@@ -1,4 +1,4 @@
-"""Two processes under torchrun end with the weights of one: batch norm, dropout, tasks with gaps, L2, schedule."""
+"""Two processes under torchrun train like one: batch norm, dropout, missing labels, L2 and schedule."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def torchrun(*arguments):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The cases by two processes."""
+    """Run the cases in two processes."""
     folder = tmp_path_factory.mktemp("together")
     python(HERE / "two_processes.py", "lab", folder)
     return folder
 
 
 def compare(case, folder):
-    """The largest differences of a run from one process: of each weight, of the logits (of the largest of which it is
-    a share) and of the losses of each epoch; and what both say of their epochs."""
+    """Return the largest differences from a run in one process: of weights, of logits (relative to the largest), of
+    losses per epoch; and the epochs that both report."""
     experiment = cases()[case]
     alone = folder / f"{case}-alone"
     model, _ = train_model(experiment, 1, alone, progress=False)
@@ -74,7 +74,7 @@ def test_two_processes_end_with_the_weights_of_one(case, together):
     assert chosen < 1e-6
 
 
-def test_outside_of_a_group_the_parts_are_torchs_own():
+def test_without_a_process_group_the_modules_are_those_of_torch():
     x = torch.randn(16, 5)
     torch.manual_seed(3)
     expected = torch.nn.Dropout(0.3)(torch.nn.BatchNorm1d(5)(x))
@@ -86,7 +86,7 @@ def test_outside_of_a_group_the_parts_are_torchs_own():
 
 @pytest.mark.slow
 def test_the_command_under_torchrun_writes_the_run_of_one_process(tmp_path):
-    """As a user types it; by SGD, as Adam turns the rounding of a tiny gradient into a step of the rate."""
+    """As a user types it. With SGD, because Adam turns the rounding of a tiny gradient into a full step."""
     command = ("-m", "manyheads.recsys", "train", "adult-hiformer+", "--optimiser.name", "sgd")
     command += ("--optimiser.learning-rate", "0.05", "--model.tower", "32", "--model.batch-norm", "False")
     command += ("--model.init-sd", "0.1", "--seeds", "1", "--smoke", "--json")

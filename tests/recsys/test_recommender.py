@@ -1,4 +1,4 @@
-"""The estimator: scikit-learn's contract, unseen values, calibration, saving, bad input."""
+"""The estimator: scikit-learn's checks, unseen values, calibration, saving, bad input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXCEPTIONS = {"check_methods_subset_invariance": "scores agree to float32, not t
 
 
 @parametrize_with_checks([Recommender(**{**QUICK, "epochs": 20})], expected_failed_checks=lambda _: EXCEPTIONS)
-def test_scikit_learns_contract(estimator, check):
+def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
@@ -45,27 +45,27 @@ def fitted(visits):
     return Recommender(label="clicked", **{**QUICK, "epochs": 15}).fit(frame.iloc[:1200])
 
 
-def test_it_learns_most_of_what_can_be_learned(visits, fitted):
+def test_the_model_learns_most_of_the_signal(visits, fitted):
     test = visits.iloc[1200:]
     truth = 2.0 * (test["kind"] == "a") - 1.0 + 1.5 * test["price"] * (test["item_id"] % 2)
     best, found = (auc(test["clicked"].to_numpy(), score) for score in (truth, fitted.predict_proba(test)[:, 1]))
     assert found - 0.5 > 0.8 * (best - 0.5)
 
 
-def test_probabilities_of_the_two_classes_add_up_and_decide(visits, fitted):
+def test_probabilities_sum_to_1_and_determine_the_class(visits, fitted):
     proba = fitted.predict_proba(visits)
     np.testing.assert_allclose(proba.sum(1), 1.0)
     assert (fitted.predict(visits) == (proba[:, 1] > 0.5)).all()
     assert fitted.classes_.tolist() == [0, 1]
 
 
-def test_features_and_labels_apart_give_the_same_model(visits, fitted):
+def test_separate_features_and_labels_give_the_same_model(visits, fitted):
     train = visits.iloc[:1200]
     other = Recommender(**{**QUICK, "epochs": 15}).fit(train[["kind", "item_id", "price"]], train["clicked"])
     np.testing.assert_array_equal(other.predict_proba(visits), fitted.predict_proba(visits))
 
 
-def test_the_seed_decides_everything_and_the_callers_random_numbers_go_on(visits):
+def test_the_seed_determines_the_model_and_the_global_generator_is_unchanged(visits):
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -114,7 +114,7 @@ def test_several_labels_are_several_tasks_and_may_have_gaps(visits):
 
 
 @pytest.mark.parametrize("method", ["none", "platt", "isotonic"])
-def test_calibration_is_fitted_on_rows_that_were_held_out(visits, method):
+def test_calibration_is_fitted_on_held_out_rows(visits, method):
     calibration = Recommender(label="clicked", calibration=method, **QUICK).fit(visits).calibration_[0]
     assert calibration.method == method
     assert calibration.ece_after is not None
@@ -122,7 +122,7 @@ def test_calibration_is_fitted_on_rows_that_were_held_out(visits, method):
 
 
 @pytest.mark.parametrize("calibration", ["platt", "isotonic"])
-def test_a_saved_model_scores_as_before(visits, tmp_path, calibration):
+def test_a_saved_model_gives_the_same_scores(visits, tmp_path, calibration):
     frame = visits.drop(columns="bought")
     model = Recommender(label="clicked", calibration=calibration, **QUICK).fit(frame)
     model.save(tmp_path / "m")
@@ -144,12 +144,12 @@ def test_a_saved_model_names_its_model_and_nothing_is_imported_by_name(fitted, t
         Recommender.load(tmp_path)
 
 
-def test_folders_that_hold_no_model(tmp_path):
+def test_folders_without_a_model_do_not_load(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors: fit or train one first"):
         Recommender.load(tmp_path)
 
 
-def test_a_spec_of_ones_own_is_followed(visits, tmp_path):
+def test_a_given_spec_is_followed(visits, tmp_path):
     spec = infer_spec(visits, label=["clicked", "bought"], ignore=["price"])
     spec.save(tmp_path / "spec.json")
     model = Recommender(label="clicked", spec=tmp_path / "spec.json", **QUICK).fit(visits)
@@ -185,7 +185,7 @@ def test_bad_settings_are_refused_when_fitting(visits, change, error, says):
         (lambda f: f.iloc[:0], "found no rows"),
     ],
 )
-def test_rows_that_cannot_be_scored(visits, fitted, change, says):
+def test_rows_that_cannot_be_scored_are_refused(visits, fitted, change, says):
     with pytest.raises(DataError, match=says):
         fitted.predict_proba(change(visits))
 
@@ -206,7 +206,7 @@ def test_ignored_columns_are_no_features(visits):
     assert set(model.spec_.columns) == set(visits.columns) - {"clicked", left_out}
 
 
-def test_complaints_name_the_rows_of_the_table_that_was_given(visits):
+def test_errors_name_the_rows_of_the_given_table(visits):
     numeric = next(f.name for f in infer_spec(visits, label="clicked").fields if f.kind == "numeric")
     bad = visits.astype({numeric: float})
     bad.loc[7, numeric] = float("inf")

@@ -1,4 +1,4 @@
-"""The server: answers, refusals, limits that hold whatever a header says, many at once; the load test."""
+"""The server: answers, refusals, limits whatever the headers say, concurrency; the load test."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ranker(fitted, tmp_path_factory):
 
 @contextlib.contextmanager
 def running(app, **settings):
-    """A real server in a thread of this process; gives its address."""
+    """Run a real server in a thread of this process; return its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)  # a test that is quicker than the server's start waits
@@ -89,7 +89,7 @@ def works(url):
     return httpx.get(f"{url}/health").json() == {"status": "ok"}
 
 
-def test_http_scores_are_the_recommenders_probabilities(url, visits, fitted, rows):
+def test_http_scores_equal_the_probabilities_of_the_recommender(url, visits, fitted, rows):
     answer = httpx.post(f"{url}/score", json={"rows": rows[:300]})
     assert answer.status_code == 200
     expected = fitted.predict_proba(visits.drop(columns="bought").iloc[:300])[:, 1]
@@ -97,7 +97,7 @@ def test_http_scores_are_the_recommenders_probabilities(url, visits, fitted, row
     assert np.std(expected) > 0.01
 
 
-def test_a_request_and_its_candidates_score_as_whole_rows(url, fitted, rows, visits):
+def test_a_request_with_candidates_scores_like_whole_rows(url, fitted, rows, visits):
     request = {name: rows[0][name] for name in USER}
     candidates = [{k: v for k, v in row.items() if k not in USER} for row in rows[:200]]
     found = httpx.post(f"{url}/score", json={"request": request, "candidates": candidates}).json()
@@ -113,7 +113,7 @@ def test_values_never_seen_are_scored_and_counted(url, rows):
     assert len(found["scores"]["bought"]) == 2
 
 
-def test_the_model_says_what_a_row_is(url):
+def test_get_model_describes_a_row(url):
     found = httpx.get(f"{url}/model").json()
     kinds = {field["name"]: (field["kind"], field["shared"]) for field in found["fields"]}
     assert kinds["device"] == ("categorical", True)
@@ -143,7 +143,7 @@ def test_the_model_says_what_a_row_is(url):
         ("\xff", "body: found no JSON"),
     ],
 )
-def test_what_cannot_be_scored_is_answered_with_the_reason(url, body, says):
+def test_rows_that_cannot_be_scored_get_422_with_the_reason(url, body, says):
     answer = httpx.post(f"{url}/score", content=body.encode("latin-1"))
     assert answer.status_code == 422
     assert says in answer.json()["error"]
@@ -175,7 +175,7 @@ def test_too_many_rows_are_refused(url, rows):
 
 
 def raw(url, head, parts):
-    """Sends bytes as they are; gives what comes back."""
+    """Send raw bytes; return the received bytes."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(f"POST /score HTTP/1.1\r\nHost: {host}\r\n{head}\r\n\r\n".encode())
@@ -188,12 +188,12 @@ def raw(url, head, parts):
             return ""
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(url):
+def test_a_body_too_large_by_its_header_is_not_read(url):
     assert raw(url, f"Content-Length: {10**12}", []).startswith("HTTP/1.1 413")
     assert works(url)
 
 
-def test_a_body_without_a_length_is_counted_as_it_comes(url):
+def test_a_body_without_a_length_is_counted_while_it_arrives(url):
     def chunks():
         while True:
             yield b"1000\r\n" + b" " * 4096 + b"\r\n"
@@ -214,8 +214,8 @@ def test_a_body_without_a_length_is_counted_as_it_comes(url):
     assert works(url)
 
 
-def test_the_limit_is_of_the_bytes_that_came(ranker):
-    """Chunks that together are above the limit, under a header that says less."""
+def test_the_size_limit_counts_received_bytes(ranker):
+    """Chunks with a sum above the limit, under a header below it."""
     app = make_app(ranker, max_bytes=1000)
 
     async def post(*chunks):
@@ -234,7 +234,7 @@ def test_the_limit_is_of_the_bytes_that_came(ranker):
 
 @pytest.mark.parametrize("times", [1.5, 8])
 def test_a_body_over_the_limit_gets_its_413_and_no_reset(url, times):
-    """Also from a client that sends all of it before it reads."""
+    """Also if the client sends the whole body before it reads."""
     with httpx.Client() as client:
         for _ in range(3):
             answer = client.post(f"{url}/score", content=b" " * int(times * LIMIT), headers=JSON)
@@ -260,7 +260,7 @@ JSON = {"content-type": "application/json"}
         (b'{"rows": [{"' + b"k" * 60_000 + b'": 1}]}', "row 0: field 'device' is missing"),
     ],
 )
-def test_bodies_that_are_no_request_are_answered_in_one_short_line(url, body, says):
+def test_bad_bodies_are_answered_in_one_short_line(url, body, says):
     answer = httpx.post(f"{url}/score", content=body, headers=JSON)
     assert answer.status_code == 422
     assert says in answer.json()["error"]
@@ -283,7 +283,7 @@ def test_bodies_that_are_no_request_are_answered_in_one_short_line(url, body, sa
         ("device", '{"a": "\\ud800"}', "found dict"),
     ],
 )
-def test_a_value_that_cannot_be_read_is_refused_as_predict_does(url, rows, fitted, visits, field, value, says):
+def test_unreadable_values_are_refused_as_in_predict(url, rows, fitted, visits, field, value, says):
     body = json.dumps({"rows": [{**rows[0], field: "@"}]}).replace('"@"', value)
     answer = httpx.post(f"{url}/score", content=body, headers=JSON)
     assert answer.status_code == 422
@@ -294,13 +294,13 @@ def test_a_value_that_cannot_be_read_is_refused_as_predict_does(url, rows, fitte
         fitted.predict_proba(table)
 
 
-def test_halves_of_surrogate_pairs_are_text_that_was_never_seen(url, rows):
+def test_halves_of_surrogate_pairs_are_out_of_vocabulary(url, rows):
     body = json.dumps({"rows": [{**rows[0], "device": "\ud800", "tags": "new|\udfff"}]})
     answer = httpx.post(f"{url}/score", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["unseen"]) == (200, {"device": 1, "tags": 1})
 
 
-def test_columns_that_the_model_does_not_know_are_left_alone_as_predict_does(url, rows):
+def test_unknown_columns_are_ignored_as_in_predict(url, rows):
     plain = httpx.post(f"{url}/score", json={"rows": rows[:2]}).json()
     more = [{**row, "note": [{"any": None}], "bought": 1} for row in rows[:2]]
     assert httpx.post(f"{url}/score", json={"rows": more}).json() == plain
@@ -320,14 +320,14 @@ def test_columns_that_the_model_does_not_know_are_left_alone_as_predict_does(url
     ],
 )
 def test_the_content_type_is_checked(url, rows, kind, status):
-    """A page elsewhere may send only what a form sends, without asking first."""
+    """A web page of another site may send only the content types of forms without a CORS preflight."""
     headers = {} if kind is None else {"content-type": kind}
     answer = httpx.post(f"{url}/score", content=json.dumps({"rows": rows[:1]}), headers=headers)
     assert answer.status_code == status
     assert status == 200 or answer.json()["error"].startswith("content-type: found")
 
 
-def test_a_packed_body_is_refused(url, rows):
+def test_a_compressed_body_is_refused(url, rows):
     headers = {**JSON, "content-encoding": "gzip"}
     answer = httpx.post(f"{url}/score", content=b"x", headers=headers)
     assert (answer.status_code, answer.json()["error"]) == (415, "content-encoding: found gzip, expected none")
@@ -350,7 +350,7 @@ def test_a_packed_body_is_refused(url, rows):
     ],
 )
 def test_a_request_for_another_host_is_refused(url, host, status):
-    """A page whose name was pointed at this machine reads nothing."""
+    """Protection against DNS rebinding."""
     answer = httpx.get(f"{url}/health", headers={"host": host})
     assert answer.status_code == status
     assert status == 200 or answer.json()["error"].startswith("host: found")
@@ -372,8 +372,8 @@ def connect(url):
     return socket.create_connection((host, int(port)), timeout=20)
 
 
-def test_connections_that_send_nothing_lock_nobody_out(ranker):
-    """No timeout closes them here: they are more than may be open."""
+def test_idle_connections_do_not_block_other_clients(ranker):
+    """No timeout closes them here: there are more than the maximum number of connections."""
     with running(make_app(ranker), http=patient(1000.0, most=40)) as url, contextlib.ExitStack() as idle:
         held = [idle.enter_context(connect(url)) for _ in range(120)]
         for connection in held[::2]:
@@ -393,7 +393,7 @@ def test_connections_that_send_nothing_lock_nobody_out(ranker):
     ],
     ids=["nothing", "half a head", "half a second request", "a byte at a time"],
 )
-def test_a_connection_without_a_whole_request_is_closed(ranker, sent):
+def test_a_connection_without_a_complete_request_is_closed(ranker, sent):
     with running(make_app(ranker), http=patient(0.5)) as url, connect(url) as connection:
         for part in sent:
             connection.sendall(part)
@@ -405,7 +405,7 @@ def test_a_connection_without_a_whole_request_is_closed(ranker, sent):
             assert connection.recv(4096) == b""
 
 
-def test_a_body_that_does_not_come_is_answered_with_408(ranker):
+def test_a_body_that_does_not_arrive_gets_408(ranker):
     with running(make_app(ranker, seconds=0.2), http=patient(30.0)) as url, connect(url) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
@@ -413,7 +413,7 @@ def test_a_body_that_does_not_come_is_answered_with_408(ranker):
         assert b"body: found a part of it after 0.2 s" in answer
 
 
-def test_requests_one_behind_the_other_are_all_answered(url):
+def test_pipelined_requests_are_all_answered(url):
     one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(url) as connection:
         connection.sendall(one * 3)
@@ -422,7 +422,7 @@ def test_requests_one_behind_the_other_are_all_answered(url):
             found += connection.recv(4096)
 
 
-def test_what_is_no_http_is_answered_with_400_as_json(url):
+def test_bytes_that_are_no_http_get_400_as_json(url):
     with connect(url) as connection:
         connection.sendall(b"\x00\x01\r\n\r\n")
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
@@ -431,7 +431,7 @@ def test_what_is_no_http_is_answered_with_400_as_json(url):
     assert works(url)
 
 
-def test_a_client_that_leaves_does_no_harm(url):
+def test_a_client_that_disconnects_does_no_harm(url):
     host, port = url.removeprefix("http://").split(":")
     for _ in range(5):
         with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -439,7 +439,7 @@ def test_a_client_that_leaves_does_no_harm(url):
     assert works(url)
 
 
-def test_many_at_once_get_their_own_answers(url, rows):
+def test_concurrent_requests_get_their_own_answers(url, rows):
     expected = httpx.post(f"{url}/score", json={"rows": rows[:80]}).json()["scores"]["bought"]
 
     def one(number):
@@ -455,14 +455,14 @@ def test_many_at_once_get_their_own_answers(url, rows):
             assert answer.status_code == 422
 
 
-def test_other_paths_and_methods_are_not_there(url):
+def test_other_paths_and_methods_are_refused(url):
     assert httpx.get(f"{url}/score").status_code == 405
     assert httpx.get(f"{url}/score").headers["allow"] == "POST"
     assert httpx.get(f"{url}/docs").status_code == httpx.post(f"{url}/score/").status_code == 404
     assert httpx.get(f"{url}/docs").json()["error"].startswith("GET /docs: not found: POST /score, GET /model")
 
 
-def test_the_load_test_counts_every_answer(url, visits):
+def test_the_load_test_counts_every_response(url, visits):
     found = load_test(url, visits, candidates=70, requests=24, connections=3)
     assert found.statuses == {"200": 24}
     assert 0 < found.p50_ms <= found.p99_ms
@@ -481,12 +481,12 @@ def test_the_load_test_is_for_this_machine_only(visits):
         load_test("http://127.0.0.1:9", visits, candidates=1, requests=1, connections=0)
 
 
-def test_the_load_test_names_a_field_that_the_rows_lack(url, visits):
+def test_the_load_test_names_a_missing_field(url, visits):
     with pytest.raises(DataError, match="rows: column 'age' is missing"):
         load_test(url, visits.drop(columns="age"), candidates=1, requests=1, connections=1)
 
 
-def test_the_command_serves_until_it_is_told_to_stop(fitted, tmp_path, rows):
+def test_the_command_serves_until_interrupted(fitted, tmp_path, rows):
     export(fitted, tmp_path)
     command = [sys.executable, "-m", "manyheads.recsys", "serve", str(tmp_path), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -501,8 +501,8 @@ def test_the_command_serves_until_it_is_told_to_stop(fitted, tmp_path, rows):
     assert "Traceback" not in process.stderr.read()
 
 
-def test_the_listening_socket_sends_small_answers_at_once(ranker, monkeypatch):
-    """asyncio sets TCP_NODELAY only where the protocol is named; without it an answer waits 40 ms for the client."""
+def test_the_listening_socket_sends_small_responses_at_once(ranker, monkeypatch):
+    """asyncio sets TCP_NODELAY only if the protocol is named; without it a response waits 40 ms for the client."""
     held = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: held.extend(one.proto for one in sockets))
     serve(ranker, 0, held.append, max_rows=1, max_bytes=1)
@@ -510,7 +510,7 @@ def test_the_listening_socket_sends_small_answers_at_once(ranker, monkeypatch):
     assert held[0].startswith("http://127.0.0.1:")
 
 
-def test_a_port_that_is_taken_is_named(ranker):
+def test_a_port_in_use_is_named(ranker):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -1,4 +1,4 @@
-"""Tables cut over two processes by TorchRec give the losses, weights and logits of one process."""
+"""Embedding tables sharded over two processes by TorchRec give losses, weights and logits of one process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sharded(tmp_path_factory):
 @needs_torchrec
 @pytest.mark.parametrize("case", ["tower", "norm", "apart", "shared"])
 def test_sharded_tables_end_with_the_weights_of_one_process(case, sharded):
-    """Tables of 30 rows and more are cut by rows, the others lie on one process each."""
+    """Tables of 30 rows and more are sharded by rows, the others are on one process each."""
     weights, logits, chosen, (ours, alone) = compare(case, sharded)
     assert max(weights.values()) < 1e-6, weights
     assert logits < 1e-6
@@ -46,7 +46,7 @@ def test_sharded_tables_end_with_the_weights_of_one_process(case, sharded):
 
 
 @needs_torchrec
-def test_a_broken_run_goes_on_from_the_last_checkpoint_that_all_processes_have(sharded):
+def test_an_interrupted_run_resumes_from_the_newest_checkpoint_that_all_processes_have(sharded):
     """The second process lacks the checkpoint of the last epoch, which is trained again, to the same bits."""
     kept = [sorted(p.name for p in (sharded / "resumed" / "checkpoints" / f"process-{n}").iterdir()) for n in (0, 1)]
     assert kept[0] == kept[1]
@@ -59,7 +59,7 @@ def test_a_broken_run_goes_on_from_the_last_checkpoint_that_all_processes_have(s
 
 
 @needs_torchrec
-def test_a_table_lies_where_the_plan_says_and_nowhere_whole(tmp_path):
+def test_a_sharded_table_is_where_the_plan_says_and_nowhere_whole(tmp_path):
     script = tmp_path / "parts.py"
     script.write_text(PARTS)
     torchrun(script, tmp_path)
@@ -87,7 +87,7 @@ with process_group():
 
 
 @pytest.mark.skipif(HERE_TOO, reason="TorchRec is installed")
-def test_without_torchrec_the_recipe_is_named(capsys):
+def test_without_torchrec_the_error_names_the_installation(capsys):
     from manyheads.recsys.distributed.sharded_tables import torchrec
 
     with pytest.raises(MissingPackageError, match=r"pip install --no-deps torchrec==1\.9\.2 fbgemm-gpu-cpu==1\.8\.0"):
@@ -98,7 +98,7 @@ def test_without_torchrec_the_recipe_is_named(capsys):
     assert said.count("\n") == 1
 
 
-def test_one_process_is_told_how_to_start_several(monkeypatch):
+def test_sharded_training_in_one_process_says_how_to_start_several(monkeypatch):
     from manyheads.recsys.distributed.sharded_tables import process_group, shard
     from manyheads.recsys.features.layout import Layout
     from manyheads.recsys.models import config_of
@@ -110,7 +110,7 @@ def test_one_process_is_told_how_to_start_several(monkeypatch):
         shard(config_of("lr").make(Layout(("a",), (5,), (1,))))
 
 
-def test_the_recipe_is_that_of_the_requirements_file():
+def test_the_named_installation_is_that_of_the_requirements_file():
     from manyheads.recsys.distributed.sharded_tables import RECIPE
 
     lines = (HERE.parents[1] / "packages" / "recsys" / "torchrec-requirements.txt").read_text().splitlines()
@@ -127,7 +127,7 @@ def test_the_recipe_is_that_of_the_requirements_file():
         (lambda e: replace(e, budget=replace(e.budget, batch_size=511)), "batch_size: found 511, expected a multiple"),
     ],
 )
-def test_what_sharded_training_cannot_do_is_refused(change, said):
+def test_settings_without_sharded_support_are_refused(change, said):
     from manyheads.recsys.training.experiments import experiments
 
     experiment = next(e for e in experiments() if e.name == "adult-lr")

@@ -1,4 +1,4 @@
-"""Training from parquet: every row once an epoch, shuffled, resumable, in constant memory."""
+"""Training from parquet: every row once per epoch, shuffled, resumable, in constant memory."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def stream(files):
 
 
 def numbers(stream, *arguments):
-    """The rows by the value that tells each apart."""
+    """Return the unique value of each row."""
     mean, deviation = stream.encoder.scales["x"]
     return [(b.numbers[:, 0] * deviation + mean).round().int().tolist() for b in stream.epoch(*arguments)]
 
 
-def test_every_row_comes_once_an_epoch_but_those_of_the_last_incomplete_batch(stream):
+def test_every_row_is_used_once_per_epoch_except_the_last_incomplete_batch(stream):
     batches = numbers(stream, 64, 0, 7)
     assert [len(b) for b in batches] == [64] * (2000 // 64)
     flat = list(itertools.chain(*batches))
@@ -58,22 +58,22 @@ def test_every_row_comes_once_an_epoch_but_those_of_the_last_incomplete_batch(st
     assert len(stream) == 2000
 
 
-def test_the_seed_decides_the_order(stream):
+def test_the_seed_determines_the_order(stream):
     assert numbers(stream, 64, 0, 7) == numbers(stream, 64, 0, 7)
     assert numbers(stream, 64, 0, 7) != numbers(stream, 64, 0, 8)
 
 
 @pytest.mark.parametrize("skip", [1, 5, 30, 31])
-def test_an_epoch_goes_on_from_any_batch(stream, skip):
+def test_an_epoch_resumes_at_any_batch(stream, skip):
     assert numbers(stream, 64, skip, 7) == numbers(stream, 64, 0, 7)[skip:]
 
 
-def test_a_batch_has_rows_of_several_row_groups(stream):
+def test_a_batch_mixes_several_row_groups(stream):
     groups = [len({value // 130 for value in batch}) for batch in numbers(stream, 64, 0, 7)]
     assert min(groups) >= 2
 
 
-def test_the_encoder_of_a_stream_is_that_of_the_whole_table(files, stream):
+def test_the_encoder_of_a_stream_equals_that_of_the_whole_table(files, stream):
     from manyheads.recsys.features.encoder import Encoder
 
     whole = Encoder.fit(pd.read_parquet(files["train"]), stream.encoder.spec)
@@ -92,7 +92,7 @@ def test_a_model_learns_from_a_stream(files):
     assert result.metrics["auc"] > 0.8
 
 
-def test_files_that_cannot_be_streamed(files, tmp_path):
+def test_files_that_cannot_be_streamed_are_refused(files, tmp_path):
     def opened(**changes):
         return StreamedTable(**{**files, "label": ("clicked",), **changes}).open()
 
@@ -146,7 +146,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """The longer file has 121 MB more of numbers, and takes less than a tenth of that more memory."""
+    """The longer file has 121 MB more of numbers; less than a tenth of it is additional memory."""
     peaks = []
     for rows in (80_000, 800_000):
         command = [sys.executable, "-c", MEASURED, str(tmp_path), str(rows)]
@@ -186,7 +186,7 @@ except (MemoryError, OSError):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts anonymous maps on Linux only")
-def test_a_file_ten_times_the_memory_that_may_be_taken_is_trained_from_and_cannot_be_read_whole(tmp_path):
+def test_a_file_ten_times_the_memory_limit_can_be_streamed_but_not_read_whole(tmp_path):
     limit = 24 * 2**20
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""The set whose interactions are known."""
+"""The synthetic data set with known feature interactions."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def all_rows(config):
 
 
 def terms(config, rows):
-    """(pairs, N), value by value."""
+    """Return the terms of the logit, (pairs, N), by loops."""
     truth = config.truth()
     return np.array(
         [
@@ -30,13 +30,13 @@ def terms(config, rows):
     )
 
 
-def test_strengths_are_the_deviations_of_the_terms_over_all_rows():
+def test_strengths_are_the_standard_deviations_of_the_terms():
     found = terms(SMALL, all_rows(SMALL))
     np.testing.assert_allclose(found.std(1), [pair.strength for pair in SMALL.true_pairs])
     np.testing.assert_allclose(found.sum(0).std(), SMALL.scale)
 
 
-def test_no_field_says_anything_alone():
+def test_no_field_has_a_main_effect():
     rows = all_rows(SMALL)
     logits = terms(SMALL, rows).sum(0)
     for field in range(SMALL.fields):
@@ -50,7 +50,7 @@ def test_logits_of_a_part_are_the_sum_of_the_terms():
     np.testing.assert_allclose(logits, SMALL.offset + terms(SMALL, rows).sum(0))
 
 
-def test_interactions_are_the_pairs_and_nothing_else():
+def test_interactions_are_exactly_the_pairs():
     found = SMALL.interactions()
     assert (found == found.T).all()
     assert (np.diag(found) == 0).all()
@@ -59,7 +59,7 @@ def test_interactions_are_the_pairs_and_nothing_else():
         assert found[i, j] == strength
 
 
-def test_expected_scores_are_the_mean_over_drawn_labels():
+def test_expected_scores_equal_the_mean_over_sampled_labels():
     rng = np.random.default_rng(0)
     logits = np.concatenate([rng.normal(0, 2, 120), np.zeros(15), np.ones(8)])  # with ties
     p = 1 / (1 + np.exp(-logits))
@@ -70,7 +70,7 @@ def test_expected_scores_are_the_mean_over_drawn_labels():
     assert abs(np.mean(losses) - expected["log_loss"]) < 5 * np.std(losses) / 3000**0.5
 
 
-def test_expected_auc_is_that_of_all_pairs():
+def test_expected_auc_equals_the_sum_over_all_pairs():
     logits = np.array([-1.0, 0.3, 0.3, 2.0, 0.3, -0.2])
     p = 1 / (1 + np.exp(-logits))
     above = total = 0.0
@@ -89,14 +89,14 @@ def test_an_id_means_the_same_in_every_field():
     assert set(splits.facts["layout"].rows) == {SMALL.values + FIRST}
 
 
-def test_the_seed_decides_the_set():
+def test_the_seed_determines_the_data_set():
     first, again, other = (Synthetic(train=50, seed=s).part(0)[0] for s in (1, 1, 2))
     assert first.equals(again)
     assert not first.equals(other)
     assert not Synthetic(train=50, test=50).part(0)[0].equals(Synthetic(train=50, test=50).part(2)[0])
 
 
-def test_with_one_table_a_vanilla_transformer_sees_a_bag_of_values_and_positions_end_that():
+def test_with_a_shared_table_vanilla_layers_need_positions_to_tell_fields_apart():
     torch.manual_seed(0)
     layout = SMALL.open().facts["layout"]
     ids, numbers = SMALL.open().train.ids[:64].long(), torch.empty(64, 0)
@@ -111,7 +111,7 @@ def test_with_one_table_a_vanilla_transformer_sees_a_bag_of_values_and_positions
             assert (model(ids, numbers) - model(ids.flip(1), numbers)).abs().max() > 1e-3
 
 
-def test_one_table_has_the_size_of_one():
+def test_a_shared_table_has_the_size_of_one_vocabulary():
     layout = SMALL.open().facts["layout"]
     tables = config_of("dnn", {"dim": 5, "shared_tables": True}).make(layout).tokens.tables
     assert tables.weight.shape == (SMALL.values + FIRST, 5)
@@ -130,12 +130,12 @@ def test_one_table_has_the_size_of_one():
         ({"test": 0}, "test: found 0, expected 1 or more"),
     ],
 )
-def test_settings_that_make_no_set(settings, said):
+def test_impossible_settings_of_the_data_set_are_refused(settings, said):
     with pytest.raises(ArgumentError, match=said):
         Synthetic(**settings).open()
 
 
-def test_one_table_for_fields_of_different_sizes_is_refused():
+def test_a_shared_table_for_fields_of_different_sizes_is_refused():
     from manyheads.recsys.features.layout import Layout
 
     with pytest.raises(ArgumentError, match=r"shared_tables: found fields of \[3, 4\] rows, expected all of one size"):

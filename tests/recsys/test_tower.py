@@ -1,4 +1,4 @@
-"""The function between the linear maps of a tower: relu and dropout at once."""
+"""ReluDropout, the fused ReLU and dropout of a tower."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from manyheads.core.errors import ArgumentError
 from manyheads.recsys.models.common import ReluDropout, Tower
 
 
-def test_without_training_it_is_relu():
+def test_in_evaluation_it_is_relu():
     x = torch.randn(7, 5)
     torch.testing.assert_close(ReluDropout(0.3).eval()(x.clone()), x.relu(), rtol=0, atol=0)
 
 
-def test_the_share_that_is_dropped():
+def test_the_dropped_share_is_p():
     x = torch.ones(300, 303)
     for p in (0.1, 0.5, 0.9):
         dropped = float((ReluDropout(p)(x.clone()) == 0).double().mean())
@@ -26,14 +26,14 @@ def test_neighbours_and_rows_are_dropped_independently():
             assert abs(float((kept * kept.roll(shift, axis)).mean())) < 5 * 0.25 / kept.numel() ** 0.5
 
 
-def test_what_is_kept_is_relu_over_the_share_that_is_kept():
+def test_kept_elements_are_relu_divided_by_the_kept_share():
     x = torch.randn(64, 33)
     y = ReluDropout(0.25)(x.clone())
     torch.testing.assert_close(y, torch.where(y > 0, x / 0.75, 0.0))
     assert not (y[x <= 0]).any()
 
 
-def test_the_gradient_is_that_of_the_mask():
+def test_the_gradient_follows_the_mask():
     x = torch.randn(64, 33, requires_grad=True)
     y = ReluDropout(0.25)(x * 1.0)
     weights = torch.randn(64, 33)
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_mask():
     torch.testing.assert_close(found, torch.where(y > 0, weights / 0.75, 0.0))
 
 
-def test_the_seed_decides_the_mask():
+def test_the_seed_determines_the_mask():
     def drawn(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return ReluDropout(0.5)(torch.ones(8, 9))
@@ -50,7 +50,7 @@ def test_the_seed_decides_the_mask():
     assert (drawn(1) != drawn(2)).any()
 
 
-def test_a_tower_has_the_gradients_of_torchs_own_layers():
+def test_a_tower_has_the_gradients_of_the_layers_of_torch():
     torch.manual_seed(0)
     tower = Tower(6, (8, 5), 1, dropout=0.0).double()
     x = torch.randn(16, 6, dtype=torch.float64, requires_grad=True)
@@ -66,6 +66,6 @@ def test_a_tower_has_the_gradients_of_torchs_own_layers():
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
-def test_a_share_out_of_range(p):
+def test_a_dropout_out_of_range_is_refused(p):
     with pytest.raises(ArgumentError, match=r"dropout: found .*, expected 0 or more and less than 1"):
         ReluDropout(p)

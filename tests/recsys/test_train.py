@@ -1,4 +1,4 @@
-"""Objective, optimisers, experiments and the command line."""
+"""Objective, optimisers, experiments, and the commands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def experiment(splits, **changes):
 
 
 class Fixed(nn.Module):
-    """Gives logits that were chosen."""
+    """Return given logits."""
 
     def __init__(self, logits):
         super().__init__()
@@ -70,7 +70,7 @@ def test_the_loss_is_the_mean_cross_entropy():
     torch.testing.assert_close(LogLoss().loss(Fixed(logits), labelled([[1.0], [0.0], [1.0]])), expected)
 
 
-def test_a_task_without_a_label_adds_nothing_and_tasks_are_weighted():
+def test_missing_labels_add_nothing_and_tasks_are_weighted():
     logits = torch.tensor([[0.3, 1.0], [-2.0, 0.5]])
     nan = float("nan")
     p = torch.sigmoid(logits)
@@ -82,7 +82,7 @@ def test_a_task_without_a_label_adds_nothing_and_tasks_are_weighted():
 
 
 @pytest.mark.parametrize("where", ["table", "batch"])
-def test_l2_is_added_when_training_and_reaches_the_rows_that_it_should(splits, where):
+def test_l2_is_added_in_training_for_the_table_or_the_batch_rows(splits, where):
     model = config_of("dnn", {"dim": 3, "hidden": (), "init_sd": 1.0}).build(splits)
     batch = splits.train.batch(torch.arange(3))
     plain, with_l2 = LogLoss(), LogLoss(0.5, where)
@@ -92,7 +92,7 @@ def test_l2_is_added_when_training_and_reaches_the_rows_that_it_should(splits, w
     torch.testing.assert_close(with_l2.loss(model, batch), plain.loss(model, batch))
 
 
-def test_tables_and_the_rest_have_optimisers_of_their_own(splits):
+def test_embedding_tables_and_dense_parameters_have_separate_optimisers(splits):
     model = config_of("dnn", {"dim": 3, "hidden": (), "init_sd": 1.0, "numeric_tokens": 1}).build(splits)
     optimiser = SplitOptimiser("sgd", 0.1, tables="adagrad", table_rate=0.5).make(model)
     assert [type(part) for part in optimiser.parts] == [torch.optim.Adagrad, torch.optim.SGD]
@@ -107,7 +107,7 @@ def test_tables_and_the_rest_have_optimisers_of_their_own(splits):
             torch.testing.assert_close(change, 0.1 * p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_a_joint_optimiser_goes_on_from_its_state(splits):
+def test_a_joint_optimiser_resumes_from_its_state(splits):
     def steps(model, optimiser, batches):
         for index in batches:
             optimiser.zero_grad()
@@ -129,7 +129,7 @@ def test_a_joint_optimiser_goes_on_from_its_state(splits):
         assert torch.equal(a, b)
 
 
-def test_a_broken_run_with_two_optimisers_goes_on_to_the_same_weights(splits, tmp_path):
+def test_an_interrupted_run_with_two_optimisers_resumes_to_the_same_weights(splits, tmp_path):
     whole = experiment(splits, optimiser=SplitOptimiser("adam", 0.01, schedule="plateau"))
     half = replace(whole, budget=replace(whole.budget, epochs=1))
     model, _ = train_model(whole, 1, tmp_path / "a", progress=False)
@@ -155,7 +155,7 @@ def test_the_weights_with_the_best_validation_auc_are_kept(splits, tmp_path):
     assert -min(measured) == pytest.approx(roc_auc_score(labels, logits))
 
 
-def test_every_model_has_an_experiment_on_every_set_with_a_name_of_its_own():
+def test_every_model_has_a_named_experiment_on_every_data_set():
     every = experiments()
     names = [e.name for e in every]
     assert len(set(names)) == len(names)
@@ -217,7 +217,7 @@ def test_from_a_csv_to_scores_on_the_command_line(shop, tmp_path, capsys):
         (("spec", "shop.csv", "--out", "spec.txt"), "out: found spec.txt, expected a name that ends in .json"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(shop, tmp_path, monkeypatch, capsys, arguments, says):
+def test_bad_input_gives_one_line_and_status_2(shop, tmp_path, monkeypatch, capsys, arguments, says):
     monkeypatch.chdir(tmp_path)
     shop.to_csv("shop.csv", index=False)
     assert manyheads(*arguments) == 2

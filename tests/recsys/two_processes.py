@@ -1,4 +1,4 @@
-"""What ``test_processes.py`` and ``test_sharded.py`` run: ``two_processes.py ENGINE FOLDER``.
+"""Script of ``test_processes.py`` and ``test_sharded.py``: ``two_processes.py ENGINE FOLDER``.
 
 Two processes are forked from here, as importing torch costs seconds, with the variables that torchrun sets. They train
 each case together; the first writes it into a folder of its name.
@@ -41,7 +41,7 @@ class Prepared:
 
 
 def splits():
-    """Two tasks, of which the second has a label in some rows only; several values in a cell; numbers with gaps."""
+    """Two tasks, the second with missing labels; multi-valued cells; numbers with gaps."""
     rng = np.random.default_rng(0)
     rows = 900
     item, user = rng.integers(0, 40, rows), rng.integers(0, 90, rows)
@@ -57,7 +57,7 @@ def splits():
 
 
 def cases():
-    """By name. Tables start large enough that no activation is nearly 0, where rounding decides a ReLU."""
+    """Return the cases by name. Embeddings start large, so that rounding does not decide a ReLU near 0."""
     data, start = Prepared(splits()), {"dim": 8, "init_sd": 0.3}
     plateau, budget = {"schedule": "plateau"}, Budget(epochs=5, batch_size=64, patience=3)
     narrow = {"batch_norm": False, "tower": (24, 16)}
@@ -85,7 +85,7 @@ def cases():
 
 
 def main(rank, engine, folder, port):
-    """One of the two, with what torchrun would tell it."""
+    """Run one of the two processes, with the environment of torchrun."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
     os.environ |= {name: str(value) for name, value in told.items()}

@@ -118,7 +118,11 @@ def test_the_page_of_every_layer_states_its_use_and_has_short_code_lines():
     pages = [page for page in (ROOT / "docs/layers").glob("*.md") if "docs/catalogue.py" in page.read_text()]
     for page in pages:
         text = page.read_text()
-        assert re.search(r"-->\n\n[A-Z][^\n]+\.\n\n\| property \| [\w-]+ \|\n", text), page.name
+        assert re.search(r"-->\n\n\*\*Use it for:\*\* [A-Z][^\n]+\.\n\n\*\*Take another layer:\*\* [A-Z]", text), (
+            page.name
+        )
+        assert re.search(r"\n\$\$\n.+\n\$\$\n", text), page.name
+        assert re.search(r"\n\| property \| [\w-]+ \|\n", text), page.name
     for page in [*pages, ROOT / "docs/layers/index.md"]:
         code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         assert [line for line in "".join(code).splitlines() if len(line) > 80] == [], page.name

@@ -1,10 +1,10 @@
-"""Ranking with heterogeneous features after Hiformer: a DataFrame in, calibrated probabilities out.
+"""Click-through rate models for tables with heterogeneous features: calibrated probabilities from a DataFrame.
 
     from manyheads.recsys import Recommender
     model = Recommender(label="clicked").fit(frame)
     model.predict_proba(new_rows)
 
-Names are imported when they are used: ``import manyheads.recsys`` alone loads neither pandas nor torch.
+Names are imported on first use: ``import manyheads.recsys`` loads neither pandas nor torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from manyheads.lab.domain import Domain
 
 domain = Domain(
     name="recsys",
-    summary="ranking with heterogeneous features after Hiformer: spec, fit, predict, experiments",
+    summary="click-through rate models (Hiformer, DeepFM, DCN V2 …): fit, predict, explain and serve your own table",
     package="manyheads-recsys",
     commands="manyheads.recsys.commands:commands",
     datasets="manyheads.recsys.datasets.catalogue:datasets",

@@ -1,4 +1,4 @@
-"""The commands of ``manyheads recsys``."""
+"""The commands of ``manyheads recsys``, besides ``list`` and ``train``."""
 
 from __future__ import annotations
 

@@ -23,19 +23,19 @@ def explain(
     pairs: bool = True,
     seed: int = 0,
 ) -> Outcome:
-    """Tells which fields and pairs of fields a model looks at, and on which its predictions depend.
+    """Measure permutation importance of fields, feature interactions and attention of a model.
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        data: a table with the label.
-        out: draw the interaction map there, .png or .svg, or write a page, .html.
-        label: the task, where the model has several; the first without.
-        which: leave out the rows that the model was fitted on, or take all; where all were fitted they are taken, and
-            the result says so.
-        rows: at most so many rows are drawn from the table.
-        repeats: how often each field is permuted.
-        pairs: permute pairs of fields too; half the square of the fields times over the rows.
-        seed: draws the rows and the permutations.
+        data: a table with the label column.
+        out: picture of the interaction map, .png or .svg, or a page with all results, .html.
+        label: the label to explain if the model has several; the first by default.
+        which: leave out rows that the model was fitted on, or use all. If every row was fitted, all are used, and the
+            result says so.
+        rows: maximum number of rows, sampled from the table.
+        repeats: permutations of each field.
+        pairs: permute pairs of fields too. Cost: F squared / 2 predictions of all rows per repeat, F fields.
+        seed: seed of the sampled rows and of the permutations.
     """
     from rich.console import Group
 

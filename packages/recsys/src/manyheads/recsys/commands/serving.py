@@ -1,4 +1,4 @@
-"""The commands of ``manyheads recsys`` that take a fitted model to where it answers requests."""
+"""``manyheads recsys export``, ``compress``, ``quantise``, ``bench``, ``serve`` and ``load-test``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from manyheads.lab.cli.command import Outcome
 
 
 def export(model: Path, /, *, out: Path, shared: tuple[str, ...] = ()) -> Outcome:
-    """Writes a fitted model as a folder that answers without torch: ONNX, encoder, labels, calibration.
+    """Export a fitted model to ONNX, with encoder, labels and calibration; serving needs no torch.
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        out: the folder that is written.
-        shared: columns that all candidates of a request share, such as the user's and the context's; what they give
-            is then computed once a request.
+        out: the folder to write.
+        shared: columns with the same value for all candidates of a request, such as user and context; their part of
+            the network is computed once per request.
     """
     from rich.console import Group
 
@@ -46,17 +46,17 @@ def compress(
     repeats: int = 30,
     plot: Path | None = None,
 ) -> Outcome:
-    """Cuts a trained Hiformer's projections to a rank, the one given or the best that a latency budget allows.
+    """Compress the projections of a Hiformer to a low rank: a given one, or the best within a latency budget.
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        data: rows with the label that were not trained on; their AUC decides between ranks within the budget.
-        out: the folder that the smaller model goes to.
-        budget: CPU time of one batch through ONNX Runtime on one thread, such as 5ms, or 50% of the time as trained.
-        rank: cut to this rank instead.
+        data: labelled rows that were not trained on; the rank with the best AUC on them within the budget is chosen.
+        out: the folder to save the compressed model in.
+        budget: CPU time of one batch with ONNX Runtime on one thread, such as 5ms, or 50% of the time before.
+        rank: this rank, instead of a budget.
         candidates: rows of the batch.
-        repeats: times that each rank is measured.
-        plot: draw AUC over latency there; .png, .svg or .pdf.
+        repeats: measurements of each rank.
+        plot: picture of AUC over latency: .png, .svg or .pdf.
     """
     from dataclasses import asdict
 
@@ -107,12 +107,12 @@ def compress(
 
 
 def quantise(folder: Path, /, *, data: Path, tolerance: float = 0.001) -> Outcome:
-    """Adds int8 weights to an exported folder, refused where the AUC on the given rows falls by more than allowed.
+    """Quantise an exported model to int8 weights; refused if the AUC on the given rows falls too much.
 
     Args:
-        folder: what 'export' wrote.
-        data: rows with the label that were not trained on.
-        tolerance: AUC that may be lost.
+        folder: the folder that 'export' wrote.
+        data: labelled rows that were not trained on.
+        tolerance: largest loss of AUC that is accepted.
     """
     from dataclasses import asdict
 
@@ -140,14 +140,14 @@ def bench(
     repeats: int = 100,
     csv: Path | None = None,
 ) -> Outcome:
-    """Measures how long an exported model takes for a request, in every way that it can score; one thread.
+    """Measure the latency of an exported model on one thread: torch, ONNX Runtime, shared fields, int8.
 
     Args:
-        folder: what 'export' wrote.
-        model: the model that was exported: measures torch as well.
-        candidates: rows of a request.
-        repeats: times that each is measured, a fifth from 1,000 rows on.
-        csv: write the table there.
+        folder: the folder that 'export' wrote.
+        model: the folder of the model before export; torch is measured too.
+        candidates: rows of a request; several sizes.
+        repeats: measurements of each; a fifth of them from 1,000 rows on.
+        csv: file for the table.
     """
     from dataclasses import asdict
 
@@ -185,15 +185,15 @@ def serve(
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]"),
     seconds: float = 10.0,
 ) -> Outcome:
-    """Answers POST /score, GET /health and GET /model on 127.0.0.1 until Ctrl-C.
+    """Serve an exported model over HTTP on 127.0.0.1 until Ctrl-C: POST /score, GET /health, GET /model.
 
     Args:
-        folder: what 'export' wrote.
-        port: 0 for any that is free.
-        max_rows: more rows in a request are refused (422).
-        max_bytes: larger bodies are refused (413).
-        hosts: names that a request may be for, as in its Host header without port (400).
-        seconds: that a client may take to send the head of a request, and its body.
+        folder: the folder that 'export' wrote.
+        port: the port; 0 takes a free one.
+        max_rows: maximum rows of a request; more are refused (422).
+        max_bytes: maximum size of a body; larger ones are refused (413).
+        hosts: accepted names in the Host header, without port; others are refused (400).
+        seconds: time limit for a client to send the head of a request, and to send its body (408).
     """
     from manyheads.lab.cli.command import say
     from manyheads.recsys.serving.app import serve as run
@@ -215,15 +215,15 @@ def serve(
 def load_test(
     url: str, /, *, data: Path, candidates: int = 100, requests: int = 500, connections: int = 4, seed: int = 0
 ) -> Outcome:
-    """Sends requests to a server on this machine over several connections and measures the answers.
+    """Send requests to a server on this machine over several connections; measure latency and throughput.
 
     Args:
-        url: of 'serve', such as http://127.0.0.1:8000.
-        data: the table that rows are drawn from.
+        url: address that 'serve' printed, such as http://127.0.0.1:8000.
+        data: the table to sample rows from.
         candidates: rows of a request.
-        requests: how many in all.
-        connections: how many at once.
-        seed: of the draw.
+        requests: total number of requests.
+        connections: number of connections at the same time.
+        seed: seed of the sampled rows.
     """
     from dataclasses import asdict
 

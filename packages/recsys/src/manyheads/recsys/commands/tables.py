@@ -1,4 +1,4 @@
-"""The commands of ``manyheads recsys`` besides ``list`` and ``train``: for the user's own table."""
+"""``manyheads recsys models``, ``spec``, ``fit`` and ``predict``: commands for a table of one's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manyheads.lab.cli.command import Outcome
 
 
 def models() -> Outcome:
-    """The models by name."""
+    """List the models with their papers."""
     from manyheads.lab.reporting.tables import table
     from manyheads.recsys.models import MODELS
 
@@ -31,16 +31,16 @@ def spec(
     buckets: int = 100_000,
     out: Path = Path("spec.json"),
 ) -> Outcome:
-    """Says what each column of a table would be taken as, and writes it as a file to edit.
+    """Infer the feature type of each column of a table; write the feature spec as a file to edit.
 
     Args:
-        file: the table; .csv, .csv.gz, .csv.xz, .tsv or .parquet.
-        label: the label's column or columns.
-        ignore: columns that are no features.
-        min_count: rarer values share the row of the unseen ones.
-        hash_above: hash columns with more distinct values than this.
-        buckets: into so many rows.
-        out: where the spec goes.
+        file: the table: .csv, .csv.gz, .csv.xz, .tsv or .parquet.
+        label: one or more label columns; they are no features.
+        ignore: columns that are not used as features.
+        min_count: values that occur less often are out of vocabulary and share one embedding.
+        hash_above: hash the values of columns with more distinct values than this, instead of a vocabulary.
+        buckets: number of hash buckets of such a column.
+        out: the file to write, .json.
     """
     from manyheads.lab.data.files import check_suffix
     from manyheads.lab.reporting.tables import table
@@ -83,27 +83,27 @@ def fit(
     baselines: bool = True,
     seed: int = 0,
 ) -> Outcome:
-    """Fits a model on nine tenths of a table, measures it on the rest, and saves it.
+    """Fit a model on 90% of a table, measure it on the other 10%, compare it with baselines and save it.
 
     Args:
-        file: the table; .csv, .csv.gz, .csv.xz, .tsv or .parquet.
-        label: the label's column; several are tasks learned together.
-        out: the folder that the fitted model goes to.
-        model: see 'manyheads recsys models'.
-        spec: what the columns are (see 'manyheads recsys spec'); inferred without it.
-        ignore: columns that are no features, where there is no spec.
-        split: how the tenth to measure on is chosen: drawn, or the newest rows.
-        time: the column of the times for 'split time'.
-        group: the column of the metrics by group, such as the user.
-        epochs: at most so many passes over the rows; without, 30, or as many as give 3,000 steps.
-        batch_size: rows a step.
-        learning_rate: of Adam.
-        l2: weight of the L2 on the embeddings.
-        choose_by: what the validation rows judge by, to choose the weights that are kept.
-        calibration: how probabilities are calibrated.
-        patience: steps without a better validation measure before stopping.
-        baselines: measure base rate, popularity, logistic regression and gradient boosting on the same rows.
-        seed: decides everything that is drawn.
+        file: the table: .csv, .csv.gz, .csv.xz, .tsv or .parquet.
+        label: the label column with two values; several columns are tasks of one model (multi-task learning).
+        out: the folder to save the fitted model in.
+        model: name of the model, see 'manyheads recsys models'.
+        spec: the feature spec that 'manyheads recsys spec' wrote; inferred if not given.
+        ignore: columns that are not used as features; only without --spec.
+        split: the 10% to measure on: random rows, or the newest by --time.
+        time: the time column for '--split time'.
+        group: column for GAUC and NDCG, such as the user.
+        epochs: maximum number of epochs; by default 30, or as many as give 3,000 steps.
+        batch_size: rows per step.
+        learning_rate: learning rate of Adam.
+        l2: strength of the L2 regularisation of the embeddings.
+        choose_by: validation metric for early stopping and for the weights that are kept.
+        calibration: how scores become probabilities.
+        patience: early stopping after this many steps without a better validation metric.
+        baselines: also measure base rate, popularity, logistic regression and gradient boosting on the same rows.
+        seed: seed of split, initial weights, row order and dropout.
     """
     from manyheads.lab.reporting.tables import table
     from manyheads.recsys.features.frames import check_frame
@@ -166,12 +166,12 @@ def predict(
     data: Path,
     out: Path | None = None,
 ) -> Outcome:
-    """Scores the rows of a table by a fitted model, or by one of a run; values never seen are scored and counted.
+    """Score the rows of a table; count out-of-vocabulary and missing values.
 
     Args:
         model: the folder that 'fit' saved, or runs/NAME/HASH/seed-N of 'train'.
-        data: the table; it may hold more columns than the model knows.
-        out: write the table with a column for each label's probability there; .csv or .parquet.
+        data: the table; columns that are no features are ignored.
+        out: file for the table with one more column per label, its probability: .csv or .parquet.
     """
     from rich.console import Group
 
@@ -214,7 +214,7 @@ def predict(
 
 
 def measured(recommender: Any, frame: Any, group: str | None) -> dict[str, dict[str, float]]:
-    """The metrics of each label on some rows."""
+    """Return the metrics of each label on the rows of ``frame``, GAUC and NDCG with the column ``group``."""
     import numpy as np
 
     from manyheads.recsys.training.metrics import all_metrics

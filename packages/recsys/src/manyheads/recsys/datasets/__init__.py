@@ -1,1 +1,1 @@
-"""The data sets of the experiments, and parquet files that are larger than memory."""
+"""Data sets of the experiments, and training from parquet files larger than memory."""

@@ -1,4 +1,4 @@
-"""The sets: where they come from, under which licence, and how they are recognised. Only Adult may be shipped."""
+"""Catalogue of the data sets: origin, licence, citation and checksum. Only Adult may be redistributed."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""``frappe-x1r``: the split of Frappe that BARS publishes figures on, rebuilt from what can still be had.
+"""``frappe-x1r``: the split of Frappe that BARS publishes figures on, reconstructed from the files that still exist.
 
-The published validation and test parts are there; the training part is not. Its positives are all logs that are in
-neither of the two, and the users and contexts of its negatives follow as well: each log has two negatives with its user
-and context, and those of validation and test are known. Only the *items* of the training negatives had to be drawn
-again, uniformly over the apps that the user never used, as in the published parts. Figures on it are figures on
-frappe-x1r, never on Frappe_x1.
+The published validation and test parts exist; the training part does not. Its positives are all logs that are in
+neither of the two. The users and contexts of its negatives follow too: each log has two negatives with its user and
+context, and those of validation and test are known. Only the *items* of the training negatives had to be sampled again,
+by the negative sampling of the published parts: uniform over the apps that the user never used. Figures on it are
+figures on frappe-x1r, never on Frappe_x1.
 
-Codes are those of the published files: the order of first appearance in the raw log, less the offset of the column.
+Codes are those of the published files: the order of first appearance in the raw log, without the offset of the column.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from manyheads.recsys.datasets.catalogue import FRAPPE, FRAPPE_TEST, FRAPPE_VALI
 
 COLUMNS = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 _CONTEXT = [name for name in COLUMNS if name != "item"]
-_NEGATIVES = 2  # a log
+# negatives per log
+_NEGATIVES = 2
 
 
 def raw_logs() -> pd.DataFrame:
-    """The 96,203 logs as codes."""
+    """Return the 96,203 logs as codes."""
     with zipfile.ZipFile(io.BytesIO(read(FRAPPE))) as archive, archive.open("Mobile_Frappe/frappe/frappe.csv") as csv:
         table = pd.read_csv(csv, sep="\t", keep_default_na=False)
     return pd.DataFrame({name: pd.factorize(table[name])[0] for name in COLUMNS})
 
 
 def published(part: str, sizes: list[int]) -> pd.DataFrame:
-    """The published ``validation`` or ``test`` part: ``label`` and codes; ``sizes`` are the distinct values by column.
+    """Return the published ``validation`` or ``test`` part: ``label`` and codes.
 
-    Raises :class:`DataError` for a file that does not fit them.
+    ``sizes``: number of distinct values per column. Raises :class:`DataError` for a file that does not fit them.
     """
     content = read(FRAPPE_VALIDATION if part == "validation" else FRAPPE_TEST).decode()
     numbers = np.array(content.replace(":1", "").split(), np.int64).reshape(-1, 1 + len(COLUMNS))
@@ -48,8 +49,10 @@ def published(part: str, sizes: list[int]) -> pd.DataFrame:
 
 
 def rebuild(seed: int = 2021) -> dict[str, pd.DataFrame]:
-    """``train``, ``validation`` and ``test``, 202,027, 57,722 and 28,860 rows. ``seed`` draws the items of the training
-    negatives and shuffles the training part."""
+    """Return ``train``, ``validation`` and ``test`` with 202,027, 57,722 and 28,860 rows.
+
+    ``seed`` samples the items of the training negatives and shuffles the training part.
+    """
     logs = raw_logs()
     sizes = [int(logs[name].max()) + 1 for name in COLUMNS]
     parts = {part: published(part, sizes) for part in ("validation", "test")}
@@ -64,7 +67,10 @@ def rebuild(seed: int = 2021) -> dict[str, pd.DataFrame]:
 
 
 def multiset_difference(rows: pd.DataFrame, taken: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` without as many copies of each row as are in ``taken``. Raises :class:`DataError` where one is not."""
+    """Return ``rows`` without the rows of ``taken``, counting copies.
+
+    Raises :class:`DataError` if a row of ``taken`` is not in ``rows``.
+    """
     columns = list(rows.columns)
     left = rows.value_counts().sub(taken[columns].value_counts(), fill_value=0).astype(np.int64)
     if (left < 0).any():
@@ -76,7 +82,7 @@ def multiset_difference(rows: pd.DataFrame, taken: pd.DataFrame) -> pd.DataFrame
 
 
 def _draw_items(users: np.ndarray, logs: pd.DataFrame, items: int, rng: np.random.Generator) -> np.ndarray:
-    """An app for each row, uniform over those that its user never used."""
+    """Negative sampling: an app per row, uniform over the apps that its user never used (rejection sampling)."""
     used = np.zeros((int(logs["user"].max()) + 1, items), bool)
     used[logs["user"], logs["item"]] = True
     drawn = rng.integers(0, items, len(users))

@@ -1,8 +1,8 @@
-"""Training from parquet files that are larger than memory: row groups in drawn order, through a shuffle buffer.
+"""Train from parquet files larger than memory: row groups in random order, through a shuffle buffer.
 
-Memory is that of one row group, the buffer and the vocabularies, whatever the size of the file. A row group is read
-alone, encoded, and mixed into the buffer, from which batches are drawn; the seed of an epoch decides its order, so that
-a broken run goes on to the same weights.
+Memory holds one row group, the buffer and the vocabularies, whatever the size of the file. Each row group is read,
+encoded and mixed into the buffer, from which batches are sampled. The seed of an epoch determines the order, so that an
+interrupted run resumes to the same weights.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from manyheads.recsys.features.labels import Labels
 from manyheads.recsys.features.layout import Batch, Rows
 from manyheads.recsys.features.spec import FeatureSpec, infer_spec
 
-SAMPLE = 100_000  # rows of the first group that a spec is inferred from
+# maximum number of rows, of the first row group, to infer a spec from
+SAMPLE = 100_000
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """One parquet file, read a piece at a time."""
+    """A parquet file, read in chunks."""
 
     path: Path
 
@@ -64,13 +65,13 @@ class ParquetFile:
         return self._open.schema_arrow.names
 
     def check(self, columns: list[str]) -> None:
-        """Raises :class:`DataError` for a file without rows or without one of ``columns``."""
+        """Raise :class:`DataError` for a file without rows or without one of ``columns``."""
         if self.rows == 0:
             raise DataError(f"{self.path}: found no rows, expected at least one: give a table with rows")
         check_frame(pd.DataFrame({name: [0] for name in self.columns}), columns, str(self.path))
 
     def pieces(self, columns: list[str], size: int, groups: list[int] | None = None) -> Iterator[pd.DataFrame]:
-        """At most ``size`` rows at a time, of the row groups in the order in which they are asked for."""
+        """Yield chunks of at most ``size`` rows, row group by row group in the order of ``groups``."""
         for group in range(self.groups) if groups is None else groups:
             for piece in self._open.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
                 if piece.num_rows:
@@ -79,7 +80,7 @@ class ParquetFile:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """The train part of an experiment: ``len`` and ``epoch``, no access by index."""
+    """Training part of an experiment as a stream: ``len`` and ``epoch``, no access by index."""
 
     file: ParquetFile
     encoder: Encoder
@@ -90,7 +91,10 @@ class StreamedRows:
         return self.file.rows
 
     def epoch(self, size: int, skip: int, seed: int) -> Iterator[Batch]:
-        """Whole batches of ``size`` rows from batch ``skip`` on, each row in at most one of them."""
+        """Yield full batches of ``size`` rows from batch ``skip`` on; each row is in at most one of them.
+
+        Raises :class:`ArgumentError` if the buffer is smaller than a batch.
+        """
         if self.buffer < size:
             raise ArgumentError(f"buffer: found {self.buffer}, expected at least a batch of {size} rows")
         draw = torch.Generator().manual_seed(seed)
@@ -107,7 +111,7 @@ class StreamedRows:
             if count < self.buffer and not last:
                 continue
             order = torch.randperm(count, generator=draw)
-            # what leaves the buffer: all but half of it, so that every row meets others of other row groups
+            # keep half a buffer, so that rows are mixed with those of other row groups
             leaving = (count if last else count - self.buffer // 2) // size * size
             for start in range(0, leaving, size):
                 if number >= skip:
@@ -120,9 +124,9 @@ class StreamedRows:
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A parquet file to train on that need not fit into memory, and files to choose weights and to measure by that do.
+    """A training parquet file that need not fit into memory; validation and test files that do.
 
-    The encoder is fitted in one pass over the training file. Several tasks: each label column is one.
+    The encoder is fitted in one pass over the training file. Each label column is a task.
     """
 
     train: str
@@ -130,11 +134,11 @@ class StreamedTable:
     test: str
     label: tuple[str, ...]
     spec: str | None = None
-    """A feature spec; without one it is inferred from the first rows."""
+    """Path of a feature spec; inferred from the first rows if None."""
     group: str | None = None
-    """The column of the metrics by group."""
+    """The column of groups for GAUC and NDCG, such as the user."""
     buffer: int = 200_000
-    """Rows of the shuffle buffer."""
+    """Size of the shuffle buffer in rows."""
 
     def open(self) -> Splits:
         file = ParquetFile(Path(self.train))
@@ -159,13 +163,14 @@ class StreamedTable:
 
 
 def _labels(file: ParquetFile, tasks: tuple[str, ...], size: int) -> Labels:
-    """The classes of each task over the whole file, a piece at a time."""
+    """Find the classes of each task in the whole file, chunk by chunk."""
     found: dict[str, pd.Series] = {}
     for piece in file.pieces(list(tasks), size):
         for task in tasks:
             values = pd.Series(piece[task].dropna().unique())
             known = pd.concat([found[task], values]).drop_duplicates() if task in found else values
-            found[task] = known.head(10)  # more than two are an error already
+            # more than two values are an error: ten are enough for its message
+            found[task] = known.head(10)
     frame = pd.DataFrame({task: values.reset_index(drop=True) for task, values in found.items()})
     return Labels.of(frame.convert_dtypes() if frame.isna().any().any() else frame, tasks)
 

@@ -1,4 +1,4 @@
-"""The data of an experiment: a named set or any table, split, encoded by its training rows, ready to be trained on."""
+"""Data of an experiment: a named data set or any table, split, and encoded by an encoder of its training rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from manyheads.recsys.features.tables import Split, read_table, split_rows
 
 @dataclass(frozen=True)
 class Opened:
-    """Splits with what is needed to encode new rows."""
+    """Splits, with encoder and labels to encode new rows."""
 
     splits: Splits
     encoder: Encoder
@@ -41,26 +41,26 @@ def prepare(
     tasks: tuple[str, ...],
     group: str | None = None,
 ) -> Opened:
-    """Encodes three parts by an encoder fitted on the first. ``group`` is the column of the metrics by group."""
+    """Fit an encoder on the first part and encode all three. ``group``: the column of groups for GAUC and NDCG."""
     encoder, labels = Encoder.fit(parts[0], spec), Labels.of(parts[0], tasks)
     train, validation, test = (encode(part, encoder, labels, group) for part in parts)
     return Opened(Splits(train, validation, test, facts(encoder, labels)), encoder, labels)
 
 
 def facts(encoder: Encoder, labels: Labels) -> dict[str, Any]:
-    """What a model has to know, and what has to lie beside its weights: file name -> content."""
+    """Return the layout that a model is built for, and the files to save beside its weights, name -> content."""
     return {"layout": encoder.layout(labels.tasks), "files": {**encoder.files(), **labels.files()}}
 
 
 def encode(frame: pd.DataFrame, encoder: Encoder, labels: Labels, group: str | None = None) -> Rows:
-    """Rows with labels as tensors."""
+    """Encode labelled rows as tensors."""
     encoded = encoder.transform(frame)
     groups = None if group is None else _groups(frame, group)
     return Rows(encoded.ids, encoded.numbers, torch.from_numpy(labels.encode(frame)), groups)
 
 
 def _groups(frame: pd.DataFrame, name: str) -> torch.Tensor:
-    """A number for each group, NaN for a row without one."""
+    """Return a number per group, NaN for a row without a group."""
     check_frame(frame, [name], "table")
     codes = pd.factorize(frame[name])[0]
     return torch.from_numpy(np.where(codes < 0, np.nan, codes))
@@ -68,10 +68,10 @@ def _groups(frame: pd.DataFrame, name: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Frappe:
-    """``frappe-x1r``, see :mod:`manyheads.recsys.datasets.frappe`."""
+    """The data set ``frappe-x1r``, see :mod:`manyheads.recsys.datasets.frappe`."""
 
     seed: int = 2021
-    """Draws the items of the training negatives."""
+    """Seed of the items of the training negatives."""
 
     def open(self) -> Splits:
         return _frappe(self.seed).splits
@@ -79,11 +79,14 @@ class Frappe:
 
 @dataclass(frozen=True)
 class MovieLens:
-    """MovieLens-100K as clicks: a rating of 4 or 5 is positive. Twelve fields: user, item, age in fives, gender,
-    occupation, first two digits of the zip code, year, the first three genres, hour and weekday."""
+    """MovieLens-100K as clicks: a rating of 4 or 5 is positive.
+
+    Twelve fields: user, item, age in steps of five years, gender, occupation, first two digits of the zip code, year,
+    the first three genres, hour and weekday.
+    """
 
     split: Split = "time"
-    """random leaks the future; time trains on the oldest ratings and tests on the newest."""
+    """time trains on the oldest ratings and tests on the newest; random leaks the future."""
     seed: int = 2021
 
     def open(self) -> Splits:
@@ -92,7 +95,7 @@ class MovieLens:
 
 @dataclass(frozen=True)
 class Adult:
-    """Adult census: who earns above 50,000 dollars a year."""
+    """Adult census: income above 50,000 dollars a year."""
 
     seed: int = 2021
 
@@ -102,17 +105,17 @@ class Adult:
 
 @dataclass(frozen=True)
 class Table:
-    """Any CSV or parquet file."""
+    """Any table file: CSV, TSV or parquet."""
 
     path: str
     label: tuple[str, ...]
     spec: str | None = None
-    """A feature spec (see 'manyheads recsys spec'); inferred from the training rows without one."""
+    """Path of a feature spec (see 'manyheads recsys spec'); inferred from the training rows if None."""
     split: Split = "random"
     time: str | None = None
-    """The time column of a split by time."""
+    """The time column for a split by time."""
     group: str | None = None
-    """The column of the metrics by group, such as the user."""
+    """The column of groups for GAUC and NDCG, such as the user."""
     seed: int = 2021
 
     def open(self) -> Splits:
@@ -122,12 +125,12 @@ class Table:
 
 
 def adult_table() -> pd.DataFrame:
-    """The shipped set as a table."""
+    """Return Adult, which comes with the package, as a table."""
     return pd.read_csv(io.BytesIO(read(ADULT)))
 
 
 def movielens_table() -> pd.DataFrame:
-    """One row a rating: the twelve fields, ``timestamp`` and ``liked``."""
+    """Return one row per rating: the twelve fields, ``timestamp`` and ``liked``."""
     folder = MOVIELENS.open()
     ratings, users, films = (_atomic(folder / f"ml-100k.{kind}") for kind in ("inter", "user", "item"))
     joined = ratings.merge(users, on="user_id", how="left").merge(films, on="item_id", how="left")
@@ -153,13 +156,13 @@ def movielens_table() -> pd.DataFrame:
 
 
 def _atomic(path: Path) -> pd.DataFrame:
-    """A RecBole file: tabs, types after a colon in the header."""
+    """Read an atomic file of RecBole: tab-separated, the header has types after a colon."""
     table = pd.read_csv(path, sep="\t", dtype=str, quoting=3)
     return table.rename(columns=lambda name: name.partition(":")[0])
 
 
 def categories(frame: pd.DataFrame, names: list[str]) -> FeatureSpec:
-    """All of ``names`` as categorical fields."""
+    """Return a spec with all of ``names`` as categorical fields."""
     return FeatureSpec(tuple(Field(name, "categorical", family_of(frame[name])) for name in names))
 
 

@@ -1,13 +1,13 @@
-"""A set whose field interactions are known, so that models and interaction maps can be held against the truth.
+"""Synthetic data set with known feature interactions, to compare models and interaction maps with the truth.
 
     logit = b + sum over the pairs (i, j) of s_ij z[v_i]' W_ij z[v_j],    label ~ Bernoulli(sigmoid(logit))
 
-Every field draws its value v_i from one vocabulary with one latent vector z a value; what differs is the role of a
-field: some pairs have a form W_ij of their own, all others none. No field says anything alone (z has mean 0 over the
-vocabulary) and each pair's term has mean 0 and standard deviation s_ij exactly, so that s_ij is how much it matters.
+Every field draws its value v_i from one vocabulary with one latent vector z per value. Fields differ only in their
+role: some pairs have their own bilinear form W_ij, all others have none. No field has a main effect (z has mean 0 over
+the vocabulary). The term of each pair has exactly mean 0 and standard deviation s_ij, the strength of the interaction.
 
-A model whose fields share their embeddings as well (``shared_tables``) can tell the fields apart by its layers only: a
-vanilla Transformer without positions sees a bag of values.
+If the fields of a model share their embedding table too (``shared_tables``), only its layers can tell the fields apart:
+a vanilla Transformer without positions sees a bag of values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LABEL = "label"
 
 
 class Pair(NamedTuple):
-    """Two fields that act together, and the standard deviation of their term in the logit."""
+    """An interaction: two fields, and the standard deviation of their term in the logit."""
 
     first: int
     second: int
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What the labels are drawn from: z ``(V, k)``, and W scaled by s ``(pairs, k, k)``."""
+    """Parameters of the true model: z ``(V, k)``, and W scaled by s ``(pairs, k, k)``."""
 
     latent: np.ndarray
     pairs: tuple[Pair, ...]
@@ -59,7 +59,7 @@ class Synthetic:
     width: int = 4
     """k: width of the latent vectors."""
     pairs: int = 7
-    """Pairs of fields that act together; the strongest counts three times as much as the weakest."""
+    """Number of interacting pairs of fields; the strongest is three times as strong as the weakest."""
     scale: float = 2.5
     """Standard deviation of the logit."""
     offset: float = -0.5
@@ -78,18 +78,18 @@ class Synthetic:
 
     @property
     def true_pairs(self) -> tuple[Pair, ...]:
-        """The strongest first."""
+        """The interacting pairs, strongest first."""
         return self.truth().pairs
 
     def interactions(self) -> np.ndarray:
-        """``(T, T)``, symmetric: the standard deviation of each pair's term in the logit, 0 where there is none."""
+        """Return ``(T, T)``, symmetric: the standard deviation of the term of each pair in the logit, 0 without one."""
         found = np.zeros((self.fields, self.fields))
         for i, j, strength in self.true_pairs:
             found[i, j] = found[j, i] = strength
         return found
 
     def truth(self) -> Truth:
-        """Raises :class:`ArgumentError` for settings that make no set."""
+        """Draw the true model. Raises :class:`ArgumentError` for impossible settings."""
         self._check()
         rng = np.random.default_rng([self.seed, 0])
         latent = rng.standard_normal((self.values, self.width))
@@ -97,7 +97,8 @@ class Synthetic:
         every = [(i, j) for i in range(self.fields) for j in range(i + 1, self.fields)]
         chosen = [every[index] for index in rng.permutation(len(every))[: self.pairs]]
         strengths = np.linspace(3.0, 1.0, self.pairs)
-        strengths *= self.scale / math.sqrt((strengths**2).sum())  # terms of different pairs are uncorrelated
+        # terms of different pairs are uncorrelated: the variance of the logit is the sum of squares
+        strengths *= self.scale / math.sqrt((strengths**2).sum())
         forms = rng.standard_normal((self.pairs, self.width, self.width))
         for index, strength in enumerate(strengths):
             forms[index] *= strength / (latent @ forms[index] @ latent.T).std()
@@ -105,7 +106,7 @@ class Synthetic:
         return Truth(latent, tuple(pairs), forms)
 
     def part(self, index: int) -> tuple[pd.DataFrame, np.ndarray]:
-        """Rows of train (0), validation (1) or test (2) with their labels, and their true logits."""
+        """Return rows of train (0), validation (1) or test (2) with labels, and their true logits."""
         truth = self.truth()
         rng = np.random.default_rng([self.seed, 1, index])
         values = rng.integers(0, self.values, ((self.train, self.validation, self.test)[index], self.fields))
@@ -116,8 +117,10 @@ class Synthetic:
         return pd.DataFrame({**dict(zip(self.names, values.T, strict=True)), LABEL: labels}), logits
 
     def best(self) -> dict[str, float]:
-        """``auc`` and ``log_loss`` that the true probabilities have on average over all labels that the test rows could
-        have had: no model can be expected to do better."""
+        """Return the expected ``auc`` and ``log_loss`` of the true probabilities on the test rows, over random labels.
+
+        No model can be expected to do better.
+        """
         logits = self.part(2)[1]
         return expected_scores(logits)
 
@@ -133,14 +136,14 @@ class Synthetic:
 
 
 def expected_scores(logits: np.ndarray) -> dict[str, float]:
-    """AUC and log-loss of ``p = sigmoid(logits)`` against labels drawn by p: with p in rising order,
+    """Return AUC and log loss of ``p = sigmoid(logits)`` against labels drawn from p. With p in ascending order,
 
-    AUC = sum_{a < b} (1 - p_a) p_b / (sum_a (1 - p_a) sum_b p_b)  over a != b, ties half;   log-loss = mean entropy
+    AUC = sum_{a < b} (1 - p_a) p_b / (sum_a (1 - p_a) sum_b p_b)  over a != b, ties half;   log loss = mean entropy
     """
     p = np.sort(sigmoid(logits))
     below = np.cumsum(1.0 - p) - (1.0 - p)
     _, tie, size = np.unique(p, return_inverse=True, return_counts=True)
-    # rows of one value: half of the pairs that the order puts one way belong to the other
+    # ties: each pair of equal p counts half in each direction, whatever their order after sorting
     inside = p * (1.0 - p)
     start = np.cumsum(size) - size
     below = below[start][tie] + 0.5 * (size[tie] - 1) * (1.0 - p)
@@ -152,7 +155,7 @@ def expected_scores(logits: np.ndarray) -> dict[str, float]:
 @lru_cache(maxsize=1)
 def _open(config: Synthetic) -> Splits:
     names = list(config.names)
-    # each value once in each field: the vocabularies have the same order, so that ids mean the same in every field
+    # each value once per field: all vocabularies have the same order, so that an id means the same in every field
     all_values = pd.DataFrame({name: np.arange(config.values) for name in names})
     spec = FeatureSpec(tuple(Field(name, "categorical", family_of(all_values[name])) for name in names))
     encoder = Encoder.fit(all_values, spec)

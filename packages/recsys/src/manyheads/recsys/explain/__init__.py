@@ -1,1 +1,1 @@
-"""Explanations: attention maps of the fields beside permutation importance."""
+"""Explanations: permutation importance, feature interactions and attention maps."""

@@ -1,4 +1,4 @@
-"""What a fitted model looks at, and whether its predictions depend on it: attention maps beside permutation importance.
+"""Explain a fitted model: attention maps beside permutation importance, and whether both agree.
 
 found = explain(Recommender.load("recommender"), frame)
 found.importance.single, found.maps.mean, found.correlations()
@@ -27,17 +27,18 @@ from manyheads.recsys.training.recommender import Recommender
 
 @dataclass(frozen=True)
 class Explanation:
-    """Both views of one task; ``maps`` is None for a model without attention."""
+    """Permutation importance and attention maps for one task; ``maps`` is None for a model without attention."""
 
     network: str  # the class of the network
     task: str
     importance: Importance
     maps: AttentionMaps | None
-    fitted: int | None  # of the rows that were taken; None where it is not known
+    # how many of the used rows the model was fitted on; None if unknown
+    fitted: int | None
 
     @property
     def rows_used(self) -> str:
-        """How many rows were taken, and whether the model knew them."""
+        """Text: how many rows were used, and how many of them the model was fitted on."""
         rows = f"{self.importance.rows:,} rows"
         if self.fitted is None:
             return f"{rows} (whether the model was fitted on them is not known)"
@@ -49,18 +50,22 @@ class Explanation:
 
     @property
     def without(self) -> str:
-        """Why there is no map; empty where there is one."""
+        """Text: why there is no map; empty if there is one."""
         if self.maps is not None:
             return ""
         return f"{self.network} has no attention to draw; these have maps: {', '.join(WITH_MAPS)}"
 
     def correlations(self) -> dict[str, float | None]:
-        """Spearman's rank correlation of the map with permutation importance, over fields and over pairs of fields; the
-        pairs also for each layer that computes all rows. None where there are no pairs or one side is constant."""
+        """Return Spearman's rank correlations of attention with permutation importance.
+
+        Over fields and over pairs of fields; pairs also for each layer that computes all rows. None if there are no
+        pairs or one side is constant.
+        """
         if self.maps is None:
             return {}
         if self.maps.tokens[: self.maps.fields] != self.importance.fields:
-            return {}  # numbers that are mixed into tokens have no token each
+            # numeric fields that are mixed into tokens have no token each
+            return {}
         found = {"fields, with AUC lost": rank_correlation(self.maps.importance(), self.importance.single)}
         views = {"": self.maps.pairs()} | {
             f", layer {i + 1}": (layer + layer.T)[: self.maps.fields, : self.maps.fields] / 2
@@ -76,7 +81,7 @@ class Explanation:
         return found
 
     def pairs(self) -> list[tuple[str, str, float, float, float | None]]:
-        """Every pair: two fields, AUC interaction, mixed logit and attention; the largest mixed logit first."""
+        """Return each pair: two fields, AUC interaction, mixed logit, attention; the largest mixed logit first."""
         measured = self.importance
         if measured.interaction is None or measured.mixed is None:
             return []
@@ -94,7 +99,7 @@ class Explanation:
         return sorted(rows, key=lambda row: -row[3])
 
     def document(self) -> dict[str, Any]:
-        """All of it as JSON holds it."""
+        """Return all results as a JSON document."""
         measured, maps = self.importance, self.maps
         return {
             "task": self.task,
@@ -132,13 +137,24 @@ def explain(
     seed: int = 0,
     advance: Callable[[str], None] = lambda item: None,
 ) -> Explanation:
-    """Explains a fitted model on at most ``rows`` drawn rows that have a label.
+    """Explain a fitted model on at most ``rows`` labelled rows, sampled from ``frame``.
 
-    ``which``: rows that the model was fitted on are left out, unless ``all`` are asked for or none is left; of equal
-    rows as many count as fitted as were. :attr:`Explanation.rows_used` says which were taken.
+    Args:
+        recommender: a fitted model.
+        frame: a table with the label.
+        task: the label to explain; the first by default.
+        which: ``held-out`` leaves out rows that the model was fitted on, unless no row is left; of equal rows, as many
+            are left out as were fitted. ``all`` uses all. :attr:`Explanation.rows_used` says which were used.
+        rows: maximum number of rows.
+        pairs: permute pairs of fields too.
+        repeats: permutations of each field.
+        seed: seed of the sampled rows and of the permutations.
+        advance: called with a text for each repeat, for progress.
 
-    Raises :class:`ArgumentError` for fewer than 2 rows asked for and another ``which``, :class:`UnknownNameError` for
-    an unknown task, :class:`DataError` for rows that cannot be scored, have no label or one class only.
+    Raises:
+        ArgumentError: fewer than 2 rows, or another ``which``.
+        UnknownNameError: an unknown task.
+        DataError: rows that cannot be scored, have no label, or have one class only.
     """
     if rows < 2:
         raise ArgumentError(f"rows: found {rows}, expected 2 or more")
@@ -177,12 +193,12 @@ def explain(
 
 
 def upper(matrix: np.ndarray) -> np.ndarray:
-    """The entries above the diagonal, row by row."""
+    """Return the entries above the diagonal, row by row."""
     return matrix[np.triu_indices(len(matrix), 1)]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's; None for fewer than three values or where one side is constant."""
+    """Return Spearman's rank correlation; None for fewer than three values or if one side is constant."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(pd.Series(a).rank(), pd.Series(b).rank())[0, 1])

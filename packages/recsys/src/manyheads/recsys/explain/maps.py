@@ -1,19 +1,19 @@
-"""Interaction maps: which field attends to which, mean over rows, heads and layers.
+"""Attention maps between fields: mean over rows, heads and layers.
 
     A_l[i, j] = mean_{rows, heads} softmax_j(q_i . k_j / sqrt(E))        of layer l
     map[i, j] = mean_l A_l[i, j]                                         over the layers that compute row i
     pair(i, j) = (map[i, j] + map[j, i]) / 2
-    field(j) = mean_tasks map[task, j], or where no token is a task's  mean_i map[i, j]
+    field(j) = mean_tasks map[task, j], or without task tokens  mean_i map[i, j]
 
-Shapes: T tokens (F fields, then one for each of K tasks), Q queries: T, or K in a layer that is pruned to the tasks'
-rows. Such a layer has no fields' rows, so that these are means over the other layers, while the tasks' rows are means
-over all of them; a network with that layer alone has K rows, which tell of fields, and not of pairs.
+Shapes: T tokens (F fields, then one for each of K tasks), Q queries: T, or K in a layer that is pruned to the task
+tokens. A pruned layer has no rows of fields: these are means over the other layers, while the rows of tasks are means
+over all layers. A network with only a pruned layer has K rows, which give the importance of fields, but not of pairs.
 
-What a map is of. In vanilla, heterogeneous and AutoInt layers row i of the first layer is what field i looks for; in
-later layers a row holds what was mixed into it before. In a Hiformer layer already the first query, key and value of
-"field i" are composites of all fields, so that row i is that of the i-th composite: its FFN and its residual are field
-i's, its query is not, and a large ``A[i, j]`` does not show that fields i and j interact. A map says where a network
-looks; whether a prediction depends on it is what :mod:`manyheads.recsys.explain.permutation` measures.
+How to read a map. In the first layer of vanilla, heterogeneous and AutoInt models, row i is the attention of field i.
+In later layers, a row contains fields that were mixed into it before. In a Hiformer layer, the query, key and value of
+"field i" are composites of all fields already in the first layer. So row i belongs to the i-th composite: its FFN and
+residual are those of field i, its query is not, and a large ``A[i, j]`` does not show that fields i and j interact. A
+map shows where a network attends; :mod:`manyheads.recsys.explain.permutation` measures what its predictions depend on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WITH_MAPS = tuple(
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Means over rows and heads; rows of each matrix add up to 1."""
+    """Attention weights, mean over rows and heads; each row of a matrix sums to 1."""
 
     tokens: tuple[str, ...]  # T names: fields as the layout has them, then "task NAME"
     fields: int  # F
@@ -50,7 +50,7 @@ class AttentionMaps:
 
     @property
     def mean(self) -> np.ndarray:
-        """``(T, T)``, or ``(K, T)`` for a pruned layer alone: each row's mean over the layers that compute it."""
+        """``(T, T)``, or ``(K, T)`` with only a pruned layer: the mean of each row over the layers that compute it."""
         shape = (max(map(len, self.layers)), len(self.tokens))
         total, count = np.zeros(shape), np.zeros((shape[0], 1))
         for layer in self.layers:
@@ -60,7 +60,7 @@ class AttentionMaps:
 
     @property
     def title(self) -> str:
-        """What :attr:`mean` is the mean of."""
+        """Title of :attr:`mean` in pictures."""
         layers, full = len(self.layers), len(self.full)
         if layers == 1:
             return "attention, mean over rows and heads" + ("" if full else ", of the tasks' rows")
@@ -70,28 +70,28 @@ class AttentionMaps:
         return f"attention, mean over rows, heads and layers (fields' rows: {whole})"
 
     def pairs(self) -> np.ndarray | None:
-        """``(F, F)``, symmetric: attention in both directions, halved."""
+        """Return ``(F, F)``, symmetric: the mean attention of both directions; None if no layer computes all rows."""
         if not self.full:
             return None
         own = self.mean[: self.fields, : self.fields]
         return (own + own.T) / 2
 
     def importance(self) -> np.ndarray:
-        """``(F,)``: what the tasks' rows attend to, or without task tokens all rows."""
+        """Return ``(F,)``: the mean attention from the task tokens, or from all tokens if there are none."""
         tasks = len(self.tokens) - self.fields
         return (self.mean[-tasks:] if tasks else self.mean).mean(0)[: self.fields]
 
 
 def has_maps(network: nn.Module) -> bool:
-    """Whether a network can tell what it attends to."""
+    """Whether a network has attention weights."""
     return callable(getattr(network, "attention", None))
 
 
 @torch.no_grad()
 def attention_maps(network: Any, layout: Layout, rows: Rows, *, size: int = 2048) -> AttentionMaps:
-    """The maps of a trained network over some rows.
+    """Compute the attention maps of a trained network over ``rows``, in batches of ``size``.
 
-    Raises :class:`ArgumentError` for a network without attention; the message says which models have it.
+    Raises :class:`ArgumentError` for a network without attention; the message names the models that have it.
     """
     if not has_maps(network):
         raise ArgumentError(
@@ -107,7 +107,7 @@ def attention_maps(network: Any, layout: Layout, rows: Rows, *, size: int = 2048
 
 
 def token_names(network: Any, layout: Layout) -> tuple[tuple[str, ...], int]:
-    """The names of a network's tokens, and how many of them are fields'. Numbers that are mixed have no token each."""
+    """Return the names of the tokens and the number of field tokens F; mixed numeric fields share tokens."""
     mixed = network.tokens.numbers
     names = layout.numeric if not isinstance(mixed, NumberMixture) else _numbered(mixed.tokens)
     tasks = [] if getattr(network, "task_tokens", None) is None else [f"task {task}" for task in layout.tasks]

@@ -1,21 +1,24 @@
-"""What a prediction depends on: the AUC that is lost when a field's values are given to other rows.
+"""Permutation importance of fields and feature interactions of pairs of fields.
 
     d(S) = AUC(x) - mean_r AUC(x with each field of S permuted over the rows by a permutation of its own)
     single(i) = d({i})
     interaction(i, j) = d({i, j}) - d({i}) - d({j})
     mixed(i, j) = root mean square over rows of  f(x) - f(x_i) - f(x_j) + f(x_ij)          f: the logit
 
-Shapes: N rows, F fields, R repeats. ``x_i`` is a row with another row's value of field i; the permutation of a field is
-the same alone and in each pair, so that what both lose takes the same draw away.
+Shapes: N rows, F fields, R repeats. ``x_i`` is a row with the value of field i from another row. A field has the same
+permutation alone and in each pair, so that the differences use the same draw.
 
-Reading: two fields that act through their product lose the same thing twice, alone and together, and have a negative
-interaction; so have any two strong fields, as an AUC cannot fall below a half. Two fields that stand in for each other
-have a positive one. So ``interaction`` holds main effects too; ``mixed`` does not: it is 0 to rounding for every pair
-whose effects on the logit add up (a logistic regression), and has no labels in it. Permuting leaves the rows' other
-columns alone: fields that depend on one another are put together as they never occur.
+How to read ``interaction``. It is negative for two fields that act only through their product: each alone already loses
+what both lose together. It is also negative for any two strong fields, because an AUC cannot fall far below a half. It
+is positive for two redundant fields. So ``interaction`` contains main effects.
 
-Single importance is that of scikit-learn's ``permutation_importance`` with ``scoring="roc_auc"``; here fields are
-permuted after encoding, so that rows are encoded once, and the parts of a time are fields of their own.
+How to read ``mixed``. It contains no main effects: it is 0 to rounding for every pair whose effects on the logit add up
+(as in a logistic regression). It does not use the labels.
+
+Limit: permuting a field keeps the other columns, so that dependent fields form combinations that never occur.
+
+``single`` is scikit-learn's ``permutation_importance`` with ``scoring="roc_auc"``. Here fields are permuted after
+encoding: rows are encoded once, and each part of a time is its own field.
 """
 
 from __future__ import annotations
@@ -35,19 +38,19 @@ from manyheads.recsys.training.objective import predict_logits
 
 @dataclass(frozen=True)
 class Importance:
-    """What each field, and each pair of fields, is worth for one task."""
+    """Importance of each field and each pair of fields for one task."""
 
     fields: tuple[str, ...]  # F: embedded, then numeric
-    auc: float  # of the rows as they are
+    auc: float  # without permutation
     single: np.ndarray  # (F,)
     single_sd: np.ndarray  # (F,), over the repeats
-    interaction: np.ndarray | None  # (F, F), symmetric, the diagonal 0; None where only fields were asked for
+    interaction: np.ndarray | None  # (F, F), symmetric, the diagonal 0; None without pairs
     mixed: np.ndarray | None  # (F, F), symmetric, the diagonal 0
     rows: int
     repeats: int
 
     def text(self, field: int) -> str:
-        """The AUC lost by a field, with its deviation where there is one: a single repeat has none."""
+        """Return the AUC lost by a field, with its standard deviation if there are several repeats."""
         mean = f"{self.single[field]:.4f}"
         return mean if self.repeats == 1 else f"{mean} ± {self.single_sd[field]:.4f}"
 
@@ -63,10 +66,13 @@ def permutation_importance(
     seed: int = 0,
     advance: Callable[[str], None] = lambda item: None,
 ) -> Importance:
-    """Importance of a trained network on labelled rows: ``1 + R (F + F (F - 1) / 2)`` times over the rows; ``advance``
-    is told each repeat.
+    """Measure the importance of fields and pairs of a trained network on labelled rows.
 
-    Raises :class:`ArgumentError` for no repeats, :class:`DataError` where a row has no label or one class is absent.
+    Cost: ``1 + R (F + F (F - 1) / 2)`` predictions of all rows. ``advance`` is called for each repeat.
+
+    Raises:
+        ArgumentError: no repeats.
+        DataError: a row has no label, or a class is absent.
     """
     if repeats < 1:
         raise ArgumentError(f"repeats: found {repeats}, expected 1 or more")
@@ -101,7 +107,7 @@ def permutation_importance(
 
 
 def permuted(layout: Layout, rows: Rows, orders: dict[int, torch.Tensor]) -> Rows:
-    """The rows with each chosen field's values in another order; fields are numbered embedded ones first."""
+    """Return the rows with the values of each chosen field in another order; embedded fields are numbered first."""
     ids, numbers = rows.ids, rows.numbers
     if any(i < len(layout.names) for i in orders):
         ids = ids.clone()

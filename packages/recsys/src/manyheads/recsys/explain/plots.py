@@ -1,4 +1,4 @@
-"""Pictures and the page of an explanation."""
+"""Draw an explanation as a picture or an HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manyheads.recsys.explain.explanation import Explanation
 
 
 def draw(found: Explanation) -> Figure:
-    """The map beside the pairs that predictions depend on."""
+    """Draw the attention map beside the mixed logit of the pairs."""
     panels = []
     if found.maps is not None:
         panels.append((found.maps.mean, found.maps.tokens, found.maps.title, "attends to"))
@@ -23,8 +23,10 @@ def draw(found: Explanation) -> Figure:
 
 
 def heat_maps(panels: Sequence[tuple[np.ndarray, Sequence[str], str, str]]) -> Figure:
-    """Side by side, in square cells: matrix ``(Q, T)``, the names of its columns (its rows are the last Q), title,
-    label below."""
+    """Draw matrices side by side with square cells.
+
+    Each panel: matrix ``(Q, T)``, names of its columns (its rows have the last Q names), title, label of the x axis.
+    """
     widest = max(len(names) for _, names, _, _ in panels)
     longest = max(len(name) for _, names, _, _ in panels for name in names)
     side = max(3.0, 0.24 * widest) + 0.085 * longest
@@ -42,7 +44,7 @@ def heat_maps(panels: Sequence[tuple[np.ndarray, Sequence[str], str, str]]) -> F
 
 
 def write_page(found: Explanation, path: Path) -> Path:
-    """Writes the page and gives its path."""
+    """Write the page; return its path."""
     measured, maps = found.importance, found.maps
     page = HtmlReport(
         f"What the model looks at: {found.task}",

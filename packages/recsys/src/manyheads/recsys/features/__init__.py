@@ -1,1 +1,1 @@
-"""From the columns of a table to the integer ids and numbers of encoded rows."""
+"""Feature encoding: from the columns of a table to integer ids and scaled numbers."""

@@ -1,4 +1,4 @@
-"""Read cells, one by one or an array of one type, as one of the families of values; tell what is wrong with others."""
+"""Read cells, one by one or as an array of one type, as one family of values; describe cells that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ import pandas as pd
 
 Family = Literal["text", "integer", "number", "boolean", "time", "list"]
 Unit = Literal["s", "ms", "us", "ns"]
-MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # texts that tables write for "not known"
+# texts that stand for a missing value
+MARKS = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL")
 NANOSECONDS: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 SECONDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-EXACT = 2**53  # whole numbers from here on may share one float64
-_WHOLE = 2**128  # what a whole number may not reach
-LOGGED = (631_152_000, 2_524_608_000)  # seconds since 1970 of the years 1990 to 2050: what a log of events holds
+# from here on, several whole numbers share one float64
+EXACT = 2**53
+# exclusive limit of whole numbers
+_INTEGER_LIMIT = 2**128
+# the years 1990 to 2050 in seconds since 1970: plausible times of an event log
+LOGGED = (631_152_000, 2_524_608_000)
 _EARLIEST = pd.Timestamp("1678-01-01", tz="UTC").value
 _LATEST = pd.Timestamp("2262-01-01", tz="UTC").value
 _ISO = re.compile(
@@ -40,9 +44,11 @@ EXPECTED: dict[Family, str] = {
 
 
 class Read(NamedTuple):
-    """Values in one plain form: objects that are str for text, int64 (objects that are int where one does not fit) for
-    whole numbers and booleans, float64 for numbers, nanoseconds since 1970 as int64 for times, objects that are lists
-    of str for lists."""
+    """Values of one family in one plain form.
+
+    Text: objects (str). Whole numbers and booleans: int64, or objects (int) if one does not fit. Numbers: float64.
+    Times: nanoseconds since 1970, int64. Lists: objects (lists of str).
+    """
 
     values: np.ndarray
     missing: np.ndarray  # bool
@@ -52,7 +58,7 @@ class Read(NamedTuple):
 def read_cells(
     cells: np.ndarray, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s", missing: np.ndarray | None = None
 ) -> Read:
-    """As :func:`read`, of an array: of one type, or of objects."""
+    """Read an array of one type, or of objects, as ``family``; see :func:`manyheads.recsys.features.columns.read`."""
     if missing is None:
         missing = np.asarray(pd.isna(cells), bool)
     if cells.dtype.kind == "m":
@@ -64,8 +70,8 @@ def read_cells(
             cells, kind = np.zeros(len(cells)), "f"
         elif family == "text" and kinds == {str}:
             values, absent = np.where(missing, "", cells), {"", *marks}
-            gone = missing | np.fromiter((value in absent for value in values), bool, len(values))
-            return Read(values, gone, np.zeros(len(cells), bool))
+            is_missing = missing | np.fromiter((value in absent for value in values), bool, len(values))
+            return Read(values, is_missing, np.zeros(len(cells), bool))
         else:
             return _one_by_one(cells, family, marks, unit, missing)
     convert = _TYPED.get((family, kind))
@@ -81,7 +87,7 @@ def read_cells(
 
 
 def complaint(place: str, cell: Any, family: Family, unit: Unit = "s", fix: str = "") -> str:
-    """What is wrong with a cell, in one line."""
+    """Return one line that says what is wrong with a cell."""
     expected = EXPECTED[family]
     number = isinstance(cell, numbers.Real) and not isinstance(cell, bool | np.bool_)
     if family == "time" and number:
@@ -95,7 +101,7 @@ def complaint(place: str, cell: Any, family: Family, unit: Unit = "s", fix: str 
 
 
 def shown(value: object) -> str:
-    """A value in at most 40 characters, however long or deep it is."""
+    """Return a value as text of at most 40 characters."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"a whole number of {value.bit_length()} bits"
     text = str(value) if isinstance(value, float | int | np.number) else _SHORT.repr(value)
@@ -104,7 +110,7 @@ def shown(value: object) -> str:
 
 
 def objects(cells: Sequence[Any]) -> np.ndarray:
-    """An array of objects, also of lists of one length."""
+    """Return an array of objects, also for lists of equal length."""
     found = np.empty(len(cells), object)
     for number, cell in enumerate(cells):
         found[number] = cell
@@ -113,7 +119,8 @@ def objects(cells: Sequence[Any]) -> np.ndarray:
 
 def _one_by_one(cells: np.ndarray, family: Family, marks: tuple[str, ...], unit: Unit, missing: np.ndarray) -> Read:
     spans = [n for n, cell in enumerate(cells) if isinstance(cell, datetime.timedelta | np.timedelta64)]
-    if spans:  # numbers of seconds
+    # durations are read as seconds
+    if spans:
         cells = cells.copy()
         for number in spans:
             cells[number] = pd.Timedelta(cells[number]).total_seconds()
@@ -121,23 +128,23 @@ def _one_by_one(cells: np.ndarray, family: Family, marks: tuple[str, ...], unit:
         return _times(cells, marks, unit, missing)
     convert = _CELL[family]
     values: list[Any] = []
-    gone, bad = missing.copy(), np.zeros(len(cells), bool)
+    is_missing, bad = missing.copy(), np.zeros(len(cells), bool)
     blank: Any = {"text": "", "number": 0.0, "list": []}.get(family, 0)
     for number, cell in enumerate(cells):
         value = None
-        if not gone[number]:
+        if not is_missing[number]:
             try:
                 value = convert(cell)
             except (TypeError, ValueError, OverflowError, ArithmeticError):
                 bad[number] = True
         if family == "text" and (value == "" or value in marks):
-            value, gone[number] = None, True
+            value, is_missing[number] = None, True
         values.append(blank if value is None else value)
     if family in ("text", "list"):
-        return Read(objects(values), gone, bad)
+        return Read(objects(values), is_missing, bad)
     if family == "number":
-        return Read(np.array(values, np.float64), gone, bad)
-    return Read(_integers(values), gone, bad)
+        return Read(np.array(values, np.float64), is_missing, bad)
+    return Read(_integers(values), is_missing, bad)
 
 
 def _text(cell: Any) -> str:
@@ -147,7 +154,7 @@ def _text(cell: Any) -> str:
 
 
 def _integer(cell: Any) -> int:
-    if not isinstance(cell, _NUMBERS) or not abs(cell) < _WHOLE or cell != (whole := int(cell)):
+    if not isinstance(cell, _NUMBERS) or not abs(cell) < _INTEGER_LIMIT or cell != (whole := int(cell)):
         raise TypeError
     return whole
 
@@ -175,7 +182,7 @@ def _list(cell: Any) -> list[str]:
 
 
 def _element(value: Any) -> list[str]:
-    """One value of a list as text, none where it is missing. 1 and 1.0 are the same."""
+    """Return one value of a list as text, in a list that is empty if it is missing. 1 and 1.0 are equal."""
     if value is None or value is pd.NA or value is pd.NaT or value == "":
         return []
     if isinstance(value, str | uuid.UUID):
@@ -191,7 +198,7 @@ def number_text(value: Any) -> str:
     """A number as text: the same for the same number, whatever its type."""
     if not math.isfinite(found := float(value)):
         raise ValueError
-    if abs(value) < _WHOLE:
+    if abs(value) < _INTEGER_LIMIT:
         return str(whole) if value == (whole := int(value)) else repr(found)
     if isinstance(value, int):
         raise ValueError
@@ -199,14 +206,14 @@ def number_text(value: Any) -> str:
 
 
 def _times(cells: np.ndarray, marks: tuple[str, ...], unit: Unit, missing: np.ndarray) -> Read:
-    values, gone, bad = np.zeros(len(cells), np.int64), missing.copy(), np.zeros(len(cells), bool)
+    values, is_missing, bad = np.zeros(len(cells), np.int64), missing.copy(), np.zeros(len(cells), bool)
     texts: list[int] = []
     for number, cell in enumerate(cells):
-        if gone[number]:
+        if is_missing[number]:
             continue
         if isinstance(cell, str):
             if cell == "" or cell in marks:
-                gone[number] = True
+                is_missing[number] = True
             elif _ISO.fullmatch(cell):
                 texts.append(number)
             else:
@@ -219,11 +226,12 @@ def _times(cells: np.ndarray, marks: tuple[str, ...], unit: Unit, missing: np.nd
     if texts:
         plain = [str(cells[n]).replace("UTC", "Z").replace(",", ".") for n in texts]
         parsed = pd.Series(pd.to_datetime(plain, utc=True, errors="coerce", format="ISO8601"))
-        micros = parsed.dt.as_unit("us").astype("int64").to_numpy()  # of NaT the least, which is too early
+        # NaT becomes the lowest int64, which is too early and thus bad
+        micros = parsed.dt.as_unit("us").astype("int64").to_numpy()
         wrong = ~((micros >= _EARLIEST // 1000) & (micros < _LATEST // 1000))
         values[texts] = np.where(wrong, 0, micros) * 1000
         bad[texts] = wrong
-    return Read(values, gone, bad)
+    return Read(values, is_missing, bad)
 
 
 def _time(cell: Any, unit: Unit) -> int:
@@ -244,7 +252,7 @@ def _time(cell: Any, unit: Unit) -> int:
 
 
 def _wrong_unit(value: float, unit: Unit) -> bool:
-    """Whether a number that is no time of a log in ``unit`` is one in another unit."""
+    """Whether a number is no plausible time in ``unit``, but is one in another unit."""
     return not _within_log(value, unit) and any(_within_log(value, other) for other in SCALES if other != unit)
 
 
@@ -260,13 +268,13 @@ def _floats(cell: Any) -> bool:
     return True
 
 
-# arrays of one type: values and where they are bad, from an array without gaps
+# Converters of arrays of one type without missing values: values, and which are bad.
 
 Converted = tuple[np.ndarray, np.ndarray]
 
 
 def _integers(values: Sequence[int]) -> np.ndarray:
-    """int64, or objects where a value does not fit."""
+    """Return int64, or objects if a value does not fit."""
     fits = all(-(2**63) <= value < 2**63 for value in values)
     return np.array(values, np.int64) if fits else objects(list(values))
 
@@ -280,7 +288,7 @@ def _whole_of_integers(values: np.ndarray, unit: Unit) -> Converted:
 
 def _whole_of_floats(values: np.ndarray, unit: Unit) -> Converted:
     values = values.astype(np.float64)
-    bad = ~np.isfinite(values) | (values != np.round(values)) | (np.abs(values) >= float(_WHOLE))
+    bad = ~np.isfinite(values) | (values != np.round(values)) | (np.abs(values) >= float(_INTEGER_LIMIT))
     whole = np.where(bad, 0.0, values)
     if (np.abs(whole) >= 2.0**63).any():
         return _integers([int(value) for value in whole]), bad
@@ -309,7 +317,8 @@ def _time_of_numbers(values: np.ndarray, unit: Unit) -> Converted:
 
 
 def _time_of_stamps(values: np.ndarray, unit: Unit) -> Converted:
-    seconds = values.astype("datetime64[s]").astype(np.int64)  # which holds every year
+    # seconds can hold every year, nanoseconds only 1678 to 2261
+    seconds = values.astype("datetime64[s]").astype(np.int64)
     bad = ~((seconds >= _EARLIEST // 10**9) & (seconds < _LATEST // 10**9))
     good = np.where(bad, np.zeros(1, values.dtype), values)
     return good.astype("datetime64[us]").astype(np.int64) * 1000, bad

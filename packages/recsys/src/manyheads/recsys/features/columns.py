@@ -1,7 +1,7 @@
-"""Read the columns of a table: the kind of their values, and those values in one plain form.
+"""Read the columns of a table: the family of their values, and the values in one plain form.
 
-A cell is read alone: whether it is taken, and as what, depends on the cell and on what was fitted, never on the cells
-beside it or on the type of the column that holds it. Tables and the rows of a server are read by the same functions.
+Each cell is read alone. Whether it is accepted, and as what, depends on the cell and on the fitted encoder, never on
+other cells or on the type of its column. Tables and the rows of a server are read by the same functions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from manyheads.recsys.features.cells import (
 
 
 def family_of(column: pd.Series) -> Family:
-    """The kind of values that a column holds. Raises :class:`DataError` if they are of no kind that can be a feature,
-    of several, or all missing."""
+    """Return the family of the values of a column.
+
+    Raises :class:`DataError` if they are of no family that can be a feature, of several families, or all missing.
+    """
     column = _dense(column)
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
@@ -66,8 +68,11 @@ def family_of(column: pd.Series) -> Family:
 
 
 def read(column: pd.Series, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s") -> Read:
-    """The values of a column as ``family``. The empty text and ``marks`` count as missing; numbers that are times count
-    ``unit`` since 1970. Cells that cannot be read are told in ``bad``; :func:`as_family` names the first."""
+    """Read a column as ``family``.
+
+    The empty text and ``marks`` are missing. Numbers that are times count ``unit`` since 1970. ``bad`` marks cells that
+    cannot be read; :func:`as_family` raises for the first one.
+    """
     column = _dense(column)
     if isinstance(column.dtype, pd.CategoricalDtype):
         few, codes = _used(column)
@@ -82,7 +87,7 @@ def read(column: pd.Series, family: Family, marks: tuple[str, ...] = (), unit: U
 
 
 def as_family(column: pd.Series, family: Family, marks: tuple[str, ...] = (), unit: Unit = "s") -> Read:
-    """As :func:`read`; raises :class:`DataError` at the first cell that cannot be read."""
+    """The same as :func:`read`; raises :class:`DataError` for the first cell that cannot be read."""
     found = read(column, family, marks, unit)
     if found.bad.any():
         refuse_column(column, found, family, unit)
@@ -90,12 +95,13 @@ def as_family(column: pd.Series, family: Family, marks: tuple[str, ...] = (), un
 
 
 def refuse_column(column: pd.Series, found: Read, family: Family, unit: Unit = "s") -> None:
-    """Raises :class:`DataError` naming the column, the first bad row, what was found, what was expected and the fix."""
+    """Raise :class:`DataError` with column, first bad row, found value, expected value and fix."""
     name, count, row = column.name, int(found.bad.sum()), int(np.argmax(found.bad))
     cell = column.iloc[row]
     if (found.bad | found.missing).all() and column.dtype != object:
         was = family_of(column)
-        if was == "text" and family in NUMERIC:  # the first that made the column text
+        # show the first cell that is no number: it made the whole column text
+        if was == "text" and family in NUMERIC:
             plain = pd.to_numeric(column.astype(object), errors="coerce").isna().to_numpy() & found.bad
             cell = column.iloc[int(np.argmax(plain))] if plain.any() else cell
         readable = (*NUMERIC[:2], "text", "time") if family == "time" else NUMERIC if family in NUMERIC else (family,)
@@ -110,9 +116,9 @@ def refuse_column(column: pd.Series, found: Read, family: Family, unit: Unit = "
 
 
 def epoch_unit(column: pd.Series) -> Unit | None:
-    """The unit in which all numbers of a column are times of the years 1990 to 2050; None if there is none.
+    """Return the unit in which all numbers of a column are times of the years 1990 to 2050; None if there is none.
 
-    Raises :class:`DataError` if each is such a time, but not all in the same unit.
+    Raises :class:`DataError` if each number is such a time, but not all in the same unit.
     """
     found = read(column, "number")
     values = found.values[~found.missing & ~found.bad]
@@ -127,7 +133,7 @@ def epoch_unit(column: pd.Series) -> Unit | None:
 
 
 def _dense(column: pd.Series) -> pd.Series:
-    """Without what is only storage: sparse columns and Arrow dictionaries."""
+    """Convert sparse columns and Arrow dictionaries to dense ones."""
     if isinstance(column.dtype, pd.SparseDtype):
         return column.sparse.to_dense()
     if isinstance(column.dtype, pd.ArrowDtype) and str(column.dtype).startswith("dictionary"):
@@ -140,7 +146,7 @@ def _missing(column: pd.Series) -> np.ndarray:
 
 
 def _bare(column: pd.Series, missing: np.ndarray) -> np.ndarray:
-    """A NumPy array of bool, whole numbers, floats, stamps in UTC or spans; else of objects."""
+    """Return a NumPy array of bool, integers, floats, timestamps in UTC or durations; otherwise of objects."""
     kind = column.dtype
     types = pd.api.types
     if types.is_bool_dtype(kind):
@@ -157,7 +163,7 @@ def _bare(column: pd.Series, missing: np.ndarray) -> np.ndarray:
 
 
 def _used(column: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """The categories that occur, named by the first row of each, and their number in every row; -1 where missing."""
+    """Return the categories that occur, indexed by the first row of each, and their code per row; -1 if missing."""
     codes = column.cat.codes.to_numpy()
     used, first, places = np.unique(codes, return_index=True, return_inverse=True)
     offset = int(len(used) > 0 and used[0] < 0)

@@ -1,9 +1,9 @@
-"""Raw rows to tensors, fitted once and saved as JSON and safetensors.
+"""Encode raw rows as ids and numbers; fitted once, saved as JSON and safetensors.
 
     encoder = Encoder.fit(frame, spec)
-    encoded = encoder.transform(new_rows)      # ids, numbers, and how many values were unseen or missing
+    encoded = encoder.transform(new_rows)      # ids, numbers, counts of unseen and missing values
 
-Fitting may go over chunks (``Encoder.fit_chunks``); its memory is that of the vocabularies.
+``Encoder.fit_chunks`` fits on chunks of a table; its memory is that of the vocabularies.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ if TYPE_CHECKING:
 KIND = "recommender's encoder"
 FORMAT = 1
 FILES = ("encoder.json", "encoder.safetensors")
-LARGEST = {"standard": 1e4, "log": 1e4, "none": 1e15}  # of a scaled number; what is larger counts as this …
-REFUSED = 1e15  # … or is refused from here on, as no float32 holds its square
-NOTED = 10  # rows from which on a column that is mostly unseen is worth a word
-_SQUARED = 1e140  # what is larger could not be squared and summed
+# scaled numbers are clipped to this, by ``scale`` of the field
+LARGEST = {"standard": 1e4, "log": 1e4, "none": 1e15}
+# scaled numbers above this are refused, as float32 cannot hold their square
+REFUSED = 1e15
+# minimum number of rows for a note on a column that is mostly out of vocabulary
+NOTED = 10
+# raw numbers are clipped to this, so that the sum of their squares does not overflow
+_LARGEST_RAW = 1e140
 
 
 class TableWarning(ManyheadsWarning):
-    """Something in a table that is taken, but most likely is not what was meant."""
+    """A value in a table that is accepted, but is probably a mistake."""
 
 
 class Arrays(NamedTuple):
-    """Rows as arrays: what is served needs no more."""
+    """Encoded rows as arrays, for serving without torch."""
 
     ids: np.ndarray  # (N, C) int32
     numbers: np.ndarray  # (N, F) float32, NaN where missing
@@ -55,17 +59,17 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as tensors, and what had to be made up for."""
+    """Encoded rows as tensors, with the counts of unseen and missing values."""
 
     ids: Tensor  # (N, C) int32
     numbers: Tensor  # (N, F) float32, NaN where missing
-    unseen: dict[str, int]  # values by field that are not in its vocabulary
-    missing: dict[str, int]  # cells by field without a value
+    unseen: dict[str, int]  # out-of-vocabulary values by field
+    missing: dict[str, int]  # missing cells by field
 
 
 @dataclass
 class Moments:
-    """Count, mean and sum of squared deviations, joined over chunks without loss of digits."""
+    """Count, mean and sum of squared deviations over chunks, by a numerically stable update."""
 
     count: int = 0
     mean: float = 0.0
@@ -74,6 +78,7 @@ class Moments:
     def update(self, values: np.ndarray) -> None:
         if len(values) == 0:
             return
+        # M2 = M2_a + M2_b + gap^2 n_a n_b / n (Chan, Golub and LeVeque 1979)
         mean, count = float(values.mean()), len(values)
         total, gap = self.count + count, mean - self.mean
         self.squares += float(((values - mean) ** 2).sum()) + gap**2 * self.count * count / total
@@ -82,28 +87,30 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        """1 for a column that never changes."""
+        """Standard deviation; 1 for a constant column."""
         found = math.sqrt(self.squares / self.count) if self.count else 0.0
         return found if found > 1e-12 * abs(self.mean) else 1.0
 
 
 @dataclass
 class Encoder:
-    """What was learned of each field of ``spec``."""
+    """Vocabulary, hash buckets, scale or seen parts of each field of ``spec``."""
 
     spec: FeatureSpec
     tables: dict[str, Vocabulary | Buckets] = field(default_factory=dict)
-    scales: dict[str, tuple[float, float]] = field(default_factory=dict)  # mean and deviation
-    seen: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # values of each part of a time, in order
+    # mean and deviation of each numeric field
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # sorted values of each part of each time field
+    seen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, spec: FeatureSpec) -> Encoder:
-        """Raises :class:`DataError` naming column, what was found, what was expected and the mend."""
+        """Fit on a table. Raises :class:`DataError` with column, found value, expected value and fix."""
         return cls.fit_chunks([frame], spec)
 
     @classmethod
     def fit_chunks(cls, frames: Iterable[pd.DataFrame], spec: FeatureSpec) -> Encoder:
-        """As :meth:`fit`, over the parts of a table that is not in memory as a whole."""
+        """The same as :meth:`fit`, on chunks of a table that need not fit into memory."""
         made = cls(spec)
         counters = {f.name: Counter() for f in spec.fields if f.kind in ("categorical", "multi")}
         moments = {f.name: Moments() for f in spec.fields if f.kind == "numeric"}
@@ -112,7 +119,8 @@ class Encoder:
         for table in frames:
             frame = as_frame(table)
             check_frame(frame, spec.columns, "table")
-            cells = {one.name: read_column(frame[one.name], one) for one in spec.fields}  # all before any is counted
+            # read all columns before any is counted: an error must not leave half a chunk counted
+            cells = {one.name: read_column(frame[one.name], one) for one in spec.fields}
             for one in spec.fields:
                 values, missing = cells[one.name]
                 filled |= set() if missing.all() else {one.name}
@@ -143,7 +151,7 @@ class Encoder:
         return made
 
     def layout(self, tasks: tuple[str, ...] = ("label",)) -> Layout:
-        """What a model has to know."""
+        """Return the layout that a model is built for."""
         names, rows, widths = [], [], []
         for one in self.spec.fields:
             if one.kind == "time":
@@ -165,16 +173,16 @@ class Encoder:
         return Encoded(torch.from_numpy(ids), torch.from_numpy(numbers), unseen, missing)
 
     def part(self, names: Iterable[str]) -> Encoder:
-        """The encoder of some fields only, in the order of the spec."""
+        """Return the encoder of a subset of the fields, in the order of the spec."""
         kept = set(names)
         fields = tuple(one for one in self.spec.fields if one.name in kept)
         return Encoder(FeatureSpec(fields), self.tables, self.scales, self.seen)
 
     def arrays(self, frame: pd.DataFrame) -> Arrays:
-        """Encodes rows, each as if it were alone; columns that are no features are left alone.
+        """Encode a table; each row independently of the others. Columns that are no features are ignored.
 
-        Raises :class:`DataError` for an absent column, another kind of value than at fitting, an infinity, and a
-        missing number where the field takes none.
+        Raises :class:`DataError` for a missing column, another family of values than at fitting, an infinite number,
+        and a missing number if the field does not accept it.
         """
         frame = as_frame(frame)
         check_frame(frame, self.spec.columns, "table")
@@ -182,7 +190,7 @@ class Encoder:
         return self.encode(cells, len(frame), lambda row, one: f"column {one.name!r}, row {frame.index[row]}")
 
     def notes(self, encoded: Arrays | Encoded, rows: int) -> list[str]:
-        """One line for each categorical or time column of which most values were never seen at fitting."""
+        """Return one line per categorical or time column with mostly unseen values."""
         found = []
         for one in self.spec.fields:
             new, known = encoded.unseen.get(one.name, 0), rows - encoded.missing.get(one.name, 0)
@@ -197,15 +205,15 @@ class Encoder:
     def encode(
         self, cells: dict[str, tuple[np.ndarray, np.ndarray]], count: int, place: Callable[[int, Field], str]
     ) -> Arrays:
-        """The ids and numbers of ``count`` rows from the values and gaps of each field; ``place`` names a cell."""
-        ids, numbers, unseen, lacking = [], [], {}, {}
+        """Encode ``count`` rows from values and missing flags of each field; ``place`` names a cell in errors."""
+        ids, numbers, unseen, missing_counts = [], [], {}, {}
         for one in self.spec.fields:
             values, missing = cells[one.name]
-            lacking[one.name] = int(missing.sum())
+            missing_counts[one.name] = int(missing.sum())
             if one.kind == "numeric":
                 numbers.append(self._scale(values, missing, one, place))
             elif one.kind == "time":
-                found, new = self._parts(values, missing, one)
+                found, new = self._time_ids(values, missing, one)
                 if new:
                     unseen[one.name] = new
                 ids += found
@@ -214,15 +222,15 @@ class Encoder:
                 unseen[one.name] = int((found == UNSEEN).sum())
                 ids.append(found[:, None])
             else:
-                found = self._several(values, missing, one)
+                found = self._multi_ids(values, missing, one)
                 unseen[one.name] = int((found == UNSEEN).sum())
                 ids.append(found)
         id_table = np.concatenate(ids, 1).astype(np.int32) if ids else np.zeros((count, 0), np.int32)
         number_table = np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((count, 0), np.float32)
-        return Arrays(id_table, number_table, unseen, lacking)
+        return Arrays(id_table, number_table, unseen, missing_counts)
 
     def report(self) -> list[dict[str, Any]]:
-        """One entry a field: its kind, the rows of its table, rare values, and what hashing costs."""
+        """Return one entry per field: kind, table size, rare values, collision rate of hashing, mean and deviation."""
         entries = []
         for one in self.spec.fields:
             entry: dict[str, Any] = {"field": one.name, "kind": one.kind, "why": one.why}
@@ -237,12 +245,12 @@ class Encoder:
         return entries
 
     def save(self, folder: str | Path) -> None:
-        """Two files, ``encoder.json`` and ``encoder.safetensors``, each written atomically."""
+        """Write ``encoder.json`` and ``encoder.safetensors``, each atomically."""
         for name, content in self.files().items():
             write_atomically(Path(folder) / name, content)
 
     def files(self) -> dict[str, bytes]:
-        """The two files: name -> content."""
+        """Return the two files, name -> content."""
         learned: dict[str, Any] = {
             name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.scales.items()
         }
@@ -301,7 +309,7 @@ class Encoder:
     def _scale(
         self, values: np.ndarray, missing: np.ndarray, one: Field, place: Callable[[int, Field], str]
     ) -> np.ndarray:
-        """Numbers as a model takes them, NaN where they are missing."""
+        """Return scaled and clipped numbers, NaN if missing."""
         if missing.any() and not one.allow_missing:
             raise DataError(
                 f"{place(int(np.argmax(missing)), one)}: found a missing number, expected none as at "
@@ -320,8 +328,8 @@ class Encoder:
             )
         return np.where(missing, np.nan, np.clip(found, -most, most))
 
-    def _parts(self, stamps: np.ndarray, missing: np.ndarray, one: Field) -> tuple[list[np.ndarray], int]:
-        """The ids of each part, and the rows of which some part was never seen."""
+    def _time_ids(self, stamps: np.ndarray, missing: np.ndarray, one: Field) -> tuple[list[np.ndarray], int]:
+        """Return the ids of each part, and the number of rows with an unseen part."""
         new = np.zeros(len(stamps), bool)
         found = []
         for part in one.parts:
@@ -331,9 +339,11 @@ class Encoder:
             found.append(np.where(missing, MISSING, _nearest(met, size)[values] + FIRST)[:, None])
         return found, int((new & ~missing).sum())
 
-    def _several(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
+    def _multi_ids(self, values: np.ndarray, missing: np.ndarray, one: Field) -> np.ndarray:
         found = np.full((len(values), one.max_values), PADDING, np.int64)
-        kept = [part[: one.max_values] if not gone else [] for part, gone in zip(values, missing, strict=True)]
+        kept = [
+            part[: one.max_values] if not is_missing else [] for part, is_missing in zip(values, missing, strict=True)
+        ]
         counts = np.array([len(part) for part in kept])
         filled = np.arange(one.max_values) < counts[:, None]
         if filled.any():
@@ -343,8 +353,10 @@ class Encoder:
 
 
 def read_column(column: pd.Series, one: Field) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a column in the plain form of a field, and where they are missing. Raises :class:`DataError` at the
-    first cell that is none of them."""
+    """Return the values of a column in the plain form of a field, and which are missing.
+
+    Raises :class:`DataError` for the first cell that cannot be read.
+    """
     found = as_family(column, reads_as(one), one.missing, one.unit)
     if one.kind == "categorical" and one.family == "integer" and pd.api.types.is_float_dtype(column.dtype):
         merged = int((np.abs(np.where(found.missing, 0, found.values)) >= EXACT).sum())
@@ -359,15 +371,16 @@ def read_column(column: pd.Series, one: Field) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reads_as(one: Field) -> Family:
-    """The family that the cells of a field are read as: a number may be any number, whatever it was at fitting."""
+    """Return the family to read the cells of a field as: numeric fields accept any number, whatever was fitted."""
     return "time" if one.kind == "time" else "number" if one.kind == "numeric" else one.family
 
 
 def plain(found: Read, one: Field) -> tuple[np.ndarray, np.ndarray]:
-    """What was read as the tables hold it: numbers that are categories as text, texts of several values as lists."""
+    """Return values as the vocabularies store them: categorical numbers as text, multi-valued texts as lists."""
     values, missing = found.values, found.missing
     if one.kind == "categorical" and one.family == "number":
-        codes, distinct = pd.factorize(values + 0.0)  # -0 is 0
+        # -0.0 + 0.0 is 0.0: both zeros are one category
+        codes, distinct = pd.factorize(values + 0.0)
         values = _array([repr(value) for value in distinct.tolist()])[codes]
     elif one.kind == "multi":
         if one.family == "text":
@@ -377,10 +390,11 @@ def plain(found: Read, one: Field) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(met: Sequence[int], size: int) -> np.ndarray:
-    """For each value of a cycle the nearest of those that were ``met``, the earlier of two."""
+    """Return, for each value of a cycle, the nearest value in ``met``; the earlier of two at the same distance."""
     if len(met) == 0:
         return np.arange(size)
-    gap = (np.arange(size)[:, None] - np.asarray(met)) % size  # steps back to each
+    # steps back from each value to each met value
+    gap = (np.arange(size)[:, None] - np.asarray(met)) % size
     distance = 2 * np.minimum(gap, size - gap) + (gap > size - gap)
     return np.asarray(met)[distance.argmin(1)]
 
@@ -393,4 +407,4 @@ def _scaled(values: np.ndarray, one: Field) -> np.ndarray:
     values = values.astype(np.float64)
     if one.scale == "log":
         return np.sign(values) * np.log1p(np.abs(values))
-    return np.clip(values, -_SQUARED, _SQUARED)
+    return np.clip(values, -_LARGEST_RAW, _LARGEST_RAW)

@@ -1,4 +1,4 @@
-"""Tables of pandas, and of any library that speaks Arrow: their columns, and the names of their rows."""
+"""Accept tables of pandas and of any library with the Arrow interface; check columns; name rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from manyheads.lab.install import missing
 
 
 def as_frame(table: Any, place: str = "table") -> pd.DataFrame:
-    """A pandas DataFrame of any table that speaks Arrow (polars, pyarrow, DuckDB): names, whole numbers and gaps stay
-    what they are. Raises :class:`DataError` for anything else."""
+    """Convert any table with the Arrow interface (polars, pyarrow, DuckDB) to a pandas DataFrame.
+
+    Names, whole numbers and missing values are kept. Raises :class:`DataError` for anything else.
+    """
     if isinstance(table, pd.DataFrame):
         return table
     if not hasattr(table, "__arrow_c_stream__") or isinstance(table, pd.Series):
@@ -32,7 +34,7 @@ def as_frame(table: Any, place: str = "table") -> pd.DataFrame:
 
 
 def from_arrow(table: Any) -> pd.DataFrame:
-    """A pyarrow table or batch as a DataFrame; whole numbers with gaps stay whole numbers."""
+    """Convert a pyarrow table or batch to a DataFrame; whole numbers with gaps stay whole numbers."""
     import pyarrow
 
     names = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
@@ -41,7 +43,7 @@ def from_arrow(table: Any) -> pd.DataFrame:
 
 
 def plain_types(frame: pd.DataFrame) -> pd.DataFrame:
-    """Nullable columns as NumPy's types; whole numbers and booleans with gaps stay nullable, as these hold none."""
+    """Convert nullable columns to NumPy types, except whole numbers and booleans with gaps: NumPy has none for them."""
     kinds: dict[Any, Any] = {}
     for place, kind in enumerate(frame.dtypes):
         if isinstance(kind, pd.Float64Dtype | pd.Float32Dtype):
@@ -67,7 +69,7 @@ def plain_types(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_frame(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None:
-    """Raises :class:`DataError` for a table without rows, without one of ``columns``, or with one of them twice."""
+    """Raise :class:`DataError` for a table without rows, without one of ``columns``, or with one of them twice."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{place}: found {type(frame).__name__}, expected a pandas DataFrame")
     if len(frame) == 0:
@@ -81,14 +83,16 @@ def check_frame(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None
 
 
 def first_row(index: pd.Index | None, where: np.ndarray) -> object:
-    """The name of the first row ``where`` is true: what the table's own index says, which is the place in the file also
-    after rows were drawn or dropped."""
+    """Return the index label of the first row with ``where``.
+
+    The index of the table is the row number in the file, also after rows were sampled or dropped.
+    """
     row = int(np.argmax(where))
     return row if index is None else index[row]
 
 
 def check_scores(scores: np.ndarray, place: Callable[[int], str]) -> None:
-    """Raises :class:`DataError` for the first row whose score, ``(n, K)``, is no number."""
+    """Raise :class:`DataError` for the first row with a score, ``(n, K)``, that is not finite."""
     lost = ~np.isfinite(scores).all(1)
     if lost.any():
         raise DataError(

@@ -1,4 +1,4 @@
-"""Labels: two values a task, kept with the model; which one is 1 is never guessed silently."""
+"""Binary labels: the two values of each task, saved with the model; the second one is the positive class."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ FILE = "labels.json"
 
 @dataclass(frozen=True)
 class Labels:
-    """The tasks and the two values of each; the second is the positive one."""
+    """The tasks and the two values of each; the second is positive."""
 
     tasks: tuple[str, ...]
     classes: tuple[tuple[Any, Any], ...]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, tasks: Sequence[str]) -> Labels:
-        """In sorted order: 1 after 0, True after False, ``>50K`` after ``<=50K``.
+        """Find the two values of each label in sorted order: 1 after 0, True after False, ``>50K`` after ``<=50K``.
 
-        Raises :class:`DataError` for an absent label, one that is not binary, and one with a single class.
+        Raises :class:`DataError` for a missing label, one that is not binary, and one with a single class.
         """
         frame = as_frame(frame)
         check_frame(frame, list(tasks), "table")
         return cls(tuple(tasks), tuple(_classes(frame[task]) for task in tasks))
 
     def files(self) -> dict[str, bytes]:
-        """What lies beside a model: name -> content."""
+        """Return the file to save beside a model, name -> content."""
         return {FILE: packed_document({"tasks": self.tasks, "classes": self.classes}, kind=KIND)}
 
     @classmethod
     def load(cls, folder: str | Path) -> Labels:
-        """Raises :class:`CheckpointError` where the file is absent or damaged."""
+        """Read the labels of a folder. Raises :class:`CheckpointError` for a missing or damaged file."""
         path = Path(folder) / FILE
         stored = load_document(path, kind=KIND, fix="train again")
         try:
@@ -52,9 +52,9 @@ class Labels:
             raise CheckpointError(f"{path}: damaged ({type(error).__name__}): train again") from error
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
-        """``(N, K)`` float32 of 0, 1, and NaN where one of several tasks has no label.
+        """Return ``(N, K)`` float32 of 0 and 1; NaN for a missing label if there are several tasks.
 
-        Raises :class:`DataError` for a value that was not met at fitting.
+        Raises :class:`DataError` for a value that was not seen at fitting, and for a missing label of the only task.
         """
         frame = as_frame(frame)
         check_frame(frame, list(self.tasks), "table")

@@ -1,7 +1,7 @@
-"""What encoded rows look like, and what a model has to know of them.
+"""Layout of encoded rows: id columns, embedding tables, numeric fields, tasks; batches and rows in memory.
 
-Shapes: N rows, C id columns, F numeric fields, K tasks. A categorical field has one id column, a multi-valued one as
-many as a cell may hold values (-1 where it holds fewer), a time one each of its parts.
+Shapes: N rows, C id columns, F numeric fields, K tasks. A categorical field has one id column. A multi-valued field has
+``max_values`` id columns, filled up with -1 (padding). A time field has one id column per part.
 """
 
 from __future__ import annotations
@@ -9,37 +9,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # what is served encodes rows without torch
+# serving encodes rows without torch
+if TYPE_CHECKING:
     from torch import Tensor
 
-MISSING, UNSEEN, FIRST = 0, 1, 2  # ids of every table: not known, not in the vocabulary, then the vocabulary
+# ids of every table: missing value, out-of-vocabulary value, then the vocabulary
+MISSING, UNSEEN, FIRST = 0, 1, 2
 PADDING = -1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The embedded fields with their tables, the numeric fields and the tasks."""
+    """The embedded fields with the sizes of their tables, the numeric fields and the tasks."""
 
     names: tuple[str, ...]
-    rows: tuple[int, ...]  # of each field's table
+    rows: tuple[int, ...]  # rows of the embedding table of each field
     widths: tuple[int, ...]  # id columns of each field
     numeric: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("label",)
 
     @property
     def tokens(self) -> int:
-        """T: one for each embedded and each numeric field."""
+        """T: one token per embedded field and per numeric field."""
         return len(self.names) + len(self.numeric)
 
     def columns_of(self, name: str) -> slice:
-        """The id columns of one embedded field."""
+        """Return the id columns of one embedded field."""
         index = self.names.index(name)
         start = sum(self.widths[:index])
         return slice(start, start + self.widths[index])
 
 
 class Batch(NamedTuple):
-    """Some rows: what models and objectives are given."""
+    """A batch of rows, the input of models and objectives."""
 
     ids: Tensor  # (N, C) int64
     numbers: Tensor  # (N, F) float32, NaN where missing
@@ -48,12 +50,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows in memory, gathered by index."""
+    """Encoded rows in memory; batches are gathered by index."""
 
     ids: Tensor  # (N, C) int32
     numbers: Tensor  # (N, F) float32
     labels: Tensor  # (N, K) float32
-    groups: Tensor | None = None  # (N,) float64, for the metrics by group; NaN for a row without one
+    groups: Tensor | None = None  # (N,) float64, for GAUC and NDCG; NaN for a row without a group
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +64,7 @@ class Rows:
         return Batch(self.ids[indices].long(), self.numbers[indices], self.labels[indices])
 
     def whole(self, size: int = 16384):
-        """All rows in order, ``size`` at a time."""
+        """Yield all rows in order, in batches of ``size``."""
         import torch
 
         for start in range(0, len(self), size):
@@ -71,8 +73,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Passes:
-    """Several passes over the same rows as one part, drawn in one order: for training that is judged every so many
-    steps instead of after each pass."""
+    """``times`` passes over the same rows as one epoch, in one random order.
+
+    It makes validation happen every so many steps instead of after each pass.
+    """
 
     rows: Rows
     times: int

@@ -1,12 +1,12 @@
-"""Which columns of a table are features, and as what: inferred from the table, edited as a JSON file.
+"""Feature spec: the features of a table and their types, inferred from the table and edited as a JSON file.
 
     spec = infer_spec(frame, label="clicked")
-    spec.save("spec.json")          # change kinds, minimum counts, hashing …
+    spec.save("spec.json")          # edit kinds, minimum counts, hashing …
     spec = FeatureSpec.load("spec.json")
 
-Kinds: ``categorical`` (a table row for each value), ``multi`` (several values in a cell, their mean), ``numeric`` (one
-scaled number), ``time`` (its parts, each categorical; one that was never seen takes the row of the nearest of its cycle
-that was).
+Kinds: ``categorical`` (one row of an embedding table per value), ``multi`` (several values per cell, the mean of their
+rows), ``numeric`` (one scaled number), ``time`` (parts such as the hour, each categorical; an unseen part takes the row
+of the nearest seen part of its cycle).
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ FORMAT = 1
 Kind = Literal["categorical", "multi", "numeric", "time"]
 Part = Literal["hour", "weekday", "day", "month"]
 PART_SIZES: dict[str, int] = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
-_CYCLES: dict[Part, int] = {"hour": 1, "weekday": 7, "month": 365}  # of the usual parts, in days
-_MOST = 256  # values of a cell, where the widest cell decides
-_BUCKETS = 2**31 - 4  # rows of a table whose ids are int32
+# days of one cycle of the parts that are inferred
+_CYCLES: dict[Part, int] = {"hour": 1, "weekday": 7, "month": 365}
+# maximum of ``max_values`` if it is inferred from the widest cell
+_MAX_VALUES = 256
+# maximum of ``buckets``: ids are int32
+_MAX_BUCKETS = 2**31 - 4
 _ID = re.compile(r"(^|[_\W])(id|ids|code|zip|user|item|uid|iid|postcode)$", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _TIMES = {"time", "date", "datetime", "timestamp", "stamp", "ts", "epoch", "unixtime"}
@@ -42,32 +45,32 @@ _NO_TIMES = {"id", "ids", "code", "count", "counts", "index", "key", "hash", "nu
 
 @dataclass(frozen=True)
 class Field:
-    """One column and what is made of it; only what its kind needs is read."""
+    """One column and its encoding; a setting that its kind does not need is ignored."""
 
     name: str
     kind: Kind
     family: Family
-    """What the column held when it was inferred: text, integer, number, boolean, time or list."""
+    """Family of the values at inference: text, integer, number, boolean, time or list."""
     min_count: int = 1
-    """categorical, multi: rarer values share the row of the unseen ones."""
+    """categorical, multi: values that occur less often are out of vocabulary and share the row of unseen values."""
     buckets: int | None = None
-    """categorical, multi: hash values into so many rows instead of keeping a vocabulary."""
+    """categorical, multi: number of hash buckets; without it the values have a vocabulary."""
     separator: str = "|"
-    """multi: what stands between the values of a text cell."""
+    """multi: separator of the values of a text cell."""
     max_values: int = 8
-    """multi: more values in a cell than this are cut off."""
+    """multi: only the first so many values of a cell are read."""
     scale: Literal["standard", "log", "none"] = "standard"
-    """numeric: mean 0 and deviation 1, the same after sign(x) log(1 + |x|), or as it is."""
+    """numeric: standard: mean 0 and deviation 1; log: the same after sign(x) log(1 + |x|); none: unchanged."""
     allow_missing: bool = False
-    """numeric: whether a missing number is taken (with a row of its own) or refused."""
+    """numeric: accept missing numbers (they have their own embedding) instead of refusing them."""
     parts: tuple[Part, ...] = ()
-    """time: which parts."""
+    """time: the parts, of hour, weekday, day and month."""
     unit: Unit = "s"
-    """time: what numbers count since 1970; s, ms, us or ns."""
+    """time: unit of numbers that count since 1970: s, ms, us or ns."""
     missing: tuple[str, ...] = ()
-    """text: values that mean 'not known', such as ?; the empty text always does."""
+    """text: values that mean missing, such as ?; the empty text always does."""
     why: str = ""
-    """Why it was inferred so."""
+    """The reason of the inference."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -85,7 +88,7 @@ class Field:
                 raise ArgumentError(f"{place}: {name}: found {value!r}, expected one of {said}")
         for name, number, most in (
             ("min_count", self.min_count, 2**63),
-            ("buckets", self.buckets, _BUCKETS),
+            ("buckets", self.buckets, _MAX_BUCKETS),
             ("max_values", self.max_values, 4096),
         ):
             if name == "buckets" and number is None:
@@ -132,7 +135,7 @@ class FeatureSpec:
         return [field.name for field in self.fields]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; what is the default is left out."""
+        """Return a JSON document; default values are left out."""
         plain = [
             {k: v for k, v in asdict(field).items() if k in ("name", "kind", "family") or v != _DEFAULTS.get(k)}
             for field in self.fields
@@ -141,7 +144,7 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, stored: Any, place: str = "feature spec") -> FeatureSpec:
-        """Raises :class:`ArgumentError` for anything but what :meth:`to_dict` gives."""
+        """Build a spec from :meth:`to_dict`. Raises :class:`ArgumentError` for any other content."""
         if not isinstance(stored, dict) or not isinstance(stored.get("fields"), list):
             raise ArgumentError(f"{place}: found no list 'fields', expected what 'manyheads recsys spec' writes")
         if stored.get("format") != FORMAT:
@@ -163,7 +166,10 @@ class FeatureSpec:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSpec:
-        """Raises :class:`DataError` for a file that is absent or not JSON, :class:`ArgumentError` for what is in it."""
+        """Read a spec file.
+
+        Raises :class:`DataError` for a missing file or one that is not JSON, :class:`ArgumentError` for bad content.
+        """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -191,17 +197,27 @@ def infer_spec(
     hash_above: int | None = None,
     buckets: int = 100_000,
 ) -> FeatureSpec:
-    """What each column most likely is; ``why`` in each field says what decided.
+    """Infer the kind of each column; ``why`` of each field has the reason.
 
-    ``hash_above``: columns with more distinct values are hashed into ``buckets`` rows. Raises :class:`DataError` for an
-    empty table, an absent label or ignored column, and a column of which every value is missing or the kinds are mixed.
+    Args:
+        frame: the table.
+        label: label columns; they are no features.
+        ignore: columns that are not used as features.
+        min_count: values that occur less often are out of vocabulary.
+        hash_above: columns with more distinct values are hashed.
+        buckets: number of hash buckets of such a column.
+
+    Raises:
+        DataError: an empty table, a missing label or ignored column, or a column whose values are all missing or of
+            several families.
     """
     frame = as_frame(frame)
     left_out = [label] if isinstance(label, str) else list(label)
     left_out += [ignore] if isinstance(ignore, str) else ignore
     check_frame(frame, left_out, "table")
     families: dict[str, Family] = {}
-    for name in frame.columns:  # every column is looked at before any is worked on
+    # check every column before the slower inference of any
+    for name in frame.columns:
         if name in left_out:
             continue
         if not isinstance(name, str):
@@ -219,11 +235,16 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
         lists = as_family(column, family)
         most = max(map(len, lists.values[~lists.missing]))
         return Field(
-            name, "multi", family, min_count=min_count, max_values=min(max(1, most), _MOST), why=_lists(most, "lists")
+            name,
+            "multi",
+            family,
+            min_count=min_count,
+            max_values=min(max(1, most), _MAX_VALUES),
+            why=_multi_reason(most, "lists"),
         )
     if family == "time":
         return _time_field(column, family)
-    marks = _marks(column) if family == "text" else ()
+    marks = _missing_marks(column) if family == "text" else ()
     found = read(column, family, marks)
     values = found.values[~found.missing & ~found.bad]
     if len(values) == 0:
@@ -233,12 +254,12 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
     distinct = len(pd.unique(values))
     hashed = buckets if hash_above is not None and distinct > hash_above else None
     if family == "text":
-        if _dates(values[:1000]):
+        if _are_dates(values[:1000]):
             return _time_field(column, family, marks)
         separator = next((s for s in ("|", ";") if _share(values[:1000], s) >= 0.05), None)
         if separator is not None:
             most = max(value.count(separator) for value in values) + 1
-            why = _lists(most, f"text with {separator!r} between values")
+            why = _multi_reason(most, f"text with {separator!r} between values")
             return Field(
                 name,
                 "multi",
@@ -246,7 +267,7 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
                 min_count,
                 hashed,
                 separator=separator,
-                max_values=min(most, _MOST),
+                max_values=min(most, _MAX_VALUES),
                 missing=marks,
                 why=why,
             )
@@ -255,7 +276,7 @@ def _infer(column: pd.Series, family: Family, min_count: int, hash_above: int | 
         if _share(values[:1000], ",") >= 0.05:
             why += "; has commas: if they part values, make it multi with separator ','"
         return Field(name, "categorical", family, min_count, hashed, missing=marks, why=why)
-    if family != "boolean" and _named_time(name) and (unit := epoch_unit(column)) is not None:
+    if family != "boolean" and _is_time_name(name) and (unit := epoch_unit(column)) is not None:
         return _time_field(column, family, unit=unit)
     whole = family == "integer" or (family == "number" and bool(np.equal(np.mod(values, 1), 0).all()))
     if family == "boolean" or (whole and (distinct <= 12 or _ID.search(name))):
@@ -272,7 +293,7 @@ def _time_field(column: pd.Series, family: Family, marks: tuple[str, ...] = (), 
     stamps = found.values[~found.missing]
     varied = [p for p in _CYCLES if len(np.unique(part_of(stamps, p))) > 1]
     days = float(np.ptp(stamps)) / (86400 * 10**9) if len(stamps) else 0.0
-    # before two whole cycles the newest rows have parts that older ones lack: a month would be noise for these
+    # with less than two cycles, the newest rows have parts that older rows lack: their month would be noise
     parts = tuple(p for p in varied if days >= 2 * _CYCLES[p]) or tuple(varied[:1]) or ("weekday",)
     short = [p for p in varied if p not in parts]
     why = f"{SECONDS[unit]} since 1970" if family in ("integer", "number") else family
@@ -284,30 +305,31 @@ def _time_field(column: pd.Series, family: Family, marks: tuple[str, ...] = (), 
 
 
 def part_of(stamps: np.ndarray, part: str) -> np.ndarray:
-    """The part of nanoseconds since 1970, in UTC, from 0 on; Monday is weekday 0."""
+    """Return a part of times in nanoseconds since 1970, UTC, counted from 0; Monday is weekday 0."""
     if part == "hour":
         return stamps // (3600 * 10**9) % 24
     days = stamps // (86400 * 10**9)
     if part == "weekday":
-        return (days + 3) % 7  # 1970 began on a Thursday
+        # 1 January 1970 was a Thursday
+        return (days + 3) % 7
     months = days.astype("datetime64[D]").astype("datetime64[M]")
     if part == "month":
         return months.astype(np.int64) % 12
     return days - months.astype("datetime64[D]").astype(np.int64)
 
 
-def _named_time(name: str) -> bool:
+def _is_time_name(name: str) -> bool:
     words = {word.lower() for word in _WORD.findall(name)}
     last = _WORD.findall(name)[-1:]
     return not words & _NO_TIMES and (bool(words & _TIMES) or last == ["at"])
 
 
-def _marks(column: pd.Series) -> tuple[str, ...]:
+def _missing_marks(column: pd.Series) -> tuple[str, ...]:
     values = read(column, "text").values
     return tuple(mark for mark in MARKS if (values == mark).any())
 
 
-def _dates(values: np.ndarray) -> bool:
+def _are_dates(values: np.ndarray) -> bool:
     if not all(re.match(r"\d{4}-\d\d-\d\d", value) for value in values):
         return False
     return not read(pd.Series(values, dtype=object), "time").bad.any()
@@ -317,11 +339,13 @@ def _share(values: np.ndarray, part: str) -> float:
     return sum(part in value for value in values) / len(values)
 
 
-def _lists(most: int, what: str) -> str:
-    return f"{what}, at most {most} in a cell" + (f", of which the first {_MOST} are read" if most > _MOST else "")
+def _multi_reason(most: int, what: str) -> str:
+    return f"{what}, at most {most} in a cell" + (
+        f", of which the first {_MAX_VALUES} are read" if most > _MAX_VALUES else ""
+    )
 
 
 def _skewness(values: np.ndarray) -> float:
-    """0 for a column that never changes; on numbers of at most 1, so that none is too large to be squared."""
+    """Return the skewness, 0 for a constant column; of values scaled to at most 1, so that no power overflows."""
     plain = values.astype(np.float64)
     return float(np.nan_to_num(pd.Series(plain / max(1e-300, float(np.abs(plain).max()))).skew()))

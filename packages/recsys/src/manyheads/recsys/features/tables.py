@@ -1,4 +1,4 @@
-"""Tables from files, and how their rows are split."""
+"""Read and write tables; split their rows into train, validation and test."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Split = Literal["random", "time"]
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A ``.csv`` (also ``.gz``, ``.xz``), ``.tsv`` or ``.parquet`` file.
+    """Read a ``.csv`` (also ``.gz``, ``.xz``), ``.tsv`` or ``.parquet`` file.
 
-    Raises :class:`DataError` for an absent, empty or unreadable file, :class:`MissingPackageError` for parquet without
+    Raises :class:`DataError` for a missing, empty or unreadable file, :class:`MissingPackageError` for parquet without
     pyarrow.
     """
     path = Path(path)
@@ -40,9 +40,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raw = read_unpacked(path)
         names = pd.read_csv(io.BytesIO(raw), sep=separator, header=None, nrows=1, dtype=str).iloc[0].tolist()
         twice = [name for name in names if names.count(name) > 1 and isinstance(name, str)]
-        if twice:  # pandas would rename the second
+        # pandas would rename the second one silently
+        if twice:
             raise DataError(f"{path}: column {twice[0]!r} is there twice, expected once: rename or drop one of them")
-        # nullable types keep whole numbers with gaps as they are written
+        # nullable types keep whole numbers exact in columns with gaps
         return plain_types(
             pd.read_csv(io.BytesIO(raw), sep=separator, low_memory=False, dtype_backend="numpy_nullable")
         )
@@ -50,13 +51,14 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise missing("pyarrow", "manyheads-recsys", "parquet", place=str(path)) from error
     except DataError:
         raise
-    except (ValueError, OSError) as error:  # parser, encoding and arrow errors are among these
+    # includes the errors of parser, encoding and arrow
+    except (ValueError, OSError) as error:
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: cannot be read as a table ({said}): check the file") from error
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """As the name's ending says, atomically."""
+    """Write a .parquet or .csv file, atomically."""
     if path.suffix == ".parquet":
         content = io.BytesIO()
         frame.to_parquet(content)
@@ -73,12 +75,13 @@ def split_rows(
     shares: tuple[int, int, int] = (8, 1, 1),
     seed: int = 2021,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Train, validation and test rows by ``shares``: drawn, or the oldest, the next and the newest by ``time``.
+    """Split into train, validation and test rows by ``shares``: at random, or by ``time``, the newest rows last.
 
-    They keep their index, by which complaints name rows.
+    Rows keep their index, so that error messages name the rows of the original table.
 
-    Raises :class:`ArgumentError` without a time column for a split by time and for a negative seed, :class:`DataError`
-    for too few rows.
+    Raises:
+        ArgumentError: a split by time without a time column, or a negative seed.
+        DataError: too few rows, or a row without a time.
     """
     if seed < 0:
         raise ArgumentError(f"seed: found {seed}, expected 0 or more")

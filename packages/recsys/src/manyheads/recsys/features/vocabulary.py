@@ -1,4 +1,4 @@
-"""From values to rows of an embedding table: a vocabulary with counts, or hashing with its collisions counted."""
+"""Map values to rows of an embedding table: a vocabulary with counts, or hashing with counted collisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pandas as pd
 
 from manyheads.recsys.features.layout import FIRST, UNSEEN
 
-FEW = 64  # values that a dictionary finds sooner than an index
+# up to so many values, a dictionary is faster than an index
+FEW = 64
 
 
 def hashed(values: Iterable[Any], buckets: int) -> np.ndarray:
-    """``BLAKE2b(str(value)) mod buckets``: the same on every machine, in every process and version."""
+    """Return ``BLAKE2b(str(value)) mod buckets``: the same on every machine, in every process and version."""
     texts = (str(value).encode("utf-8", "surrogatepass") for value in values)
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     return np.fromiter((int.from_bytes(d, "little") % buckets for d in digests), np.int64)
@@ -24,7 +25,7 @@ def hashed(values: Iterable[Any], buckets: int) -> np.ndarray:
 
 @dataclass
 class Counter:
-    """Counts distinct values over any number of chunks."""
+    """Count distinct values over any number of chunks."""
 
     counts: dict[Any, int] = field(default_factory=dict)
 
@@ -36,10 +37,12 @@ class Counter:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Values in the order of their rows: by falling count, then by value."""
+    """The values in the order of their rows: most frequent first, then by value."""
 
-    values: np.ndarray  # int64, or objects that are str, or objects that are int where one needs more than 64 bits
-    rare: int = 0  # distinct values below the minimum count
+    # int64, objects (str), or objects (int) if one needs more than 64 bits
+    values: np.ndarray
+    # number of distinct values below the minimum count
+    rare: int = 0
 
     @classmethod
     def of(cls, counter: Counter, min_count: int) -> Vocabulary:
@@ -59,8 +62,11 @@ class Vocabulary:
         return np.fromiter((places.get(value, UNSEEN) for value in values.tolist()), np.int64, len(values))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Whole numbers as they are, or as decimal digits if one needs more than 64 bits; texts as UTF-8 bytes with
-        their ends."""
+        """Return the values as arrays to save.
+
+        Whole numbers as int64, or as decimal digits if one needs more than 64 bits; texts as UTF-8 bytes with their
+        end offsets.
+        """
         if self.values.dtype == np.int64:
             return {"integers": self.values}
         coded = [str(value).encode("utf-8", "surrogatepass") for value in self.values]
@@ -87,7 +93,7 @@ class Vocabulary:
         return self._kept("places", lambda: {value: FIRST + n for n, value in enumerate(self.values.tolist())})
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """Made when it is first asked for: a table of many rows needs the index, a row of a server the dictionary."""
+        """Build on first use: a table of many rows needs the index, a single served row the dictionary."""
         if name not in self.__dict__:
             object.__setattr__(self, name, make())
         return self.__dict__[name]
@@ -101,7 +107,7 @@ def _array(values: list[Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Buckets:
-    """Hashed values; ``values`` distinct ones were met at fitting, ``shared`` of them have a bucket with others."""
+    """Hash buckets; of ``values`` distinct values at fitting, ``shared`` collide with another."""
 
     buckets: int
     values: int = 0
@@ -118,7 +124,7 @@ class Buckets:
 
     @property
     def collision_rate(self) -> float:
-        """The share of the distinct values that share their bucket with another."""
+        """Share of the distinct values that collide with another."""
         return self.shared / self.values if self.values else 0.0
 
     def lookup(self, values: np.ndarray) -> np.ndarray:

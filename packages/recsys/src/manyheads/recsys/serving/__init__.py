@@ -1,8 +1,8 @@
-"""A fitted recommender as something that answers requests: export, ranking, compression, benchmark, server.
+"""Serving: ONNX export, ranking, low-rank compression, int8, latency benchmark, HTTP server.
 
-export(model, "served")                          # torch; writes ONNX, the encoder, labels, calibration
+export(model, "served")                          # needs torch; writes ONNX, encoder, labels, calibration
 ranker = Ranker.load("served")                   # onnxruntime, numpy, pandas; no torch
-ranker.score(request, candidates).probabilities  # what the candidates share is computed once
+ranker.score(request, candidates).probabilities  # the shared fields are computed once
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""An HTTP server over an exported model, bound to this machine.
+"""HTTP server for an exported model, bound to 127.0.0.1.
 
     POST /score   {"rows": [{...}, ...]}  or  {"request": {...}, "candidates": [{...}, ...]}
     GET  /health  GET /model
 
-What cannot be scored is answered with 422 and the reason, a body above the limit with 413, one that does not come in
-time with 408, one that is no JSON by its header with 415, a request for another host with 400, and the server goes on.
+Errors: 422 with the reason for rows that cannot be scored, 413 for a body above the size limit, 408 for a body that
+does not arrive in time, 415 for a content type other than JSON, 400 for another host. No error stops the server.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HOST = "127.0.0.1"
-HOSTS = (
-    "127.0.0.1",
-    "localhost",
-    "[::1]",
-)  # names of this machine: a page elsewhere that points its name here has none
+# names of this machine: a web page whose domain resolves to it (DNS rebinding) has another name in the Host header
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_ROWS = 10_000
 MAX_BYTES = 8 << 20
 SECONDS = 10.0
-DISCARDED = 16  # times the limit: so much of a body that is too large is read, for its sender to hear the answer
+# a body that is too large is read up to so many times the limit, so that the client receives the response
+DISCARDED = 16
 PACKAGE = "manyheads-recsys"
 
 Message = MutableMapping[str, Any]
@@ -49,16 +47,18 @@ def make_app(
     hosts: Sequence[str] = HOSTS,
     seconds: float = SECONDS,
 ) -> FastAPI:
-    """The server's application.
+    """Build the FastAPI application.
 
     Args:
         ranker: the model.
-        max_rows: more rows in a request are refused.
-        max_bytes: larger bodies are refused.
-        hosts: names that a request may be for, without port; ``*`` for any.
-        seconds: that a body may take to come.
+        max_rows: maximum number of rows of a request.
+        max_bytes: maximum size of a body.
+        hosts: accepted names in the Host header, without port; ``*`` accepts any.
+        seconds: time limit for a body to arrive.
 
-    Raises :class:`MissingPackageError` without fastapi.
+    Raises:
+        ArgumentError: a limit that is not positive.
+        MissingPackageError: fastapi is not installed.
     """
     need_package("fastapi", PACKAGE, "serve")
     from fastapi import FastAPI, Request, Response
@@ -69,7 +69,7 @@ def make_app(
         raise ArgumentError(f"serve: max_rows and max_bytes: found {max_rows} and {max_bytes}, expected 1 or more")
     if not seconds > 0:
         raise ArgumentError(f"serve: seconds: found {seconds}, expected more than 0")
-    # no pages and no schema, which load from elsewhere; no other address than the ones that are told
+    # no documentation pages, as they load scripts from elsewhere; no redirects: only the documented paths answer
     app = FastAPI(title="manyheads recsys", openapi_url=None, redirect_slashes=False)
     app.add_middleware(_Guard, limit=max_bytes, hosts=hosts, seconds=seconds)
 
@@ -88,12 +88,13 @@ def make_app(
         return answered(await run_in_threadpool(answer, ranker, body, max_rows))
 
     async def refused(request: Request, error: Exception) -> Response:
-        return answered({"error": _line(str(error))}, 422)
+        return answered({"error": _one_line(str(error))}, 422)
 
     async def unknown(request: Request, error: Any) -> Response:
         served = "POST /score, GET /model and GET /health are served"
-        said = f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"
-        return answered({"error": _line(said)}, error.status_code, error.headers)  # 405 names the methods there
+        error_text = f"{request.method} {request.url.path}: {error.detail.lower()}: {served}"
+        # the headers of a 405 name the allowed methods
+        return answered({"error": _one_line(error_text)}, error.status_code, error.headers)
 
     async def health() -> Response:
         return answered({"status": "ok"})
@@ -101,7 +102,7 @@ def make_app(
     async def model() -> Response:
         return answered(described(ranker, max_rows, max_bytes))
 
-    # annotations are text here, and fastapi looks names up in the module
+    # annotations are strings here (PEP 563), and fastapi would look the names up in the module
     score.__annotations__ = {"request": Request, "return": Response}
     health.__annotations__ = model.__annotations__ = {"return": Response}
     app.add_api_route("/score", score, methods=["POST"], response_model=None)
@@ -122,10 +123,14 @@ def serve(
     hosts: Sequence[str] = HOSTS,
     seconds: float = SECONDS,
 ) -> None:
-    """Serves until it is interrupted; ``ready`` is told the address, of a free port where ``port`` is 0. A connection
-    that sends no whole request within ``seconds`` is closed, and so is one that sends none where there are too many.
+    """Serve until interrupted.
 
-    Raises :class:`ArgumentError` for a port that is taken, :class:`MissingPackageError` without uvicorn.
+    ``port`` 0 takes a free one; ``ready`` is called with the address. A connection that sends no complete request
+    within ``seconds`` is closed. If there are too many connections, one that sends no request is closed.
+
+    Raises:
+        ArgumentError: a port that is in use.
+        MissingPackageError: uvicorn is not installed.
     """
     need_package("uvicorn", PACKAGE, "serve")
     import uvicorn
@@ -133,12 +138,13 @@ def serve(
     from manyheads.recsys.serving.connections import patient
 
     app = make_app(ranker, max_rows=max_rows, max_bytes=max_bytes, hosts=hosts, seconds=seconds)
-    # with the protocol named: asyncio sends small answers at once (TCP_NODELAY) only on sockets that have it
+    # name the protocol: asyncio sets TCP_NODELAY, which sends small responses at once, only on such sockets
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
-            listener.listen(256)  # whoever asks from now on waits instead of being refused
+            # from now on, clients wait instead of being refused
+            listener.listen(256)
         except (OSError, OverflowError) as error:
             raise ArgumentError(f"port: found {port}, expected one that is free ({error}): take 0 for any") from error
         ready(f"http://{HOST}:{listener.getsockname()[1]}")
@@ -147,7 +153,7 @@ def serve(
 
 
 def answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
-    """What ``POST /score`` gives. Raises a :class:`ManyheadsError` for what cannot be scored."""
+    """Return the answer to ``POST /score``. Raises :class:`ManyheadsError` for a body that cannot be scored."""
     try:
         return _answer(ranker, body, max_rows)
     except RecursionError as error:
@@ -156,7 +162,7 @@ def answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
 
 def _answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
     try:
-        asked = json.loads(body.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once)
+        asked = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except ValueError as error:
         raise DataError(f"body: found no JSON ({error}), expected an object") from error
     whole = isinstance(asked, dict) and asked.keys() == {"rows"}
@@ -178,7 +184,7 @@ def _answer(ranker: Ranker, body: bytes, max_rows: int) -> dict[str, Any]:
 
 
 def described(ranker: Ranker, max_rows: int, max_bytes: int) -> dict[str, Any]:
-    """What ``GET /model`` gives."""
+    """Return the answer to ``GET /model``."""
     shared = set(ranker.shared)
     fields = [
         {"name": one.name, "kind": one.kind, "holds": one.family, "shared": one.name in shared}
@@ -207,11 +213,11 @@ def _as_json(ranker: Ranker, scored: Scored) -> dict[str, Any]:
     }
 
 
-def _no_number(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON; null stands for what is not known")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -221,22 +227,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json(content: Any) -> bytes:
-    """In ASCII: an answer may name text that UTF-8 cannot hold, such as half of a surrogate pair."""
+    """Encode as ASCII JSON: the content may have text that UTF-8 cannot encode, such as half of a surrogate pair."""
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _line(text: str) -> str:
-    """One line of at most 500 characters."""
+def _one_line(text: str) -> str:
+    """Return ``text`` as one line of at most 500 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 500 else f"{line[:499]}…"
 
 
 def _refusal(name: str, found: str, expected: str) -> dict[str, str]:
-    return {"error": _line(f"{name}: found {found[:100]}, expected {expected}")}
+    return {"error": _one_line(f"{name}: found {found[:100]}, expected {expected}")}
 
 
 class _Guard:
-    """Takes in a request for one of ``hosts``, and its body of at most ``limit`` bytes, whatever its header says."""
+    """ASGI middleware: check the Host header and the size of the body.
+
+    The body has at most ``limit`` bytes, whatever its Content-Length header says, and arrives within ``seconds``.
+    """
 
     def __init__(self, app: Any, *, limit: int, hosts: Sequence[str], seconds: float) -> None:
         self.app, self.limit, self.seconds = app, limit, seconds
@@ -254,25 +263,25 @@ class _Guard:
             async with asyncio.timeout(self.seconds):
                 body = await self._body(scope, receive)
         except TimeoutError:
-            said = f"body: found a part of it after {self.seconds:g} s, expected all of it"
-            await _send(send, 408, {"error": said})
+            error_text = f"body: found a part of it after {self.seconds:g} s, expected all of it"
+            await _send(send, 408, {"error": error_text})
             return
         if body is None:
             await self._too_large(receive, send)
             return
         given = False
 
-        async def again() -> Message:
+        async def replay() -> Message:
             nonlocal given
             if given:
                 return await receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, send)
+        await self.app(scope, replay, send)
 
     async def _body(self, scope: Message, receive: Receive) -> bytes | None:
-        """None where it is too large, by its header or by what came."""
+        """Return the body; None if it is too large, by its header or by its received bytes."""
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if stated.isdigit() and int(stated[:20]) > self.limit:
             return None
@@ -280,7 +289,8 @@ class _Guard:
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return b"".join(held)  # the client has gone
+                # the client has disconnected
+                return b"".join(held)
             held.append(message.get("body", b""))
             size += len(held[-1])
             if size > self.limit:
@@ -289,10 +299,12 @@ class _Guard:
         return b"".join(held)
 
     async def _too_large(self, receive: Receive, send: Send) -> None:
-        """Answers at once, then reads on and discards: a connection that is closed on what it was sent is reset, and
-        its client never sees the answer."""
-        said = f"body: above {self.limit} bytes, expected less: send the rows in parts"
-        await _send(send, 413, {"error": said}, more=True)
+        """Send 413 at once, then read and discard the rest of the body.
+
+        A connection that is closed with unread bytes is reset, and its client never sees the response.
+        """
+        error_text = f"body: above {self.limit} bytes, expected less: send the rows in parts"
+        await _send(send, 413, {"error": error_text}, more=True)
         left, more = DISCARDED * self.limit, True
         try:
             async with asyncio.timeout(self.seconds):
@@ -311,7 +323,7 @@ def _without_port(host: str) -> str:
 
 
 async def _send(send: Send, status: int, content: Any, *, more: bool = False) -> None:
-    """An answer after which the connection is closed; with ``more`` it stays open for now."""
+    """Send a response and close the connection; with ``more`` it stays open for now."""
     body = _json(content)
     headers = [
         (b"content-type", b"application/json"),

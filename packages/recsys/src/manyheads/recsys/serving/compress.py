@@ -1,9 +1,9 @@
-"""Composite projections of a trained Hiformer cut to a rank, and the rank that a latency budget allows.
+"""Low-rank compression of a trained Hiformer by SVD, and the choice of the rank within a latency budget.
 
     W = U S V'  ->  W_r = (U_r sqrt S_r) (sqrt S_r V_r'),     ||W - W_r||_2 = sigma_{r + 1}
 
-No lower error can be had at that rank, and nothing is trained again. Which rank is right is a matter of what it costs
-in AUC on rows that were not trained on, and in time: :func:`search_rank` measures both.
+W_r is the best approximation of that rank (Eckart-Young); there is no further training. :func:`search_rank` measures
+what each rank costs, in AUC on rows that were not trained on and in time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Tried:
-    """One rank: time of one batch in CPU milliseconds (median), AUC of the first label, largest ``sigma_{r + 1}``."""
+    """Result of one rank: median CPU time of a batch in ms, AUC of the first label, largest ``sigma_{r + 1}``."""
 
     rank: int | None  # None: as it was trained
     parameters: int
@@ -56,7 +56,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Search:
-    """Every rank that was tried, the one that was chosen, and its model."""
+    """All ranks that were measured, the chosen one, and its model."""
 
     tried: tuple[Tried, ...]
     chosen: Tried
@@ -66,7 +66,7 @@ class Search:
 
 
 def compress(model: Recommender, rank: int) -> Cut:
-    """A copy of a fitted Hiformer whose composite projections have ``rank``.
+    """Return a copy of a fitted Hiformer with composite projections of ``rank``.
 
     Raises :class:`ArgumentError` for another model, or a rank that is not below the present one.
     """
@@ -90,13 +90,22 @@ def search_rank(
     ranks: Sequence[int] = RANKS,
     repeats: int = 30,
 ) -> Search:
-    """The best AUC of what takes at most ``budget_ms`` for ``candidates`` rows through ONNX Runtime (median CPU time):
-    a rank, or the model as it is; the largest of ``ranks`` without a budget. ``budget_share``: the budget as a share of
-    the time that the model as it is takes here.
+    """Choose the rank with the best AUC within a latency budget.
 
-    ``rows`` with the labels decide: take validation rows, not those that are reported on. A smaller rank may be better
-    than a larger one, as what is cut off may be what was learned by heart.
-    Raises :class:`ArgumentError` for another model and for a budget that no rank meets.
+    The model as trained is one of the candidates. Without a budget, the largest of ``ranks`` is chosen.
+
+    Args:
+        model: a fitted Hiformer.
+        rows: labelled validation rows, not those of the final report. A lower rank may have a better AUC than a higher
+            one, because the dropped part may be overfitting.
+        budget_ms: maximum of the median CPU time in ms of ``candidates`` rows with ONNX Runtime.
+        budget_share: the budget as a share of the time of the model as trained, measured here.
+        candidates: rows of a batch.
+        ranks: ranks to try.
+        repeats: measurements of each rank.
+
+    Raises:
+        ArgumentError: another model, or a budget that no rank meets.
     """
     from manyheads.recsys.serving.timing import network_times
     from manyheads.recsys.training.metrics import auc
@@ -114,7 +123,8 @@ def search_rank(
     times = network_times(networks, model.encoder_.layout(model.labels_.tasks), candidates, repeats)
     if budget_share is not None:
         budget_ms = budget_share * times[None]
-    known = ~np.isnan(labels)  # one of several tasks may lack labels
+    # with several tasks, a row may lack the label of this one
+    known = ~np.isnan(labels)
     tried = []
     for rank, one in models.items():
         score = one.decision_function(rows).reshape(len(rows), -1)[:, 0]
@@ -139,16 +149,19 @@ def _within(tried: Sequence[Tried], budget_ms: float, candidates: int) -> Tried:
 
 
 def sigma_after(layer: Hiformer, rank: int) -> float:
-    """``sigma_{rank + 1}`` of a layer that was cut by singular values, the largest of its projections; 0 at its own
-    rank, from where on the singular values are not kept."""
+    """Return ``sigma_{rank + 1}`` of a compressed layer, the largest of its projections.
+
+    It is 0 from the layer's own rank on, because the singular values after it are not stored.
+    """
     if layer.rank is None or rank >= layer.rank:
         return 0.0
-    ups = (layer.query.weight, layer.key.weight, layer.values.weight)  # columns U_i sqrt(sigma_i)
+    # column i of each is U_i sqrt(sigma_i), of squared norm sigma_i, as U_i has norm 1
+    ups = (layer.query.weight, layer.key.weight, layer.values.weight)
     return max(float(up[:, rank].detach().double().square().sum()) for up in ups)
 
 
 def draw(search: Search) -> Figure:
-    """AUC over latency, a point a rank, with the budget."""
+    """Draw AUC over latency, one point per rank, with the budget."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -170,7 +183,7 @@ def draw(search: Search) -> Figure:
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """The budget of :func:`search_rank` from ``5``, ``5ms``, ``0.005s`` or ``50%`` of the time as trained.
+    """Parse the budget of :func:`search_rank`: ``5``, ``5ms``, ``0.005s``, or ``50%`` of the time as trained.
 
     Raises :class:`ArgumentError` for anything else.
     """
@@ -191,7 +204,8 @@ def parse_budget(text: str) -> dict[str, float]:
 
 
 def _truncated(model: Recommender, rank: int) -> Recommender:
-    """The first ``rank`` singular values of a model that was cut to more: what :func:`compress` would give."""
+    """Keep the first ``rank`` singular values of a compressed model: the same as :func:`compress`, without an SVD."""
+    # the factors of a truncated SVD are nested: those of a lower rank are the first columns of those of a higher one
     small = copy.deepcopy(_hiformer(model))
     layers = []
     for layer in small.layers:
@@ -226,7 +240,7 @@ def _hiformer(model: Recommender) -> Any:
 
 
 def save_search(search: Search, folder: Path, figure: Path | None) -> None:
-    """The compressed model, and the picture where asked for."""
+    """Save the compressed model, and the picture if ``figure`` is given."""
     from manyheads.lab.data.files import write_figure
 
     search.model.save(folder)

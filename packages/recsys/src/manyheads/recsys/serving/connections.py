@@ -1,5 +1,8 @@
-"""Connections that a server does not wait for: one that sends no whole request in time is closed, and the one that has
-kept it waiting longest makes room for the next where there are too many."""
+"""Time limit and maximum number of connections for the server.
+
+A connection that sends no complete request in time is closed. If there are too many connections, the one that has
+waited longest is closed.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST = 256  # open connections
+# maximum number of open connections
+MOST = 256
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol with a limit on the time that a client may take to send the head of a request.
+    """uvicorn's HTTP protocol with a time limit for the head of a request and a maximum number of connections.
 
-    uvicorn closes a connection that is idle after an answer, but neither one that never asked nor one that sends a
-    byte from time to time.
+    uvicorn closes a connection that is idle after a response. It closes neither one that never sent a request nor one
+    that sends a byte from time to time (slow loris).
     """
 
     def __init__(self, *arguments: Any, seconds: float, most: int = MOST, **named: Any) -> None:
@@ -28,7 +32,7 @@ class PatientProtocol(H11Protocol):
 
     @property
     def waiting(self) -> bool:
-        """Whether the request is still to come, or a part of it."""
+        """Whether the request, or a part of it, has not arrived."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -36,7 +40,8 @@ class PatientProtocol(H11Protocol):
         self._expect_request()
         if len(self.connections) > self.most:
             idle = [one for one in self.connections if isinstance(one, PatientProtocol) and one.waiting]
-            min(idle, key=lambda one: one.since).transport.abort()  # this one, where all others are at work
+            # this connection is idle too: it is closed if all others are answering
+            min(idle, key=lambda one: one.since).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -45,7 +50,8 @@ class PatientProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # no other request was sent behind this one
+        # otherwise the next request was already sent (pipelining)
+        if self.cycle.response_complete:
             self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,7 +61,8 @@ class PatientProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         content = json.dumps({"error": f"request: found no HTTP ({msg}), expected POST /score"})
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-        if self.cycle is None or self.cycle.response_complete:  # else it is the body of a request that is answered
+        # otherwise the bad bytes are in the body of a request that is being answered
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.write(f"{head}\r\nconnection: close\r\n\r\n{content}".encode())
         self.transport.close()
 
@@ -71,5 +78,5 @@ class PatientProtocol(H11Protocol):
 
 
 def patient(seconds: float, most: int = MOST) -> Any:
-    """The protocol for ``uvicorn.Config(http=...)``."""
+    """Return the protocol for ``uvicorn.Config(http=...)``."""
     return partial(PatientProtocol, seconds=seconds, most=most)

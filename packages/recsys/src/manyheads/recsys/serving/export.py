@@ -1,8 +1,9 @@
-"""Writes a fitted recommender as a folder that :class:`manyheads.recsys.serving.Ranker` answers from, without torch.
+"""Export a fitted recommender to ONNX, for :class:`manyheads.recsys.serving.Ranker`, which needs no torch.
 
-``network.onnx`` scores whole rows. With ``shared`` columns and a transformer over fields there are ``request.onnx``,
-what these columns give once a request, and ``candidates.onnx``, which takes it and the other columns. Beside them lie
-the encoder, the labels and ``serving.json``: calibration, layout, and how far the files are from torch.
+``network.onnx`` scores whole rows. With ``shared`` columns and a field transformer there are two more graphs:
+``request.onnx`` computes the part of the shared columns once per request, and ``candidates.onnx`` takes its result and
+the other columns. The folder also has the encoder, the labels and ``serving.json``: calibration, layout, and the
+largest difference from torch.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     from manyheads.recsys.training.recommender import Recommender
 
 PACKAGE = "manyheads-recsys"
-SAMPLES = (1, 2, 7, 300)  # batches that the files are compared on; written with another
+# batch sizes of the comparison with torch; the graphs are traced with another
+SAMPLES = (1, 2, 7, 300)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where it is, and the largest difference of a logit from torch's, relative where the logit is above 1."""
+    """Result of :func:`export`.
+
+    ``parity`` is the largest difference of a logit from torch, relative if the logit is above 1.
+    """
 
     folder: Path
     parity: float
@@ -44,11 +49,17 @@ class Exported:
 
 
 def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str] = ()) -> Exported:
-    """Writes the folder.
+    """Write the folder and compare it with torch.
 
-    ``shared``: columns that all candidates of a request share, such as those of the user and of the context. Raises
-    :class:`MissingPackageError` without onnx, :class:`UnknownNameError` for a shared column that is no feature, and
-    :class:`ArgumentError` where all are shared.
+    Args:
+        recommender: a fitted model.
+        folder: the folder to write.
+        shared: columns with the same value for all candidates of a request, such as those of user and context.
+
+    Raises:
+        MissingPackageError: onnx or onnxruntime is not installed.
+        UnknownNameError: a shared column that is no feature.
+        ArgumentError: all columns are shared.
     """
     need_package("onnx", PACKAGE, "onnx")
     need_package("onnxruntime", PACKAGE, "onnx")
@@ -71,7 +82,8 @@ def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str
         "request": asdict(parts.request) if parts.request is not None else None,
         "calibration": [asdict(one) for one in recommender.calibration_],
     }
-    for name in (NETWORK, REQUEST, CANDIDATES):  # an older export's must not answer for this one
+    # remove the graphs of an earlier export that this one does not write
+    for name in (NETWORK, REQUEST, CANDIDATES):
         (folder / small_name(name)).unlink(missing_ok=True)
         if name not in parts.files:
             (folder / name).unlink(missing_ok=True)
@@ -85,14 +97,14 @@ def export(recommender: Recommender, folder: str | Path, *, shared: Sequence[str
 
 @dataclass(frozen=True)
 class Graphs:
-    """The ONNX files by name, and the fields that the request's takes."""
+    """The ONNX files by name, and the fields that the request graph takes."""
 
     files: dict[str, bytes]
     request: Chosen | None = None
 
 
 def graphs(network: nn.Module, layout: Layout, shared: Sequence[str] = ()) -> Graphs:
-    """The ONNX files of a network."""
+    """Export a network to ONNX: whole rows, and with ``shared`` columns also request and candidates."""
     network.eval()
     ids, numbers = sample_rows(layout, 5)
     served: nn.Module = network
@@ -113,19 +125,19 @@ def graphs(network: nn.Module, layout: Layout, shared: Sequence[str] = ()) -> Gr
     form = ServedTransformer(network, layout, shared).eval()
     if form.request_tokens is None:
         return Graphs({NETWORK: content})
-    ours, theirs = (
+    request_inputs, candidate_inputs = (
         (ids[:, columns(layout, chosen)], numbers[:, list(chosen.numeric)]) for chosen in (form.shared, form.own)
     )
-    ours = ours[0][:1], ours[1][:1]
+    request_inputs = request_inputs[0][:1], request_inputs[1][:1]
     with torch.no_grad():
-        state = form.request(*ours)
+        state = form.request(*request_inputs)
     states = [f"state_{n}" for n in range(len(state))]
     files = {
         NETWORK: content,
-        REQUEST: exported(_Request(form), ours, inputs=names, outputs=states, batch=[], place=place),
+        REQUEST: exported(_Request(form), request_inputs, inputs=names, outputs=states, batch=[], place=place),
         CANDIDATES: exported(
             _Candidates(form),
-            (*theirs, *state),
+            (*candidate_inputs, *state),
             inputs=[*names, *states],
             outputs=["logits"],
             batch=[*names, "logits"],
@@ -136,13 +148,13 @@ def graphs(network: nn.Module, layout: Layout, shared: Sequence[str] = ()) -> Gr
 
 
 def columns(layout: Layout, chosen: Chosen) -> list[int]:
-    """The id columns of these fields."""
+    """Return the id columns of the chosen fields."""
     spans = (layout.columns_of(layout.names[n]) for n in chosen.names)
     return [column for span in spans for column in range(span.start, span.stop)]
 
 
 def sample_rows(layout: Layout, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random ids of every table, padding and missing numbers among them."""
+    """Return random ids ``(rows, C)`` and numbers ``(rows, F)``, some of them padding or missing."""
     rng = np.random.default_rng(seed)
     parts = []
     for size, width in zip(layout.rows, layout.widths, strict=True):
@@ -156,7 +168,7 @@ def sample_rows(layout: Layout, rows: int, seed: int = 0) -> tuple[Tensor, Tenso
 
 
 def measured_parity(network: nn.Module, layout: Layout, ranker: Ranker) -> float:
-    """The largest difference over batches of several sizes, of whole rows and of requests."""
+    """Return the largest difference from torch over batches of several sizes, for whole rows and shared columns."""
     worst = 0.0
     for seed, rows in enumerate(SAMPLES):
         ids, numbers = sample_rows(layout, rows, seed)
@@ -175,7 +187,7 @@ def _gap(network: nn.Module, ids: Tensor, numbers: Tensor, found: np.ndarray) ->
 
 
 class _Named(nn.Module):
-    """Keeps both inputs in the graph, used or not."""
+    """Name both inputs ``ids`` and ``numbers`` and keep them in the graph, used or not."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -186,7 +198,7 @@ class _Named(nn.Module):
 
 
 class _Whole(nn.Module):
-    """A served transformer with no request: what the task tokens give is a constant."""
+    """The serving form without shared columns: the request part is that of the task tokens only, a constant."""
 
     def __init__(self, form: ServedTransformer) -> None:
         super().__init__()

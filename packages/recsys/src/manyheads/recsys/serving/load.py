@@ -1,4 +1,4 @@
-"""A load test on this machine: some connections, each asking again as soon as it is answered."""
+"""Load test of a server on this machine: each connection sends its next request as soon as it has a response."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from manyheads.core.errors import ArgumentError, DataError
 from manyheads.recsys.features.cells import shown
 from manyheads.recsys.features.frames import as_frame, check_frame
 
-TIMEOUT = 60.0  # seconds for an answer
+# seconds to wait for a response
+TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came back: answers by status (0: no answer), milliseconds of an answer, and how many a second."""
+    """Result of :func:`load_test`: responses by status (0: no response), latency in ms, throughput per second."""
 
     requests: int
     connections: int
@@ -40,10 +41,11 @@ class Load:
 
 
 def load_test(url: str, rows: pd.DataFrame, *, candidates: int, requests: int, connections: int, seed: int = 0) -> Load:
-    """Sends ``requests`` of ``candidates`` rows each, drawn from ``rows``.
+    """Send ``requests`` requests with ``candidates`` rows each, sampled from ``rows``; return latency and throughput.
 
-    Raises :class:`ArgumentError` for an address that is not this machine's or where nothing answers, and
-    :class:`DataError` where the rows lack a field of the model.
+    Raises:
+        ArgumentError: an address of another machine, or one where no server answers.
+        DataError: rows without a field of the model.
     """
     for name, value in (("candidates", candidates), ("requests", requests), ("connections", connections)):
         if value < 1:
@@ -89,7 +91,7 @@ def load_test(url: str, rows: pd.DataFrame, *, candidates: int, requests: int, c
 def make_bodies(
     model: dict[str, Any], rows: pd.DataFrame, candidates: int, rng: np.random.Generator, count: int
 ) -> list[bytes]:
-    """JSON bodies of drawn rows: a request and its candidates where the model has shared fields, whole rows else."""
+    """Return JSON bodies of sampled rows: request and candidates if the model has shared fields, whole rows if not."""
     names = [field["name"] for field in model["fields"]]
     shared = [field["name"] for field in model["fields"] if field["shared"]]
     rows = as_frame(rows, "rows")
@@ -111,13 +113,13 @@ def make_bodies(
 
 
 def as_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as the server takes them, each value as exactly as it is; missing ones are null."""
+    """Return rows as the server reads them, values exact, missing ones as None."""
     columns = {str(name): [_cell(cell) for cell in frame.iloc[:, n].astype(object)] for n, name in enumerate(frame)}
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def _cell(cell: Any) -> Any:
-    """A value of a table as JSON has it."""
+    """Return a cell of a table as a JSON value."""
     if isinstance(cell, np.ndarray | list | tuple):
         return [_cell(part) for part in cell]
     if isinstance(cell, set | frozenset):

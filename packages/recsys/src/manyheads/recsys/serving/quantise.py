@@ -1,7 +1,7 @@
-"""int8 weights for an exported folder, admitted only where the AUC on given rows does not fall.
+"""int8 quantisation of an exported folder, accepted only if the AUC on given rows does not fall.
 
-The weights of products are rounded once to 8 bits, activations as they come; all else stays float32, embeddings too,
-and so does what is computed once a request.
+The weights of matrix products are quantised once, activations dynamically. Everything else stays float32: embeddings,
+and the request graph, which runs once per request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate:
-    """AUC of each label in float32 and in int8, on so many rows."""
+    """Result of :func:`quantise`: AUC of each label in float32 and int8 on ``rows`` rows, bytes of the network."""
 
     auc: dict[str, float]
     auc_int8: dict[str, float]
@@ -38,21 +38,27 @@ class Gate:
 
     @property
     def fall(self) -> float:
-        """The largest of any label."""
+        """The largest loss of AUC of any label."""
         return max(self.auc[name] - self.auc_int8[name] for name in self.auc)
 
 
 def has_int8(folder: Path) -> bool:
-    """Whether :func:`quantise` has admitted the int8 files of this folder."""
+    """Whether :func:`quantise` has accepted int8 files for this folder."""
     return bool((read_about(folder).get("int8") or {}).get("admitted"))
 
 
 def quantise(folder: str | Path, rows: pd.DataFrame, *, tolerance: float = 0.001) -> Gate:
-    """Writes the int8 files and has :class:`Ranker` take them.
+    """Write int8 files beside the float32 ones; :class:`Ranker` then uses them by default.
 
-    ``rows`` with the labels decide: where the AUC of any label falls by more than ``tolerance`` an
-    :class:`ArgumentError` says so and the folder stays as it was. Raises :class:`MissingPackageError` without onnx, and
-    :class:`ArgumentError` where the rows have one class only.
+    Args:
+        folder: an exported folder.
+        rows: labelled rows that were not trained on; the AUC is compared on them.
+        tolerance: largest accepted loss of AUC of any label.
+
+    Raises:
+        ArgumentError: the AUC falls by more than ``tolerance`` (the folder is unchanged), or the rows have one class
+            only.
+        MissingPackageError: onnx is not installed.
     """
     need_package("onnx", "manyheads-recsys", "onnx")
     if not tolerance >= 0:

@@ -1,8 +1,8 @@
-"""Scores raw rows from an exported folder: ONNX Runtime, numpy and pandas; torch is not imported.
+"""Score raw rows with an exported folder: ONNX Runtime, numpy and pandas; torch is not imported.
 
 ranker = Ranker.load("served")
 ranker.score_rows([{"user": 3, "item": 17, ...}]).probabilities        # (n, K)
-ranker.score({"user": 3, ...}, [{"item": 17}, {"item": 4}])            # what is shared is computed once
+ranker.score({"user": 3, ...}, [{"item": 17}, {"item": 4}])            # the shared fields are computed once
 ranker.predict_proba(frame)                                            # as Recommender's
 """
 
@@ -33,37 +33,39 @@ from manyheads.recsys.training.calibration import Calibration
 KIND = "recommender's export"
 FORMAT = 1
 FILE, NETWORK, REQUEST, CANDIDATES = "serving.json", "network.onnx", "request.onnx", "candidates.onnx"
-PIECE = 128  # rows at a time: what is between the operations stays in the cache
-SHARE_FROM = 64  # candidates; with fewer the two graphs of a request take longer than the one of whole rows
+# rows of a chunk: the intermediate results of so many stay in the cache
+PIECE = 128
+# candidates; with fewer, the request and candidate graphs take longer than the graph of whole rows
+SHARE_FROM = 64
 Rows = pd.DataFrame | Sequence[Row]
 
 
 def small_name(name: str) -> str:
-    """The int8 file beside a float32 one."""
+    """Return the name of the int8 file beside a float32 one."""
     return name.replace(".onnx", ".int8.onnx")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of n rows for K tasks, and what had to be made up for."""
+    """Scores of n rows for K tasks, and the counts of unseen and missing values."""
 
     logits: np.ndarray  # (n, K), before calibration
     probabilities: np.ndarray  # (n, K), of the second value of each label
-    unseen: dict[str, int]  # values by field that were never seen at fitting
-    missing: dict[str, int]
+    unseen: dict[str, int]  # out-of-vocabulary values by field
+    missing: dict[str, int]  # missing values by field
 
 
 class Ranker:
     """An exported recommender.
 
     Args:
-        folder: what :func:`manyheads.recsys.serving.export` wrote.
-        threads: of ONNX Runtime.
-        int8: take the int8 files; by default where ``quantise`` has admitted them.
+        folder: the folder that :func:`manyheads.recsys.serving.export` wrote.
+        threads: threads of ONNX Runtime.
+        int8: use the int8 files; by default if ``quantise`` has accepted them.
 
     Raises:
-        MissingPackageError: without onnxruntime.
-        CheckpointError: for any other folder.
+        MissingPackageError: onnxruntime is not installed.
+        CheckpointError: any other folder.
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1, int8: bool | None = None) -> None:
@@ -91,7 +93,7 @@ class Ranker:
         self._encoders: dict[frozenset[str], tuple[Encoder, list[int], list[int]]] = {}
 
     def _check(self) -> None:
-        """Raises :class:`ValueError` where the parts of the folder do not belong together."""
+        """Raise :class:`ValueError` if the files of the folder do not belong together."""
         if self.layout != self.encoder.layout(self.labels.tasks) or len(self.calibration) != len(self.labels.tasks):
             raise ValueError("the layout, the calibration and the encoder do not belong together")
         if not {str(name) for name in self.about["shared"]} <= set(self.columns) or not isinstance(
@@ -115,73 +117,78 @@ class Ranker:
 
     @property
     def shared(self) -> list[str]:
-        """The columns of a request, as they were named at export."""
+        """The shared columns of a request, as named at export."""
         return list(self.about["shared"])
 
     def score_rows(self, rows: Rows) -> Scored:
-        """Whole rows: a DataFrame, or mappings of just the columns of the model."""
+        """Score whole rows: a DataFrame, or mappings with the columns of the model."""
         found = self._encode(frozenset(self.columns), rows, "row")
         return self._scored(self.logits(found.ids, found.numbers), found.unseen, found.missing)
 
     def score(self, request: Row, candidates: Rows) -> Scored:
-        """The candidates of one request, which holds the columns that they share.
+        """Score the candidates of one request; ``request`` holds the columns that they share.
 
-        Where these are the columns that were named at export, and the candidates enough for it to pay, their part of
-        the network is computed once; else they are repeated. What is no column of the model is left alone. Raises
-        :class:`DataError` for a column that is on both sides or on none.
+        If these are the shared columns of the export and there are at least ``SHARE_FROM`` candidates, their part of
+        the network is computed once. Otherwise they are repeated for each candidate. Keys that are no columns of the
+        model are ignored.
+
+        Raises :class:`DataError` for a column in both or in neither.
         """
-        ours = frozenset(name for name in self.columns if name in request)
-        theirs = frozenset(self.columns) - ours
-        if not theirs:
+        request_names = frozenset(name for name in self.columns if name in request)
+        candidate_names = frozenset(self.columns) - request_names
+        if not candidate_names:
             raise DataError("request: found every column, expected at least one that differs by candidate")
-        both = ours & _named(candidates)
+        both = request_names & _column_names(candidates)
         if both:
             raise DataError(f"column {min(both)!r}: found in the request and in the candidates, expected in one")
-        rows = self._encode(theirs, candidates, "candidate")
+        rows = self._encode(candidate_names, candidates, "candidate")
         count = len(rows.ids)
         ids = np.zeros((count, sum(self.layout.widths)), np.int64)
         numbers = np.zeros((count, len(self.layout.numeric)), np.float32)
         unseen, missing = dict(rows.unseen), dict(rows.missing)
-        parts = [(rows, theirs)]
-        if ours:
-            given = self._encode(ours, [request], "request")
-            parts.append((given, ours))
+        parts = [(rows, candidate_names)]
+        if request_names:
+            given = self._encode(request_names, [request], "request")
+            parts.append((given, request_names))
             unseen, missing = {**given.unseen, **unseen}, {**given.missing, **missing}
         for part, names in parts:
             _, places, numeric = self._encoder(names)
             ids[:, places], numbers[:, numeric] = part.ids, part.numbers
-        shared = self.request is not None and ours == frozenset(self.shared) and count >= SHARE_FROM
+        shared = self.request is not None and request_names == frozenset(self.shared) and count >= SHARE_FROM
         logits = self.shared_logits(ids, numbers) if shared else self.logits(ids, numbers)
         return self._scored(logits, unseen, missing)
 
     def predict_proba(self, rows: Rows) -> Any:
-        """``(n, 2)``, or a list of these, one a task, as ``Recommender.predict_proba``."""
+        """Return ``(n, 2)``, or a list of these, one per task, as ``Recommender.predict_proba``."""
         positive = self.score_rows(rows).probabilities
         found = [np.stack([1.0 - p, p], 1) for p in positive.T]
         return found[0] if len(found) == 1 else found
 
     def logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Encoded rows through the network: ``(n, C)`` and ``(n, F)`` -> ``(n, K)``."""
+        """Run the network on encoded rows: ids ``(n, C)`` and numbers ``(n, F)`` -> logits ``(n, K)``."""
         return in_pieces(self.network, {"ids": ids, "numbers": numbers}, {})
 
     def shared_logits(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """As :meth:`logits`, for rows that agree in the request's columns, of which the first row is taken."""
+        """The same as :meth:`logits`, for rows with equal shared columns; those of the first row are used."""
         return self.candidate_logits(self.request_state(ids[:1], numbers[:1]), ids, numbers)
 
     def request_state(self, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """What the request's columns of a whole row, ``(1, C)`` and ``(1, F)``, give."""
+        """Run the request graph on the shared columns of a whole row, ``(1, C)`` and ``(1, F)``; return its state."""
         if self.request is None:
             raise ArgumentError("this folder was exported without shared columns: export it again with some")
         graph = self.sessions[REQUEST]
         wanted = [out.name for out in graph.get_outputs()]
-        ours, numeric = self._places
-        return dict(zip(wanted, graph.run(wanted, _fed(graph, ids[:, ours], numbers[:, numeric])), strict=True))
+        shared_ids, numeric = self._places
+        return dict(
+            zip(wanted, graph.run(wanted, _inputs(graph, ids[:, shared_ids], numbers[:, numeric])), strict=True)
+        )
 
     def candidate_logits(self, state: Mapping[str, np.ndarray], ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The rest, from the other columns of whole rows."""
-        ours, numeric = self._places
+        """Run the candidate graph on the state of a request and the other columns of whole rows; logits ``(n, K)``."""
+        shared_ids, numeric = self._places
         own, own_numeric = (
-            np.setdiff1d(np.arange(width), part) for width, part in ((ids.shape[1], ours), (numbers.shape[1], numeric))
+            np.setdiff1d(np.arange(width), part)
+            for width, part in ((ids.shape[1], shared_ids), (numbers.shape[1], numeric))
         )
         return in_pieces(
             self.sessions[CANDIDATES], {"ids": ids[:, own], "numbers": numbers[:, own_numeric]}, dict(state)
@@ -191,8 +198,8 @@ class Ranker:
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         assert self.request is not None
         spans = [self.layout.columns_of(self.layout.names[n]) for n in self.request["names"]]
-        ours = [c for span in spans for c in range(span.start, span.stop)]
-        return np.array(ours, np.int64), np.array(self.request["numeric"], np.int64)
+        shared_ids = [c for span in spans for c in range(span.start, span.stop)]
+        return np.array(shared_ids, np.int64), np.array(self.request["numeric"], np.int64)
 
     def _scored(self, logits: np.ndarray, unseen: dict[str, int], missing: dict[str, int]) -> Scored:
         check_scores(logits, lambda row: f"row {row}")
@@ -213,13 +220,14 @@ class Ranker:
             places = [c for span in spans for c in range(span.start, span.stop)]
             numeric = [self.layout.numeric.index(name) for name in part.numeric]
             found = (encoder, places, numeric)
-            if len(self._encoders) < 32:  # a client that names other columns each time must not fill the memory
+            # a client that names other columns each time must not fill the memory
+            if len(self._encoders) < 32:
                 self._encoders[names] = found
         return found
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Read ``serving.json``, after a check of the files beside it.
+    """Read ``serving.json`` and check the digests of the files beside it.
 
     Raises :class:`CheckpointError` for a file that is absent, damaged or of another version.
     """
@@ -232,15 +240,15 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write ``serving.json`` with the digests of all other files of the export that are there."""
+    """Write ``serving.json`` with the digests of the other files of the export."""
     graphs = (NETWORK, REQUEST, CANDIDATES)
     names = (*encoder_files, labels_file, *graphs, *map(small_name, graphs))
     beside = {name: sha256((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
     save_document(folder / FILE, {**about, "beside": beside}, kind=KIND)
 
 
-def _named(rows: Rows) -> frozenset[str]:
-    """Every name that some candidate has."""
+def _column_names(rows: Rows) -> frozenset[str]:
+    """Return every column name that any candidate has."""
     if isinstance(rows, Sequence):
         return frozenset().union(*(row.keys() for row in rows if isinstance(row, Mapping)))
     frame = as_frame(rows, "candidates")
@@ -248,19 +256,19 @@ def _named(rows: Rows) -> frozenset[str]:
     return frozenset(map(str, frame.columns))
 
 
-def _fed(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(graph: Any, ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
     taken = {put.name for put in graph.get_inputs()}
     given = {"ids": ids.astype(np.int64, copy=False), "numbers": numbers.astype(np.float32, copy=False)}
     return {name: np.ascontiguousarray(value) for name, value in given.items() if name in taken}
 
 
 def in_pieces(graph: Any, rows: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> np.ndarray:
-    """The logits of a graph, ``PIECE`` rows at a time."""
+    """Return the logits of a graph, computed in chunks of ``PIECE`` rows."""
     run: Callable[..., list[np.ndarray]] = graph.run
-    fed = _fed(graph, **rows)
+    inputs = _inputs(graph, **rows)
     count = len(rows["ids"])
     parts = [
-        run(["logits"], {**{name: value[start : start + PIECE] for name, value in fed.items()}, **state})[0]
+        run(["logits"], {**{name: value[start : start + PIECE] for name, value in inputs.items()}, **state})[0]
         for start in range(0, count, PIECE)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

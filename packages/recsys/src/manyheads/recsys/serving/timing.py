@@ -1,4 +1,4 @@
-"""How long scoring takes: wall time for the percentiles, CPU time for what other processes do not disturb."""
+"""Latency of scoring: percentiles in wall time, median in CPU time, which other processes disturb less."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (1, 10, 100, 1000)
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one way and size: wall time percentiles and median CPU time in milliseconds, largest difference of a logit."""
+    """One way to score at one size: p50 and p99 wall time, median CPU time (ms), largest difference of a logit."""
 
     way: str
     candidates: int
@@ -37,7 +37,7 @@ class Timing:
 
 
 def take_turns(ways: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-    """Wall and CPU seconds of each way; they take turns, so that a slow moment of the machine meets all of them."""
+    """Measure wall and CPU seconds of each way, in turns, so that a slow moment of the machine affects all of them."""
     for call in ways.values():
         call()
     wall, cpu = ({name: np.zeros(repeats) for name in ways} for _ in range(2))
@@ -52,10 +52,12 @@ def take_turns(ways: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any,
 def bench(
     folder: Path, model: Recommender | None = None, *, sizes: tuple[int, ...] = SIZES, repeats: int = 100
 ) -> list[Timing]:
-    """Every way in which this folder can score: eager (with ``model``), ONNX Runtime, shared, int8, on one thread.
+    """Measure each way to score with this folder on one thread: torch (needs ``model``), ONNX Runtime, shared, int8.
 
-    Encoded random rows that agree in the shared columns; reading raw rows is not in the times. Errors are against
-    torch, or without it against ONNX Runtime on whole rows.
+    Rows are random and already encoded, with equal shared columns; the time to read raw rows is not included. Errors
+    are against torch, or without ``model`` against ONNX Runtime on whole rows.
+
+    Raises :class:`ArgumentError` for sizes or repeats below 1.
     """
     import torch
 
@@ -96,7 +98,7 @@ def bench(
 
 
 def network_times(networks: Mapping[Any, nn.Module], layout: Layout, candidates: int, repeats: int) -> dict[Any, float]:
-    """Median CPU milliseconds of a batch through ONNX Runtime, one thread; the networks take turns."""
+    """Return the median CPU time in ms of a batch with ONNX Runtime on one thread; the networks take turns."""
     import tempfile
 
     from manyheads.lab.data.onnx_files import session

@@ -1,7 +1,7 @@
-"""The tokens of some of a model's fields, in the layout that serving computes in.
+"""Embed a subset of the fields of a model, token-major, for serving.
 
-Shapes: B rows, c id columns and f numbers of these fields, n their tokens, D width. Token-major ``(n, B, D)``: weights
-of a field of its own are then one batched product without a copy.
+Shapes: B rows, c id columns and f numbers of these fields, n their tokens, D width. With token-major ``(n, B, D)``,
+weights per field are one batched product without a copy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from manyheads.recsys.models.tokens import FieldTokens, NumberMixture, NumberTok
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some fields of a layout, by their place in it."""
+    """A subset of the fields of a layout: indices in ``layout.names`` and in ``layout.numeric``."""
 
     names: tuple[int, ...]
     numeric: tuple[int, ...]
 
     def tokens(self, layout: Layout, *, mixed: int | None) -> list[int]:
-        """The places of their tokens among all; ``mixed``: all numbers together make so many."""
+        """Return the indices of their tokens among all tokens of the network.
+
+        ``mixed``: the number of tokens that all numeric fields together are mixed into; None if each has its own token.
+        """
         first = len(layout.names)
         if mixed is None:
             return [*self.names, *(first + n for n in self.numeric)]
@@ -33,8 +36,11 @@ class Chosen:
 
 
 def choose(layout: Layout, columns: Sequence[str], *, split_numbers: bool) -> tuple[Chosen, Chosen]:
-    """The fields of ``columns`` and the others. Where numbers cannot be split, all go to the others unless all are
-    named. A time column stands for its parts."""
+    """Split the fields of a layout into those of ``columns`` and the others.
+
+    A time column stands for all its parts. If numeric fields cannot be split (``split_numbers`` is false), all of them
+    go to the others unless ``columns`` names all of them.
+    """
     wanted = set(columns)
     numeric = [n for n, name in enumerate(layout.numeric) if name in wanted]
     if not split_numbers and len(numeric) < len(layout.numeric):
@@ -46,7 +52,7 @@ def choose(layout: Layout, columns: Sequence[str], *, split_numbers: bool) -> tu
 
 
 class SomeTokens(nn.Module):
-    """``(B, c)`` ids and ``(B, f)`` numbers of the chosen fields -> ``(n, B, D)``."""
+    """Embed the chosen fields: ids ``(B, c)`` and numbers ``(B, f)`` -> tokens ``(n, B, D)``."""
 
     def __init__(self, layout: Layout, tokens: FieldTokens, chosen: Chosen) -> None:
         super().__init__()
@@ -70,10 +76,12 @@ class SomeTokens(nn.Module):
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         parts = []
+        # one id per field: one lookup in the fused table; otherwise the mean over the values of each field
         if self.tables is not None and self.single:
             parts.append(functional.embedding((ids + self.tables.offsets).transpose(0, 1), self.tables.weight))
         elif self.tables is not None:
             parts.append(self.tables(ids).transpose(0, 1))
+        # NumberTokens: x w_f + b_f, or the vector of a missing number
         if self.numbers == "each":
             x = numbers.transpose(0, 1).unsqueeze(-1)
             gone = torch.isnan(x)

@@ -1,1 +1,1 @@
-"""Training: the objective, metrics, calibration, baselines, and the estimator."""
+"""Training: objective, metrics, calibration, baselines, experiments, and the estimator ``Recommender``."""

@@ -1,13 +1,13 @@
-"""Baselines: what simple predictors reach on the rows that a model is judged by.
+"""Baselines: simple predictors on the same rows as the model.
 
     base rate            the share of positives
-    popularity           r_v = (k_v + m r) / (n_v + m)   the smoothed click rate of one field's values, such as the item
-    logistic regression  scikit-learn's, one weight a value and number
+    popularity           r_v = (k_v + m r) / (n_v + m)   smoothed click rate of the values of one field (the item)
+    logistic regression  scikit-learn's, one weight per value and number
     gradient boosting    scikit-learn's histogram trees
 
-k_v positives in n_v training rows with the value v, r the base rate. The field and m (1, 10 or 100) are those of the
-least log-loss over the training rows, each left out of its own rate. The strength of the logistic regression and the
-number of trees are chosen on the validation rows, as the model's weights are.
+k_v positives in n_v training rows with the value v, r the base rate. The field and m (1, 10 or 100) have the lowest log
+loss over the training rows, each row left out of its own rate. The strength of the logistic regression and the number
+of trees are chosen on the validation rows, like the weights of the model.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ from manyheads.core.errors import ManyheadsWarning
 from manyheads.recsys.features.layout import PADDING, Layout, Rows
 from manyheads.recsys.training.metrics import auc, log_loss
 
-MOST_ROWS = 200_000  # more training rows than this are drawn from
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
+# of more training rows, so many are sampled
+MOST_ROWS = 200_000
+# C of the logistic regression, the inverse strength of its L2
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+# m of the smoothed rates
 _MASSES = (1.0, 10.0, 100.0)
-_TREES = 200  # at most
+# maximum number of trees
+_MAX_TREES = 200
 _FOLDS = 5
-_NATIVE = 255  # categories that histogram trees split by themselves
+# maximum number of categories of scikit-learn's histogram trees
+_MAX_CATEGORIES = 255
 
 
 class BaselineWarning(ManyheadsWarning):
-    """A model that a baseline beats."""
+    """A baseline has a lower log loss than the model."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline: encoded rows to probabilities."""
+    """A fitted baseline; ``predict`` maps encoded rows to probabilities."""
 
     name: str
-    chosen: str  # what was chosen: the field, the strength, the number of trees
+    chosen: str  # its hyperparameter: base rate, m, C or number of trees
     predict: Callable[[Rows], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Smoothed click rates of one field's values, by id."""
+    """Smoothed click rates of the values of one field, by id."""
 
     positives: np.ndarray
     rows: np.ndarray
@@ -55,14 +60,15 @@ class Rates:
 
     @classmethod
     def of(cls, ids: np.ndarray, labels: np.ndarray, size: int, mass: float) -> Rates:
-        """From the ``(N, w)`` ids of one field; cells that hold no value do not count."""
+        """Count over the ids ``(N, w)`` of one field; padding is left out."""
         filled = ids != PADDING
         repeated = np.broadcast_to(labels[:, None], ids.shape)[filled]
         counts = (np.bincount(ids[filled], weights=w, minlength=size) for w in (repeated, None))
         return cls(*counts, float(labels.mean()), mass)
 
     def __call__(self, ids: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The mean rate of each row's values; with ``labels`` a row is left out of the rates of its own values."""
+        """Return the mean rate of the values of each row; with ``labels``, each row is left out of its own rates."""
+        # r_v = (k_v + m r) / (n_v + m); leave-one-out: (k_v - y + m r) / (n_v - 1 + m)
         filled = ids != PADDING
         own = 0.0 if labels is None else filled * labels[:, None]
         alone = 0.0 if labels is None else filled
@@ -72,7 +78,7 @@ class Rates:
 
 
 def fit_baselines(layout: Layout, train: Rows, held: Rows, task: int, *, seed: int = 0) -> list[Baseline]:
-    """Fits all of them on the rows of ``train`` that have a label of the task; none where one class is absent."""
+    """Fit all baselines on the rows with a label of the task; none if a class is absent."""
     train, held = (_labelled(rows, task) for rows in (train, held))
     labels = train.labels[:, task].numpy().astype(np.float64)
     if len(held) == 0 or not 0 < labels.sum() < len(labels):
@@ -88,13 +94,15 @@ def fit_baselines(layout: Layout, train: Rows, held: Rows, task: int, *, seed: i
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Log-loss and AUC; NaN for an AUC of one class."""
+    """Return log loss and AUC; the AUC of one class is NaN."""
     return {"log_loss": log_loss(labels, probabilities), "auc": auc(labels, probabilities)}
 
 
 def verdict(found: pd.DataFrame) -> str | None:
-    """A line if a baseline has a lower log-loss than the model, which stands first in ``found``, the rows of one task
-    of ``Recommender.compare``."""
+    """Return a line of advice if a baseline has a lower log loss than the model; otherwise None.
+
+    ``found``: the rows of one task of ``Recommender.compare``, the model first.
+    """
     own, others = found.iloc[0], found.iloc[1:]
     if others.empty or others["log_loss"].min() >= own["log_loss"]:
         return None
@@ -122,8 +130,11 @@ def _popularity(layout: Layout, train: Rows, labels: np.ndarray) -> Baseline:
 
 @dataclass(frozen=True)
 class Design:
-    """Encoded rows as a sparse matrix: one column a value (a share of 1 for each of several), a standardised number,
-    and a missing number."""
+    """Design matrix of encoded rows, sparse.
+
+    One column per value (1 / n for each of n values of a multi-valued field), per standardised number, and per missing
+    flag of a number.
+    """
 
     layout: Layout
     mean: np.ndarray
@@ -131,7 +142,7 @@ class Design:
 
     @classmethod
     def of(cls, layout: Layout, rows: Rows) -> Design:
-        """With the means and deviations of ``rows``."""
+        """Standardise numbers with the means and deviations of ``rows``."""
         numbers = rows.numbers.numpy().astype(np.float64)
         known = ~np.isnan(numbers)
         count = np.maximum(known.sum(0), 1)
@@ -159,11 +170,11 @@ def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
     from sklearn.linear_model import LogisticRegression
 
     design = Design.of(layout, train)
-    x, judged, wanted = design(train), design(held), held.labels[:, task].numpy()
+    x, validation_features, validation_labels = design(train), design(held), held.labels[:, task].numpy()
     best = None
     for strength in STRENGTHS:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)
-        loss = log_loss(wanted, fitted.predict_proba(judged)[:, 1])
+        loss = log_loss(validation_labels, fitted.predict_proba(validation_features)[:, 1])
         if best is None or loss < best[0]:
             best = loss, strength, fitted
     assert best is not None
@@ -172,13 +183,18 @@ def _logistic(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
 
 
 def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task: int, seed: int) -> Baseline:
-    """Fields of more than 255 values, and of several, are given as smoothed click rates: those of training rows from
-    the other four fifths of the rows, as a row's own label must not be in its features."""
+    """Fit gradient boosting.
+
+    Fields with more than 255 values, and multi-valued fields, become smoothed click rates (target encoding). Rates of
+    training rows come from the other four folds: the label of a row must not be in its features.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     ids = train.ids.numpy()
     fold = np.random.default_rng(seed).permutation(len(ids)) % _FOLDS
-    native = {n: w == 1 and s <= _NATIVE for n, s, w in zip(layout.names, layout.rows, layout.widths, strict=True)}
+    native = {
+        n: w == 1 and s <= _MAX_CATEGORIES for n, s, w in zip(layout.names, layout.rows, layout.widths, strict=True)
+    }
 
     def rates(rows: np.ndarray) -> dict[str, Rates]:
         return {
@@ -198,15 +214,19 @@ def _boosting(layout: Layout, train: Rows, held: Rows, labels: np.ndarray, task:
         x[chosen] = design(_rows(train, chosen), rates(fold != part))
     every = rates(np.ones(len(ids), bool))
     categorical = [*native.values(), *(False for _ in layout.numeric)]
-    judged, wanted = design(held, every), held.labels[:, task].numpy()
+    validation_features, validation_labels = design(held, every), held.labels[:, task].numpy()
 
     def fit(trees: int, **more: Any) -> HistGradientBoostingClassifier:
         return HistGradientBoostingClassifier(
             max_iter=trees, categorical_features=categorical, random_state=seed, **more
-        ).fit(x, labels, **({"X_val": judged, "y_val": wanted} if more["early_stopping"] else {}))
+        ).fit(
+            x, labels, **({"X_val": validation_features, "y_val": validation_labels} if more["early_stopping"] else {})
+        )
 
-    tried = fit(_TREES, early_stopping=True, n_iter_no_change=10)
-    trees = 1 + int(np.argmin([log_loss(wanted, p[:, 1]) for p in tried.staged_predict_proba(judged)]))
+    tried = fit(_MAX_TREES, early_stopping=True, n_iter_no_change=10)
+    trees = 1 + int(
+        np.argmin([log_loss(validation_labels, p[:, 1]) for p in tried.staged_predict_proba(validation_features)])
+    )
     fitted = fit(trees, early_stopping=False)
     return Baseline("gradient boosting", f"{trees} trees", lambda rows: fitted.predict_proba(design(rows, every))[:, 1])
 

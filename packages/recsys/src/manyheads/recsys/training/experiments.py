@@ -1,10 +1,11 @@
-"""The models on the sets, with the published settings where there are some.
+"""Experiments ``<set>-<model>`` such as ``frappe-x1r-deepfm``, with the published settings if there are any.
 
-Names are ``<set>-<model>``, for instance ``frappe-x1r-deepfm``. Published figures are those of BARS (2205.09626) on
-Frappe_x1, of which frappe-x1r has the same validation and test part; see
-:mod:`manyheads.recsys.datasets.frappe`. A figure stands beside an experiment only if BARS ran the same function.
-Its DLRM concatenates the embeddings (``interaction_op=cat``) before a tower with dropout .4: ``frappe-x1r-dnn-cat``.
-Its AutoInt and AutoInt+ ran in a FuxiCTR 1.2 whose attention lacked a transpose, so that heads and fields were mixed.
+Published figures are those of BARS (2205.09626) on Frappe_x1. frappe-x1r has the same validation and test part; see
+:mod:`manyheads.recsys.datasets.frappe`. An experiment has a published figure only if BARS ran the same function:
+
+- BARS' DLRM concatenates the embeddings (``interaction_op=cat``) before a tower with dropout .4. It is
+  ``frappe-x1r-dnn-cat`` here.
+- BARS' AutoInt and AutoInt+ ran in FuxiCTR 1.2, whose attention lacked a transpose and mixed heads with fields.
 """
 
 from __future__ import annotations
@@ -30,18 +31,28 @@ BARS = {
     "final-mlp": (0.986072, 0.148415),
 }
 _CONTEXTS = {"first_context": ("user",), "second_context": ("item",)}
-_L2 = {"lr": 1e-5, "fm": 5e-6, "autoint+": 0.1, "dlrm": 0.1, "dnn-cat": 0.1}  # 0.05 for the others
-_TUNED = ("vanilla+", "heterogeneous+", "hiformer+", "hiformer-lowrank+")  # the last as found for hiformer+
-_LINEAR_L2 = {"lr": 0.0, "fm": 0.0}  # of ten from 0 to 0.2; a strength for wide embeddings keeps a lone weight at 0
-_TIME_L2 = {**_LINEAR_L2, "vanilla+": 0.2}  # of 0.05 and 0.2, which the others on ml-100k-time had to choose from
-_AUTOINT = {"layers": 3, "heads": 2, "attention_dim": 32}  # the paper's; BARS' for Frappe are four times as wide
+# BARS on Frappe; 0.05 for the other models
+_L2 = {"lr": 1e-5, "fm": 5e-6, "autoint+": 0.1, "dlrm": 0.1, "dnn-cat": 0.1}
+# hiformer-lowrank+ was not tuned: it takes the settings of hiformer+
+_TUNED = ("vanilla+", "heterogeneous+", "hiformer+", "hiformer-lowrank+")
+# chosen among ten from 0 to 0.2; an L2 made for wide embeddings keeps a single weight at 0
+_LINEAR_L2 = {"lr": 0.0, "fm": 0.0}
+# ml-100k-time: the other models chose 0.05, of 0.05 and 0.2
+_TIME_L2 = {**_LINEAR_L2, "vanilla+": 0.2}
+# the paper's; BARS' for Frappe are four times as wide
+_AUTOINT = {"layers": 3, "heads": 2, "attention_dim": 32}
 
 
 def frappe_experiment(model: str, *, tuned: bool = True) -> Experiment:
-    """With BARS' settings: Adam at .001, batches of 4,096, L2 over the whole tables, a tenth of the rate after each
-    epoch without a better validation AUC, two in a row end it. Where BARS has none those of DeepFM; with ``tuned``
-    Transformers beside a tower have what ``benchmarks/recsys_tuning.py`` found best on the validation part: more
-    regularisation, 24 epochs at one rate, and the mean of the weights over the last six of them."""
+    """Return an experiment on frappe-x1r with the settings of BARS, or those of DeepFM if BARS has none.
+
+    Settings of BARS: Adam with learning rate .001, batch size 4,096, L2 on the whole tables. An epoch without a better
+    validation AUC divides the learning rate by ten; two in a row end the training.
+
+    ``tuned``: Transformers with a tower use what ``benchmarks/recsys_tuning.py`` found best on the validation part:
+    more regularisation, 24 epochs at a constant learning rate, and the mean of the weights over the last six epochs
+    (SWA).
+    """
     settings: dict[str, Any] = dict(_CONTEXTS) if model == "final-mlp" else {}
     name = model
     if model == "dnn-cat":
@@ -86,10 +97,11 @@ def _own_experiment(name: str, data: DataConfig, model: str, l2: float, batch_si
 
 
 def synthetic_experiments() -> list[Experiment]:
-    """Layers alone, without a tower, on fields that share their embeddings; the budget is the same for all.
+    """Return experiments of attention layers without a tower, on fields that share one embedding table.
 
-    ``synthetic-long-…``: a fixed number of epochs, as a layer that starts slowly may suffer from stopping early; also
-    at low rank, and with a table for each field (``tables-vanilla``), which can hold the field's role.
+    All have the same budget. ``synthetic-long-…`` has a fixed number of epochs, because early stopping may hurt a layer
+    that starts slowly; it adds a low-rank Hiformer, and ``tables-vanilla`` with an embedding table per field, which can
+    hold the role of the field.
     """
     layers: list[tuple[str, str, dict[str, Any]]] = [
         ("vanilla", "vanilla", {}),
@@ -116,7 +128,7 @@ def synthetic_experiments() -> list[Experiment]:
 
 
 def experiments() -> list[Experiment]:
-    """Every model on Frappe, on MovieLens-100K both ways, and on Adult; the layers on the synthetic set."""
+    """Return all experiments: every model on Frappe, MovieLens-100K (both splits) and Adult; layers on synthetic."""
     made = [frappe_experiment(model) for model in (*MODELS, "dnn-cat")]
     chosen: dict[Split, dict[str, float]] = {"time": _TIME_L2, "random": _LINEAR_L2}
     made += [

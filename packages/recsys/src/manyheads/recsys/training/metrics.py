@@ -1,4 +1,4 @@
-"""How well probabilities rank, and how far they can be believed. Labels are 0 or 1, probabilities in [0, 1]."""
+"""Ranking and calibration metrics: AUC, GAUC, NDCG, log loss, ECE. Labels are 0 or 1, probabilities in [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from manyheads.core.errors import ArgumentError, DataError
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The chance that a positive scores above a negative, ties counting half. NaN where one class is absent."""
+    """Return the AUC: the chance that a positive scores above a negative, ties count half. NaN if a class is absent."""
     labels, scores = _check(labels, scores)
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if positives == 0 or negatives == 0:
         return float("nan")
+    # Mann-Whitney: AUC = (R - P (P + 1) / 2) / (P N), R the sum of the ranks of the P positives
     ranks = _mean_ranks(scores)
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, floor: float = 1e-15) -> float:
-    """Mean of ``-log p(label)``; probabilities are kept ``floor`` away from 0 and 1."""
+    """Return the log loss, the mean of ``-log p(label)``; probabilities are clipped to ``floor`` from 0 and 1."""
     labels, probabilities = _check(labels, probabilities, most=1.0)
     p = np.clip(probabilities, floor, 1.0 - floor)
     return float(-np.where(labels, np.log(p), np.log1p(-p)).mean())
 
 
 def grouped_auc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """GAUC: the mean AUC of the groups (users) that have both classes, weighted by their rows. NaN where none has.
+    """Return GAUC: the mean AUC of the groups (users) with both classes, weighted by rows. NaN if there is none.
 
-    Groups are values of any kind; a row without one (None, NaN) belongs to no group and is left out.
+    Groups are values of any type; a row without a group (None, NaN) is left out.
     """
     labels, scores = _check(labels, scores)
     total, weight = 0.0, 0
@@ -43,9 +44,11 @@ def grouped_auc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> f
 
 
 def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int = 10) -> float:
-    """NDCG@k, mean over the groups with a positive: gain ``label / log2(1 + rank)`` against the best order's. Rows with
-    the same score share the mean gain of their ranks. NaN where no group has a positive. Groups as in
-    :func:`grouped_auc`."""
+    """Return NDCG@k: the mean of ``DCG / ideal DCG`` over the groups with a positive. NaN if there is none.
+
+    ``DCG = sum label / log2(1 + rank)`` over the first k ranks. Rows with the same score share the mean discount of
+    their ranks. Groups as in :func:`grouped_auc`.
+    """
     labels, scores = _check(labels, scores)
     if k < 1:
         raise ArgumentError(f"ndcg: k: found {k}, expected 1 or more")
@@ -56,6 +59,7 @@ def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int =
             continue
         discounts = np.where(np.arange(len(rows)) < k, 1.0 / np.log2(np.arange(len(rows)) + 2.0), 0.0)
         best = discounts[: int(gains.sum())].sum()
+        # DCG with ties: every row of a tie gets the mean discount of the ranks that the tie covers
         _, tie = np.unique(-scores[rows], return_inverse=True)
         size = np.bincount(tie)
         shared = np.add.reduceat(discounts, np.cumsum(size) - size) / size
@@ -66,7 +70,7 @@ def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, k: int =
 def calibration_bins(
     labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 15
 ) -> list[tuple[float, float, int]]:
-    """Mean probability, share of positives and rows of each of ``bins`` equal parts of [0, 1] that holds any."""
+    """Return mean probability, share of positives and rows of each non-empty bin, ``bins`` equal parts of [0, 1]."""
     labels, probabilities = _check(labels, probabilities, most=1.0)
     if bins < 1:
         raise ArgumentError(f"calibration: bins: found {bins}, expected 1 or more")
@@ -78,13 +82,13 @@ def calibration_bins(
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 15) -> float:
-    """Expected calibration error: the gap between probability and share of positives, mean over the rows' bins."""
+    """Return the expected calibration error: mean over rows of ``|mean probability - positive share|`` per bin."""
     found = calibration_bins(labels, probabilities, bins=bins)
     return sum(n * abs(mean - share) for mean, share, n in found) / len(labels)
 
 
 def all_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
-    """Every metric of this module; those by group only with groups, and none that is not defined here."""
+    """Return all metrics that are defined for these rows; GAUC and NDCG@10 only with ``groups``."""
     found = {"auc": auc(labels, probabilities), "log_loss": log_loss(labels, probabilities)}
     found["ece"] = ece(labels, probabilities)
     if groups is not None:
@@ -94,7 +98,7 @@ def all_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarra
 
 
 def _check(labels: np.ndarray, scores: np.ndarray, most: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as booleans and scores as float64; with ``most`` the scores have to lie between 0 and it."""
+    """Return labels as booleans and scores as float64, after checks; ``most`` requires scores from 0 to ``most``."""
     try:
         known = pd.Series(np.ravel(labels)).to_numpy(np.float64, na_value=np.nan)
         scores = np.asarray(scores, np.float64)
@@ -115,14 +119,14 @@ def _check(labels: np.ndarray, scores: np.ndarray, most: float | None = None) ->
 
 
 def _mean_ranks(scores: np.ndarray) -> np.ndarray:
-    """1 for the lowest; equal scores have the mean of their ranks."""
+    """Return ranks from 1 for the lowest score; equal scores have the mean of their ranks."""
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((last - counts + 1 + last) / 2.0)[inverse]
 
 
 def _by_group(groups: np.ndarray, rows: int) -> list[np.ndarray]:
-    """The rows of each group, without those that have none."""
+    """Return the row numbers of each group; rows without a group are left out."""
     if np.shape(groups) != (rows,):
         raise DataError(f"metrics: found groups of shape {np.shape(groups)}, expected one for each of {rows} rows")
     codes, names = pd.factorize(pd.Series(groups))

@@ -1,4 +1,4 @@
-"""What is minimised, what is reported, and how a trained model scores rows."""
+"""The objective (log loss with L2), the validation metric, the reported metrics, and batched prediction."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ from manyheads.recsys.training.metrics import all_metrics, auc
 
 @dataclass(frozen=True)
 class LogLoss:
-    """Binary cross-entropy, mean over the known labels of each task, summed over tasks, with L2 on the embeddings."""
+    """Log loss (binary cross-entropy): mean over the known labels of each task, summed over tasks, plus L2.
+
+    The L2 term is ``lambda / 2`` times the sum of squares of the embeddings.
+    """
 
     l2: float = 0.0
-    """lambda of ``lambda / 2`` times the sum of squares of the embeddings."""
+    """lambda, the strength of the L2."""
     l2_on: Literal["table", "batch"] = "table"
-    """table: of the whole tables at each step, as BARS; batch: of the rows that the batch touches, each once."""
+    """table: the whole embedding tables at each step, as BARS; batch: only the rows of the batch, each once."""
     task_weights: tuple[float, ...] = ()
-    """One a task; all 1 without."""
+    """One weight per task; all 1 if empty."""
     choose_by: Literal["auc", "log_loss"] = "auc"
-    """What stops the training and chooses the weights, on the validation part; of the first task."""
+    """Validation metric of early stopping and of the choice of the weights; of the first task."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         loss = self._cross_entropy(
             model(batch.ids, batch.numbers), batch.labels, ranks=world() if model.training else 1
         )
         if self.l2 and model.training:
-            # of all ranks' rows: a row of the table counts once a step, however many ranks touch it
+            # the ids of the global batch: a table row counts once per step, however many ranks touch it
             ids = everyones(batch.ids) if self.l2_on == "batch" else None
             for tables in all_tables(model):
                 loss = loss + self.l2 * tables.penalty(ids)
@@ -53,7 +56,7 @@ class LogLoss:
         return float(self._cross_entropy(logits, part.labels)) if np.isnan(found) else found
 
     def said(self, monitored: float) -> str:
-        """What :meth:`monitor` gave, for people."""
+        """Describe the result of :meth:`monitor` for the progress output."""
         return f"validation AUC {-monitored:.4f}" if monitored < 0 else f"validation log-loss {monitored:.4f}"
 
     def metrics(self, model: nn.Module, part: Rows) -> dict[str, float]:
@@ -69,15 +72,17 @@ class LogLoss:
         return found
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, *, ranks: int = 1) -> Tensor:
-        """With several ``ranks``: a share of which the mean over the ranks is that of all their rows."""
+        """Return the loss; with several ``ranks``, scaled so that its mean over ranks is that of the global batch."""
         tasks = logits.shape[1]
         if tasks == 1:
             return functional.binary_cross_entropy_with_logits(logits, labels)
         weights = self.task_weights or (1.0,) * tasks
         if len(weights) != tasks:
             raise ArgumentError(f"task_weights: found {len(weights)}, expected one for each of the {tasks} tasks")
+        # sum over tasks of weight * (sum of known losses / number of known labels in the global batch)
         known = ~torch.isnan(labels)
         each = functional.binary_cross_entropy_with_logits(logits, torch.where(known, labels, 0.0), reduction="none")
+        # DDP averages over the ranks: divide by the global count / ranks, so that the average is the global mean
         count = known.sum(0).to(each.dtype) if ranks == 1 else summed(known.sum(0).to(each.dtype)) / ranks
         mean = (each * known).sum(0) / count.clamp(min=1 / ranks)
         return (mean * logits.new_tensor(weights)).sum()
@@ -85,9 +90,9 @@ class LogLoss:
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, rows: Rows, *, size: int | None = None) -> np.ndarray:
-    """``(N, K)`` in float64, ``size`` rows at a time; the model is left in evaluation mode.
+    """Return logits ``(N, K)`` in float64, in batches of ``size``; leaves the model in evaluation mode.
 
-    Without ``size`` 512 rows on the CPU, whose caches then hold what passes from layer to layer, and 16,384 elsewhere.
+    The default ``size`` is 512 on the CPU, so that activations stay in the cache, and 16,384 elsewhere.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -97,8 +102,11 @@ def predict_logits(model: nn.Module, rows: Rows, *, size: int | None = None) -> 
 
 
 def config_from(description: Mapping[str, Any]) -> Config:
-    """The settings that an experiment's description holds. Raises :class:`CheckpointError` for those of no model of
-    this package; nothing is imported by name."""
+    """Read the model settings of a saved experiment.
+
+    Raises :class:`CheckpointError` if it is no model of this package. Only known modules are imported, never one that a
+    file names.
+    """
     kinds = {spec.config.partition(":")[2]: spec.config for spec in MODELS.values()}
     found = str(description.get("type"))
     package, _, name = found.rpartition(".")

@@ -1,4 +1,4 @@
-"""An optimiser for the embedding tables and another for the rest."""
+"""Separate optimisers for the embedding tables and the dense parameters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class SplitOptimiser(Optimiser):
-    """``name`` and ``learning_rate`` are those of the dense part; weight decay is too."""
+    """An optimiser for the embedding tables and another for the dense parameters.
+
+    ``name``, ``learning_rate`` and weight decay are those of the dense parameters.
+    """
 
     tables: Literal["adam", "adamw", "sgd", "adagrad"] = "adagrad"
     """The optimiser of the embedding tables."""
     table_rate: float = 0.05
-    """Their learning rate; the schedule applies to both."""
+    """Learning rate of the embedding tables; the schedule applies to both."""
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         tables = [weight for table in all_tables(model) for weight in table.weights()]
@@ -46,7 +49,7 @@ class SplitOptimiser(Optimiser):
 
 
 class Joint(torch.optim.Optimizer):
-    """Several optimisers of different parameters that step as one; their state is saved as that of one."""
+    """Several optimisers of disjoint parameters, used and saved as one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = list(parts)

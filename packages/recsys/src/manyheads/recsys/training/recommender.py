@@ -1,7 +1,9 @@
-"""``Recommender(label="clicked").fit(frame).predict_proba(frame)``: a table in, calibrated probabilities out.
+"""The estimator ``Recommender``: fit on a table, predict calibrated probabilities.
 
-scikit-learn's contract: ``clone``, ``Pipeline``, ``GridSearchCV``. Rows may hold values that were never seen; they are
-scored, and :meth:`Recommender.unseen` counts them.
+    Recommender(label="clicked").fit(frame).predict_proba(new_rows)
+
+It works with scikit-learn's ``clone``, ``Pipeline`` and ``GridSearchCV``. Out-of-vocabulary values are scored, and
+:meth:`Recommender.unseen` counts them.
 """
 
 from __future__ import annotations
@@ -37,15 +39,19 @@ from manyheads.recsys.training.calibration import METHODS, Calibration, Calibrat
 from manyheads.recsys.training.objective import LogLoss, predict_logits
 from manyheads.recsys.training.saved import load, save
 
-_PASSES, _STEPS = 30, 3000  # what is trained at most: the larger of so many passes and so many steps
-_APART = 50  # rows from which on some are held out
-_ROWS_TO_JUDGE = 100  # rows that are held out, at least, up to a quarter
-_JUDGED = 100  # steps between two judgements by the validation rows, at least
+# the default budget: the larger of so many epochs and so many steps
+_EPOCHS, _STEPS = 30, 3000
+# minimum number of rows to hold out validation rows
+_MIN_ROWS_TO_SPLIT = 50
+# minimum number of validation rows, up to a quarter of all rows
+_MIN_VALIDATION_ROWS = 100
+# minimum number of steps between two validations
+_MIN_STEPS_BETWEEN_VALIDATIONS = 100
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that are open already."""
+    """Splits in memory, as the data of an experiment."""
 
     splits: Splits
     name: str = "table"
@@ -55,37 +61,36 @@ class Prepared:
 
 
 class Recommender(ClassifierMixin, BaseEstimator):
-    """A ranking model for tables of categorical, multi-valued, numeric and time columns.
+    """Click-through rate model for tables of categorical, multi-valued, numeric and time columns.
 
     Args:
         model: a name of ``manyheads recsys models``.
-        label: the label's column, or several (one task each), where ``fit`` is given no ``y``.
-        spec: a feature spec or the path of one; inferred from the rows without it.
-        ignore: columns that are no features, where there is no spec.
-        settings: changes to the model's settings, such as ``{"dim": 32}``.
-        epochs: at most so many passes over the rows; without, 30, or as many as give 3,000 steps.
-        batch_size: rows a step; fewer where there are less than ten times as many.
-        learning_rate: of Adam; a tenth after each judgement without a better validation measure. The validation rows
-            judge after each pass, and where a pass has fewer than 100 steps after as many passes as give 100.
-        l2: lambda of the L2 on the embedding rows that a batch touches.
-        choose_by: what the validation rows judge by, ``log_loss`` or ``auc`` (of the first task); the weights of the
-            best judgement are kept.
+        label: the label column, or several (one task each); not needed if ``fit`` has ``y``.
+        spec: a feature spec or its path; inferred from the rows if None.
+        ignore: columns that are not used as features; only without ``spec``.
+        settings: changes to the settings of the model, such as ``{"dim": 32}``.
+        epochs: maximum number of epochs; by default 30, or as many as give 3,000 steps.
+        batch_size: rows per step; reduced to a tenth of the training rows, but not below 16.
+        learning_rate: learning rate of Adam; divided by ten after each validation without a better metric. Validation
+            happens after each epoch, or after as many epochs as give 100 steps.
+        l2: lambda of the L2 on the embedding rows of a batch.
+        choose_by: validation metric, ``log_loss`` or ``auc`` (of the first task); the weights with the best one are
+            kept.
         calibration: ``platt``, ``isotonic``, ``temperature`` or ``none``, fitted on the validation rows; see
             :mod:`manyheads.recsys.training.calibration`.
-        validation: share of the rows that judge and calibrate, the same of both classes; without, a tenth, or up to a
-            quarter where a tenth is less than 100 rows.
-        patience: steps without a better validation measure before stopping, at least two judgements.
-        baselines: fit and measure :mod:`manyheads.recsys.training.baselines` beside the model; a warning says where
-            it loses.
-        seed: decides everything that is drawn.
+        validation: share of validation rows, which choose the weights and calibrate; stratified by class. By default a
+            tenth, or up to a quarter if a tenth is less than 100 rows.
+        patience: early stopping after this many steps without a better validation metric, at least two validations.
+        baselines: fit :mod:`manyheads.recsys.training.baselines` too; a warning says if the model loses.
+        seed: seed of split, initial weights, row order and dropout.
         verbose: show progress on standard error.
 
-    Attributes (after fit): ``classes_`` (of the only task), ``spec_``, ``encoder_``, ``labels_``, ``network_``,
-    ``calibration_`` (one a task, with the calibration error before and after), ``baselines_`` (the model and the
-    baselines on the validation rows, as :meth:`compare`).
+    Attributes (after fit): ``classes_`` (with one task), ``spec_``, ``encoder_``, ``labels_``, ``network_``,
+    ``calibration_`` (one per task, with the calibration error before and after), ``baselines_`` (model and baselines on
+    the validation rows, as :meth:`compare`).
 
     Raises:
-        DataError, ArgumentError, UnknownNameError: on fit; one line naming the place, what was found and expected.
+        DataError, ArgumentError, UnknownNameError: on fit; one line with place, found and expected value.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Recommender:
-        """Fits on a DataFrame that holds the label, or on features and ``y``."""
+        """Fit on a DataFrame with the label column, or on features and ``y``."""
         self._check()
         config = config_of(self.model, self.settings)
         frame, tasks = self._with_labels(X, y)
@@ -152,7 +157,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
             self.fitted_rows_ = row_hashes(parts[0].ids.numpy(), parts[0].numbers.numpy())
         self._warn_of_probabilities(len(frame))
         self._baselines, layout = {}, encoder.layout(labels.tasks)
-        if self.baselines and len(frame) >= _APART:
+        if self.baselines and len(frame) >= _MIN_ROWS_TO_SPLIT:
             for index, task in enumerate(labels.tasks):
                 self._baselines[task] = fit_baselines(layout, *parts, index, seed=self.seed)
         self.baselines_ = self._compare(parts[1])
@@ -162,10 +167,10 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return self
 
     def compare(self, frame: Any) -> pd.DataFrame:
-        """The model and the baselines on labelled rows that were not fitted: ``task``, ``model``, ``chosen``, ``rows``,
-        ``log_loss``, ``auc``; the model first.
+        """Compare the model with the baselines on labelled rows that were not fitted.
 
-        Raises :class:`ArgumentError` for a recommender that was loaded: baselines are not saved.
+        Returns columns ``task``, ``model``, ``chosen``, ``rows``, ``log_loss`` and ``auc``, the model first. Raises
+        :class:`ArgumentError` for a loaded recommender: baselines are not saved.
         """
         check_is_fitted(self)
         if not hasattr(self, "_baselines"):
@@ -173,7 +178,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return self._compare(encode(_text_names(as_frame(frame)), self.encoder_, self.labels_))
 
     def predict_proba(self, X: Any) -> Any:
-        """``(n, 2)``, the columns in the order of ``classes_``; a list of these, one a task, for several tasks."""
+        """Return calibrated probabilities ``(n, 2)`` in the order of ``classes_``; a list with several tasks."""
         logits = self._logits(X)
         found = []
         for task, calibration in enumerate(self.calibration_):
@@ -182,12 +187,12 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return found[0] if len(found) == 1 else found
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Log-odds before calibration, ``(n,)``, or ``(n, K)`` for K tasks."""
+        """Return logits before calibration, ``(n,)``, or ``(n, K)`` for K tasks."""
         logits = self._logits(X)
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likelier class, ``(n,)``, or ``(n, K)`` for K tasks."""
+        """Return the more probable class, ``(n,)``, or ``(n, K)`` for K tasks."""
         found = self.predict_proba(X)
         columns = [
             np.array(classes)[(p[:, 1] > 0.5).astype(int)]
@@ -196,19 +201,19 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return columns[0] if len(columns) == 1 else np.stack(columns, 1)
 
     def unseen(self, X: Any) -> pd.DataFrame:
-        """One row a field: how many values of ``X`` the vocabulary does not hold, and how many are missing."""
+        """Count out-of-vocabulary and missing values of ``X``, one row per field."""
         encoded = self.encoder_.transform(self._features(X))
         rows = [(name, encoded.unseen.get(name, 0), count) for name, count in encoded.missing.items()]
         return pd.DataFrame(rows, columns=["field", "unseen", "missing"])
 
     def save(self, folder: str | Path) -> None:
-        """A folder of safetensors and JSON files; nothing is pickled."""
+        """Save as a folder of safetensors and JSON files; nothing is pickled."""
         check_is_fitted(self)
         save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Recommender:
-        """What :meth:`save` wrote, or a seed's folder of a run of ``manyheads recsys train``.
+        """Load a folder of :meth:`save`, or a seed's folder of ``manyheads recsys train``.
 
         Raises :class:`CheckpointError` for any other folder.
         """
@@ -224,7 +229,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
         calibrations: list[Calibration],
         fitted_rows: np.ndarray | None = None,
     ) -> None:
-        """What ``fit`` and ``load`` leave."""
+        """Set the attributes of a fitted estimator, from ``fit`` or ``load``."""
         self.fitted_rows_ = fitted_rows
         self.spec_, self.encoder_, self.labels_ = spec, encoder, labels
         self.network_, self.config_, self.calibration_ = network.eval(), config, calibrations
@@ -232,7 +237,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
             self.classes_ = np.array(labels.classes[0])
 
     def _with_labels(self, X: Any, y: Any) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """A table with the labels as columns, and their names."""
+        """Return a table with the label columns, and their names."""
         if y is None:
             if self.label is None:
                 raise ValueError(
@@ -306,15 +311,15 @@ class Recommender(ClassifierMixin, BaseEstimator):
         return pd.DataFrame(found, columns=["task", "model", "chosen", "rows", "log_loss", "auc"])
 
     def _warn_of_probabilities(self, rows: int) -> None:
-        if rows < _APART and self.calibration != "none":
+        if rows < _MIN_ROWS_TO_SPLIT and self.calibration != "none":
             warnings.warn(
-                f"calibration: found {rows} rows, expected {_APART} or more: probabilities are calibrated on the rows "
-                "that were fitted; give more rows",
+                f"calibration: found {rows} rows, expected {_MIN_ROWS_TO_SPLIT} or more: probabilities are calibrated "
+                "on the rows that were fitted; give more rows",
                 CalibrationWarning,
                 stacklevel=3,
             )
         for task, calibration in zip(self.labels_.tasks, self.calibration_, strict=True):
-            for doubt in calibration.doubts(task) if rows >= _APART else []:
+            for doubt in calibration.doubts(task) if rows >= _MIN_ROWS_TO_SPLIT else []:
                 warnings.warn(doubt, CalibrationWarning, stacklevel=3)
 
     def _check(self) -> None:
@@ -331,19 +336,21 @@ class Recommender(ClassifierMixin, BaseEstimator):
             raise ArgumentError(f"ignore: found {list(self.ignore)} beside a spec, expected one of them: edit the spec")
 
     def _budget(self, steps: int, size: int) -> tuple[int, Budget]:
-        """How many passes, of ``steps`` each, lie between two judgements, and the budget that counts these."""
-        total = self.epochs * steps if self.epochs else max(_PASSES * steps, _STEPS)
-        passes = max(1, math.ceil(min(_JUDGED, total) / steps))
+        """Return the passes, of ``steps`` steps each, between two validations, and the budget in such epochs."""
+        total = self.epochs * steps if self.epochs else max(_EPOCHS * steps, _STEPS)
+        passes = max(1, math.ceil(min(_MIN_STEPS_BETWEEN_VALIDATIONS, total) / steps))
         rounds = math.ceil(total / (passes * steps))
         patience = max(2, math.ceil(self.patience / (passes * steps)))
         return passes, Budget(epochs=rounds, batch_size=size, patience=patience, max_steps=total)
 
     def _parts(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation rows, with the same share of each class of the first task (a gap is one too); all
-        rows are both where there are fewer than 50."""
-        if len(labels) < _APART:
+        """Split row numbers into training and validation rows, stratified by the class of the first task.
+
+        A missing label is a class too. With fewer than 50 rows, all rows are both.
+        """
+        if len(labels) < _MIN_ROWS_TO_SPLIT:
             return np.arange(len(labels)), np.arange(len(labels))
-        share = self.validation or max(0.1, min(0.25, _ROWS_TO_JUDGE / len(labels)))
+        share = self.validation or max(0.1, min(0.25, _MIN_VALIDATION_ROWS / len(labels)))
         order = np.random.default_rng(self.seed).permutation(len(labels))
         classes = np.nan_to_num(labels[order], nan=2.0)
         held = np.zeros(len(labels), bool)
@@ -370,7 +377,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
 
 def _is_table(X: Any) -> bool:
-    """Whether it has columns with names: a pandas DataFrame, or a table of another library that speaks Arrow."""
+    """Whether ``X`` is a table with column names: a pandas DataFrame, or a table with the Arrow interface."""
     return isinstance(X, pd.DataFrame) or (hasattr(X, "__arrow_c_stream__") and not isinstance(X, pd.Series))
 
 

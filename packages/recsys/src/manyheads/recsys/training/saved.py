@@ -1,7 +1,8 @@
-"""A fitted recommender as a folder: ``model.safetensors``, ``encoder.json``, ``encoder.safetensors``, ``labels.json``,
-``fitted.safetensors``.
+"""Save and load a fitted recommender.
 
-It is the folder that a seed of ``manyheads recsys train`` leaves, with settings and calibration added to the header.
+The folder has ``model.safetensors``, ``encoder.json``, ``encoder.safetensors``, ``labels.json`` and
+``fitted.safetensors``. It has the format of a seed's folder of ``manyheads recsys train``; settings and calibration are
+added to the header of the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FORMAT = 1
 
 
 def save(recommender: Recommender, folder: Path) -> None:
-    """Writes each file atomically, the weights last."""
+    """Write each file atomically, the weights last."""
     config, kind = recommender.config_, type(recommender.config_)
     described = {"type": type_name(kind)}
     described |= {f.name: plain(getattr(config, f.name)) for f in fields(config)}
@@ -43,17 +44,19 @@ def save(recommender: Recommender, folder: Path) -> None:
 
 
 def load(folder: Path, build: type[Recommender]) -> Recommender:
-    """Build the estimator of a folder.
+    """Load the estimator of a folder.
 
     Raises:
         CheckpointError: a folder that :func:`save` or a run did not write.
     """
     if not (folder / MODEL_FILE).is_file():
         runs = sorted(folder.glob("**/seed-*/model.safetensors"))
-        mend = f"name {runs[0].parent}" if runs else "fit or train one first"
+        advice = f"name {runs[0].parent}" if runs else "fit or train one first"
         if (folder / "network.onnx").is_file():
-            mend = "it was exported and is for bench, serve and Ranker.load; name the folder that it was exported from"
-        raise CheckpointError(f"{folder} holds no model.safetensors: {mend}")
+            advice = (
+                "it was exported and is for bench, serve and Ranker.load; name the folder that it was exported from"
+            )
+        raise CheckpointError(f"{folder} holds no model.safetensors: {advice}")
     fix = "fit or train again"
     tensors, header = load_model(folder, fix=fix)
     try:
