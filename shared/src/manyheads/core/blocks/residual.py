@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
             x = self._added(self.cross_norm, x, read.y, real)
         return LayerOutput(self._widened(x, real), out.state, out.aux)
 
-    def last(self, x: Tensor, count: int) -> Tensor:
+    def last(self, x: Float[Tensor, "b t d"], count: int) -> Float[Tensor, "b count d"]:
         """``(B, T, D)`` to ``(B, count, D)``: the last ``count`` tokens of a block that attends to itself.
 
         The layer takes a context: all tokens of ``x``, normed as those that read them are. Raises

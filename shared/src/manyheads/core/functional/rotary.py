@@ -11,12 +11,18 @@ two agree up to a permutation of the rows of the query and key matrices.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def rotate(x: Tensor, position: Tensor, *, base: float = 10000.0) -> Tensor:
+
+def rotate(
+    x: Float[Tensor, "b h t e"], position: Int[Tensor, "*b t"], *, base: float = 10000.0
+) -> Float[Tensor, "b h t e"]:
     """Turn ``x (B, H, T, E)`` by the ``position (T,)`` or ``(B, T)`` of its tokens; angles in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = torch.arange(x.shape[-1] // 2, device=x.device, dtype=wide)
