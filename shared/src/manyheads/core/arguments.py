@@ -42,7 +42,7 @@ class _Shaped:
         return kind_and_axes[0]
 
 
-_SHAPED = dict.fromkeys(("Bool", "Float", "Int", "Shaped"), _Shaped)
+SHAPED = dict.fromkeys(("Bool", "Float", "Int", "Shaped"), _Shaped)
 
 
 def describe(value: Any) -> str:
@@ -167,7 +167,7 @@ class _Signature:
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """With annotations as values; as text if a name is imported for type checkers only, other than those of shapes."""
     try:
-        signature = inspect.signature(function, locals=_SHAPED, eval_str=True)
+        signature = inspect.signature(function, locals=SHAPED, eval_str=True)
     except NameError:
         signature = inspect.signature(function)
     return list(signature.parameters.values())

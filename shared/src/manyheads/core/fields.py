@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform, get_origin
 
 from torch import nn
 
-from manyheads.core.arguments import checked
+from manyheads.core.arguments import SHAPED, checked
 from manyheads.core.errors import ArgumentError
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -152,7 +152,7 @@ def _own_arguments(cls: type) -> dict[str, Argument]:
     """The fields that the class itself declares, in order, without marks left on the class."""
     found: dict[str, Argument] = {}
     plain = "__init__" not in cls.__dict__  # else only what is declared as an argument is one
-    for name, written in inspect.get_annotations(cls).items():
+    for name, annotation in inspect.get_annotations(cls, locals=SHAPED, eval_str=True).items():
         declared = cls.__dict__.get(name, REQUIRED)
         if isinstance(declared, Argument | _Attribute):
             delattr(cls, name)  # a class attribute would hide a buffer or a submodule of that name
@@ -160,7 +160,6 @@ def _own_arguments(cls: type) -> dict[str, Argument]:
             if declared.default is not REQUIRED:
                 setattr(cls, name, declared.default)
             continue
-        annotation = _evaluated(written, cls.__module__)
         if annotation is ClassVar or get_origin(annotation) is ClassVar:
             continue
         if not (plain or isinstance(declared, Argument)):
@@ -171,10 +170,6 @@ def _own_arguments(cls: type) -> dict[str, Argument]:
             name, optional, given.default, given.factory, given.least, given.check, keyword=given.keyword
         )
     return found
-
-
-def _evaluated(written: Any, module: str) -> Any:
-    return eval(written, vars(sys.modules[module])) if isinstance(written, str) else written  # noqa: S307
 
 
 def _constructor(cls: type[Configured]) -> Callable[..., None]:
