@@ -61,7 +61,7 @@ def describe(value: Any) -> str:
 
 
 class Expectation(NamedTuple):
-    """What an annotation asks for, each choice in words, and ``take(value)``: the value as used, or NotImplemented."""
+    """Values that an annotation allows: ``choices`` in words; ``take(value)`` is the value to use, or NotImplemented."""
 
     choices: list[str]
     take: Callable[[Any], Any]
@@ -174,7 +174,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _expectation(name: str, annotation: Any) -> Expectation | None:
-    """What an argument is checked against, None for an annotation that is not checked."""
+    """Return the check of an argument, None for an annotation that is not checked."""
     if annotation is inspect.Parameter.empty:
         return None
     origin = typing.get_origin(annotation)

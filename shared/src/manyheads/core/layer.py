@@ -32,7 +32,7 @@ class LayerOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What a layer can do and where it comes from. Where a constructor argument decides, all choices are listed."""
+    """Capabilities and source of a layer. If they depend on an argument, all choices are listed."""
 
     name: str
     title: str

@@ -87,7 +87,7 @@ def create(name: str, dim: int, **config: Any) -> Layer:
 def list_layers(
     *, causal: Causality | None = None, streaming: bool | None = None, grid_rank: int | None = None
 ) -> list[LayerInfo]:
-    """What the layers can do, filtered: those that can be ``causal``, that (do not) stream, that take ``grid_rank``."""
+    """Return the infos of the layers that can be ``causal``, that stream or do not, and that take ``grid_rank``."""
     if grid_rank is not None and grid_rank < 1:
         raise ArgumentError(f"list_layers: grid_rank: found {grid_rank}, expected 1 or more")
     infos = [layer.info for layer in LAYERS.values()]

@@ -26,12 +26,12 @@ _functorch = getattr(torch._C, "_functorch", None)
 
 
 def must_be_plain() -> bool:
-    """Whether the call runs under ``torch.compile``, ``torch.export`` or a ``torch.func`` transform."""
+    """Return whether the call runs under ``torch.compile``, ``torch.export`` or a ``torch.func`` transform."""
     return torch.compiler.is_compiling() or is_transformed()
 
 
 def differentiated_twice() -> bool:
-    """Whether ``torch.func`` derivatives are nested or forward-mode; fused kernels have neither."""
+    """Return whether ``torch.func`` derivatives are nested or forward-mode; fused kernels have neither."""
     if torch.compiler.is_compiling() or not is_transformed():
         return False
     kinds = [level.key() for level in getattr(_functorch, "get_interpreter_stack", list)() or []]

@@ -118,7 +118,7 @@ class CombinerLogsparse(Layer):
         return LayerOutput(self.output(mixed.flatten(2)), state)
 
     def _whole(self, qkv: Tensor, lengths: Tensor | None, state: State) -> tuple[Tensor, State]:
-        """What is padded at the right is in the future of every token that there is."""
+        """Attend over whole sequences; padding at the right is in the future of every real token."""
         rows, tokens = qkv.shape[:2]
         levels = (tokens - 1).bit_length()
         low = min(levels, BLOCK.bit_length() - 1)

@@ -306,7 +306,7 @@ class Routing(Layer):
         return first.transpose(1, 2), second.transpose(1, 2)
 
     def _statistics(self, vectors: tuple[Tensor, Tensor], own: list[Tensor], real: Tensor | None) -> dict[str, Tensor]:
-        """Of the queries, and of the keys where they are others."""
+        """Return the statistics of the queries, and of the keys if they are not the queries."""
         pairs = list(zip(vectors, own, strict=False))
         losses = [commitment_loss(x, self.centroids, assigned, real) for x, assigned in pairs]
         counts, sums = zip(

@@ -221,5 +221,5 @@ class TransformerXL(Layer):
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Whether its weight may be used without calling it: the module is not replaced and has no hooks."""
+    """Return whether its weight may be used without calling it: the module is not replaced and has no hooks."""
     return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks

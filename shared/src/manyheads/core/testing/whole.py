@@ -177,7 +177,7 @@ def future_does_not_change_the_past(case: Case) -> None:
 
 
 def mixing_matrix_gives_the_output(case: Case) -> None:
-    """What goes into the output projection is the recovered matrix times the values."""
+    """The input of the output projection is the recovered matrix times the values."""
     layer, x, context = case.layer(), case.x(), case.context()
     for name, mask in {"no mask": Mask(), **case.masks()}.items():
         matrix, values, mixed = recover(layer, x, context=context, mask=mask)
@@ -185,7 +185,7 @@ def mixing_matrix_gives_the_output(case: Case) -> None:
 
 
 def padding_is_as_if_absent(case: Case) -> None:
-    """Of a sequence the real tokens alone give the same; of an image what is left without its last row or column."""
+    """Padding changes nothing: a sequence gives what its real tokens give, an image what its unpadded part gives."""
     layer, x, context = case.layer(), case.x(), case.context()
     for axis in range(1, 1 + len(case.grid)):
         if case.free[axis - 1]:

@@ -1,9 +1,10 @@
-"""What the layers cost against length, beside what the machine allows and beside softmax attention.
+"""Benchmark of the layers: time, memory and FLOPs against length, with the bounds of the machine and softmax attention.
 
-On a CPU the time is process time on one thread (the minimum over repetitions), on a GPU wall time after synchronising;
-bytes are the peak of what torch's allocator held during one forward and backward, beyond parameters and input; FLOPs
-come from each layer's cost function. The fraction of the bound is the larger of FLOPs over the measured float32 GEMM
-rate and moved bytes (input, output, parameters) over the measured copy bandwidth, divided by the measured forward time.
+- Time: on a CPU process time on one thread, the minimum over repetitions; on a GPU wall time after synchronising.
+- Memory: the peak of the bytes in torch's allocator during one forward and backward, without parameters and input.
+- FLOPs: from the cost function of each layer.
+- Fraction of the bound: the larger of FLOPs over the measured float32 GEMM rate and moved bytes (input, output,
+  parameters) over the measured copy bandwidth, divided by the measured forward time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BASELINE = {"no": "softmax", "weak": "softmax (causal)", "strict": "softmax (cau
 
 @dataclass(frozen=True)
 class Rates:
-    """What the device does: float32 GEMM FLOP/s, copied bytes/s (read and written), one thread on a CPU."""
+    """Measured rates of a device: float32 GEMM FLOP/s, copied bytes/s (read and written); one thread on a CPU."""
 
     device: torch.device
     gemm: float

@@ -1,4 +1,4 @@
-"""Where a model lies in a run of several processes: a copy on each, or, by a subclass, a part on each."""
+"""Placement of a model in a run of several processes: a copy on each, or, by a subclass, a shard on each."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Placement:
     """A copy of the model on each process, gradients averaged over them (DDP). The first process writes."""
 
     accelerator: str | None = None
-    """Of Fabric; None for a GPU if there is one."""
+    """The accelerator of Fabric; None for a GPU if there is one."""
     parted = False
-    """Whether each process holds a part of its own, which it writes to checkpoints of its own."""
+    """True if each process holds a shard, which it writes to its own checkpoints."""
 
     def setup(self, fabric: Fabric, model: nn.Module, experiment: Experiment) -> tuple[nn.Module, Any]:
-        """The model to be called in training and its optimiser; ``model`` holds the same weights afterwards."""
+        """Return the model to call in training and its optimiser; ``model`` keeps the same weights."""
         return fabric.setup(model, experiment.optimiser.make(model))
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights and buffers that lie here, by name."""
+        """Return the weights and buffers of this process by name."""
         return model.state_dict()
 
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Set what :meth:`tensors` gave."""
+        """Load tensors that :meth:`tensors` returned."""
         model.load_state_dict(tensors)
 
     def whole(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights of one process, complete on the first; every process calls."""
+        """Return the weights of a one-process run, complete on the first process; every process must call."""
         return model.state_dict()

@@ -165,7 +165,7 @@ def _with_column(plain: pd.DataFrame, name: str, values: pd.Index, place: str) -
 
 
 def _dates(index: pd.Index) -> bool:
-    """Whether an index of texts or of named whole numbers holds dates; unnamed whole numbers count rows."""
+    """Return whether an index of texts or of named whole numbers holds dates; unnamed whole numbers count rows."""
     counts = pd.api.types.is_numeric_dtype(index.dtype) and index.name is None
     return not counts and len(index) > 0 and reads_as_dates(index)
 

@@ -189,7 +189,7 @@ def _check_rising(series: Observed, cells: Cells) -> None:
 
 
 def _fits_better(stamps: pd.DatetimeIndex, common: str, own: str) -> bool:
-    """Whether the frequency of the other series describes the stamps better than their own.
+    """Return whether the frequency of the other series describes the stamps better than their own.
 
     It does if all stamps are on its grid, and either leave no gap there or leave gaps on their own grid.
     """

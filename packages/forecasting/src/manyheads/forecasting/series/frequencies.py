@@ -80,14 +80,14 @@ def recognise(stamps: pd.DatetimeIndex) -> str | None:
 
 
 def is_regular(stamps: pd.Series) -> bool:
-    """Whether the distinct stamps are at one frequency without a gap."""
+    """Return whether the distinct stamps are at one frequency without a gap."""
     found = pd.DatetimeIndex(stamps.unique()).sort_values()
     freq = recognise(found)
     return freq is not None and is_complete(found, freq)
 
 
 def is_complete(stamps: pd.DatetimeIndex, freq: str) -> bool:
-    """Whether stamps are at a frequency without a gap."""
+    """Return whether stamps are at a frequency without a gap."""
     return bool((stamps == axis(freq, stamps[0], periods=len(stamps))).all())
 
 
@@ -181,7 +181,7 @@ def season_of(freq: str) -> int:
 
 
 def same_frequency(one: str, other: str) -> bool:
-    """Whether two aliases are the same step, such as ``24h`` and ``D``."""
+    """Return whether two aliases are the same step, such as ``24h`` and ``D``."""
     first, second = to_offset(one), to_offset(other)
     try:
         return first == second or pd.Timedelta(first) == pd.Timedelta(second)

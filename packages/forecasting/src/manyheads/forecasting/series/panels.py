@@ -74,7 +74,7 @@ def power_of_two(values_TC: np.ndarray) -> np.ndarray:
 
 
 def constant_channels(values_TC: np.ndarray) -> np.ndarray:
-    """Whether each channel is constant up to rounding errors, such as 0.3 and 0.1 + 0.2; ``(C,)`` bool."""
+    """Return whether each channel is constant up to rounding errors, such as 0.3 and 0.1 + 0.2; ``(C,)`` bool."""
     highest, lowest = values_TC.max(axis=0), values_TC.min(axis=0)
     largest = np.maximum(np.abs(highest), np.abs(lowest))
     return highest / 2 - lowest / 2 <= 4 * np.finfo(np.float64).eps * largest

@@ -28,7 +28,7 @@ _WORDS = re.compile(
 
 
 def is_stamps(column: Any) -> bool:
-    """Whether the type of a column or an index is stamps, dates or periods."""
+    """Return whether the type of a column or an index is stamps, dates or periods."""
     kind = getattr(column, "dtype", None)
     if isinstance(kind, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(kind):
         return True
@@ -41,7 +41,7 @@ def is_stamps(column: Any) -> bool:
 
 
 def reads_as_dates(column: Any) -> bool:
-    """Whether all cells of a column or an index of texts or whole numbers are dates."""
+    """Return whether all cells of a column or an index of texts or whole numbers are dates."""
     try:
         read_stamps(pd.Series(column).reset_index(drop=True), "", lambda row: "")
     except DataError:

@@ -141,7 +141,7 @@ def _samples(
 
 
 def _are_chunks(stream: BinaryIO, at: int, size: int, order: Literal["little", "big"]) -> bool:
-    """Whether only whole chunks without samples follow from ``at`` to the end; up to 7 more bytes are padding."""
+    """Return whether only whole chunks without samples follow from ``at``; up to 7 more bytes are padding."""
     for _ in range(MOST_CHUNKS):
         if size - at < 8:
             return True

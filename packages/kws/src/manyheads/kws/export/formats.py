@@ -105,7 +105,7 @@ def quantise(source: str | Path, target: str | Path) -> Path:
 
 
 def narrow(shape: tuple[int, ...]) -> bool:
-    """Whether a product has so few outputs that quantising its input costs more than the product itself."""
+    """Return whether a product has so few outputs that quantising its input costs more than the product itself."""
     return len(shape) == 2 and shape[1] < NARROW
 
 

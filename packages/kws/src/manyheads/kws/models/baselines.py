@@ -1,4 +1,4 @@
-"""What LMUFormer is compared with: a small residual convolutional network, and one around any layer of the core.
+"""Baselines for LMUFormer: a small residual convolutional network, and a network around any layer of the core.
 
 ``ResidualCNN``: a stem, then blocks ``relu(x + N(conv(relu(N(conv(x))))))`` of kernel 3 whose dilation doubles from
 block to block, all causal. ``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` around a layer by

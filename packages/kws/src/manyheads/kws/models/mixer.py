@@ -1,4 +1,4 @@
-"""What an LMUFormer block is made of: the mixer round Legendre memories, and the feed-forward network."""
+"""The two parts of an LMUFormer block: the mixer around Legendre memories, and the feed-forward network."""
 
 from __future__ import annotations
 

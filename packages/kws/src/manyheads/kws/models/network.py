@@ -1,4 +1,4 @@
-"""What a keyword network is: frames in, logits out, in chunks of any size.
+"""The interface of a keyword network: frames in, logits out, in chunks of any size.
 
     out = network(frames)                 # (B, T, M) -> out.logits (B, T', C), out.state, out.aux
     out = network(more, out.state)        # goes on; chunks joined are the whole, exactly
@@ -57,7 +57,7 @@ class Product(NamedTuple):
 
 
 class Passage:
-    """What one call knows: where the streams began and ended, seen from their chunk, and the spike rates met.
+    """The context of one call: start and end of the streams relative to their chunk, and the measured spike rates.
 
     ``seen (B,)`` counts the frames before the chunk, up to the look-ahead; None where nothing comes late. ``end``, an
     int or ``(B,)``, is the first frame of the chunk that is beyond a stream's end; None where they go on.

@@ -1,8 +1,11 @@
-"""What follows a product: normalisation and a nonlinearity, with or without spikes; and how the former is folded away.
+"""Normalisation and nonlinearity after a product, with or without spikes, and the folding of batch norm.
 
-In evaluation batch norm is ``y = a x + c`` a channel. After a product it goes into its weight and bias; before a
-convolution (after a ReLU, in the published stem) a goes into the convolution and ``x + c / a`` stays, as the zeros of
-the padding must stay zeros. Where neither is possible, as beside a residual path, it becomes :class:`ChannelAffine`.
+In evaluation batch norm is ``y = a x + c`` for each channel.
+
+- After a product it is folded into weight and bias.
+- Before a convolution (after a ReLU, in the published stem) a is folded into the convolution and ``x + c / a`` stays, as
+  the zeros of the padding must stay zeros.
+- If neither is possible, as beside a residual path, it becomes :class:`ChannelAffine`.
 """
 
 from __future__ import annotations
@@ -115,7 +118,7 @@ def _fire(x: Tensor, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
 
 
 def inference() -> bool:
-    """Whether what a product gave may be written over."""
+    """Return whether what a product gave may be written over."""
     return not (torch.is_grad_enabled() or torch.jit.is_tracing())
 
 

@@ -83,7 +83,7 @@ class AttentionMaps:
 
 
 def has_maps(network: nn.Module) -> bool:
-    """Whether a network has attention weights."""
+    """Return whether a network has attention weights."""
     return callable(getattr(network, "attention", None))
 
 

@@ -252,7 +252,7 @@ def _time(cell: Any, unit: Unit) -> int:
 
 
 def _wrong_unit(value: float, unit: Unit) -> bool:
-    """Whether a number is no plausible time in ``unit``, but is one in another unit."""
+    """Return whether a number is no plausible time in ``unit``, but is one in another unit."""
     return not _within_log(value, unit) and any(_within_log(value, other) for other in SCALES if other != unit)
 
 

@@ -40,7 +40,7 @@ class Interacting(nn.Module):
         return functional.relu(mixed if self.norm is None else self.norm(mixed))
 
     def weights(self, x: Tensor) -> Tensor:
-        """What each field attends to, ``(B, H, T, T)``."""
+        """Return the attention weights of the fields, ``(B, H, T, T)``."""
         q, k = self._heads(self.query(x)), self._heads(self.key(x))
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         return (scale * q @ k.mT).softmax(-1)
@@ -84,7 +84,7 @@ class AutoInt(nn.Module):
         return logits if self.tower is None else logits + self.tower(tokens.flatten(1))
 
     def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
-        """What each layer attends to, ``(B, H, T, T)``."""
+        """Return the attention weights of each layer, ``(B, H, T, T)``."""
         x, found = self.tokens(ids, numbers), []
         for layer in self.layers:
             found.append(layer.weights(x))  # ty: ignore[not-callable]

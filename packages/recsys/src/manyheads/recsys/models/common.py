@@ -1,4 +1,4 @@
-"""What the models have in common: their settings, the tower, the linear part, how they start."""
+"""Common parts of the models: settings, deep tower, linear part, initialisation."""
 
 from __future__ import annotations
 

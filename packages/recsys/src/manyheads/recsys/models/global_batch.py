@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def world() -> int:
-    """How many processes there are; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -73,7 +73,7 @@ class FieldTransformer(nn.Module):
         return logits if self.tower is None else logits + self.tower(fields.flatten(1))
 
     def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
-        """What each layer attends to, ``(B, H, Q, T + K)``: Q is K, the task tokens' rows, in a pruned layer."""
+        """Return the attention weights of each layer, ``(B, H, Q, T + K)``; Q = K, the task tokens, if it is pruned."""
         x, found = self._sequence(self.tokens(ids, numbers)), []
         for layer, queries in zip(self.layers, self.queries, strict=True):
             found.append(_weights(layer, x, queries))

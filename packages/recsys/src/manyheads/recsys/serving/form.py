@@ -283,5 +283,5 @@ def standardised(x: Tensor, dim: int) -> Tensor:
 
 
 def _mixes(network: FieldTransformer) -> bool:
-    """Whether the numeric fields are mixed into ``numeric_tokens`` tokens."""
+    """Return whether the numeric fields are mixed into ``numeric_tokens`` tokens."""
     return hasattr(network.tokens.numbers, "tokens")

@@ -43,7 +43,7 @@ class Gate:
 
 
 def has_int8(folder: Path) -> bool:
-    """Whether :func:`quantise` has accepted int8 files for this folder."""
+    """Return whether :func:`quantise` has accepted int8 files for this folder."""
     return bool((read_about(folder).get("int8") or {}).get("admitted"))
 
 

@@ -1,4 +1,4 @@
-"""Rows as JSON gives them, encoded without a table: for one row a small part of the time that a DataFrame takes.
+"""Encode rows from JSON without a table: one row takes a small part of the time of a DataFrame.
 
 They are read and encoded by the functions that read tables: the same rows are taken and refused, with the same scores.
 """
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def encode_rows(encoder: Encoder, rows: Sequence[Row], place: str = "row") -> Arrays:
-    """What ``encoder.arrays`` gives for a table of these rows; keys that are no fields are left alone.
+    """Return what ``encoder.arrays`` returns for a table of these rows; keys that are not fields are ignored.
 
     Raises :class:`DataError` naming row and field, what was found and what was expected.
     """

@@ -377,7 +377,7 @@ class Recommender(ClassifierMixin, BaseEstimator):
 
 
 def _is_table(X: Any) -> bool:
-    """Whether ``X`` is a table with column names: a pandas DataFrame, or a table with the Arrow interface."""
+    """Return whether ``X`` is a table with column names: a pandas DataFrame, or a table with the Arrow interface."""
     return isinstance(X, pd.DataFrame) or (hasattr(X, "__arrow_c_stream__") and not isinstance(X, pd.Series))
 
 

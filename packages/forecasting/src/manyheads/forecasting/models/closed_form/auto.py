@@ -222,7 +222,7 @@ def _plan(rows: int, season: int, horizons: Sequence[int], rule: AutoRule) -> _P
 
 
 def _can_cross_validate(plan: _Plan, rule: AutoRule) -> bool:
-    """Whether each fold leaves at least as many training windows as the shortest look-back has steps."""
+    """Return whether each fold leaves at least as many training windows as the shortest look-back has steps."""
     fold = plan.windows // rule.folds
     return fold >= 1 and plan.windows - fold - 2 * plan.horizon >= plan.look_backs[-1]
 
