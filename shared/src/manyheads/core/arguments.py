@@ -61,7 +61,7 @@ def describe(value: Any) -> str:
 
 
 class Expectation(NamedTuple):
-    """Values that an annotation allows: ``choices`` in words; ``take(value)`` is the value to use, or NotImplemented."""
+    """Values allowed by an annotation: ``choices`` in words; ``take(value)`` is the value or NotImplemented."""
 
     choices: list[str]
     take: Callable[[Any], Any]

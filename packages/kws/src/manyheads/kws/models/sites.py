@@ -3,8 +3,8 @@
 In evaluation batch norm is ``y = a x + c`` for each channel.
 
 - After a product it is folded into weight and bias.
-- Before a convolution (after a ReLU, in the published stem) a is folded into the convolution and ``x + c / a`` stays, as
-  the zeros of the padding must stay zeros.
+- Before a convolution (after a ReLU, in the published stem) a is folded into the convolution and ``x + c / a`` stays,
+  as the zeros of the padding must stay zeros.
 - If neither is possible, as beside a residual path, it becomes :class:`ChannelAffine`.
 """
 
