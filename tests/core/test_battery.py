@@ -54,6 +54,20 @@ def test_a_grid_may_be_fixed_along_one_axis_only():
         free.layer(torch.float32)(torch.zeros(1, 3, 4, 6))
 
 
+def test_a_submodule_may_have_the_name_of_an_argument():
+    class Normed(LineMixer):
+        norm: bool = False
+
+        def setup(self):
+            super().setup()
+            self.norm = torch.nn.LayerNorm(self.dim) if self.norm else torch.nn.Identity()
+
+    layer = Normed(6, norm=True)
+    assert isinstance(layer.norm, torch.nn.LayerNorm)
+    assert layer.config["norm"] is True
+    assert Normed(6).config["norm"] is False
+
+
 def test_a_window_has_a_meaning_on_sequences_only():
     layer = raster(SoftmaxAttention)(6, heads=2)
     with pytest.raises(MaskError, match=r"mask.window: found a grid of 2 axes, expected 1"):

@@ -165,6 +165,8 @@ def _own_arguments(cls: type) -> dict[str, Argument]:
         if not (plain or isinstance(declared, Argument)):
             continue
         given = declared if isinstance(declared, Argument) else Argument(default=declared)
+        if name in cls.__dict__:
+            delattr(cls, name)  # a plain default would hide a submodule of that name too
         optional = annotation | None if given.factory is not None else annotation
         found[name] = Argument(
             name, optional, given.default, given.factory, given.least, given.check, keyword=given.keyword

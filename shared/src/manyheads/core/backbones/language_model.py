@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
     Args:
         stack: causal blocks; :func:`~manyheads.core.backbones.stack.build_stack` makes them.
         vocabulary: V.
-        positions: added to the embedded tokens.
+        positions: added to the embedded tokens; "none" for layers with rotary positions.
         max_len: number of learned positions.
         tied: the output matrix is that of the embedding.
 

@@ -34,7 +34,7 @@ class SequenceEncoder(nn.Module):
         inputs: C of vectors ``(B, T, C)``; None for token ids.
         vocabulary: number of token ids; None for vectors.
         pool: "mean" for one output of a sequence, "tokens" for one of each token.
-        positions: added to the embedded tokens.
+        positions: added to the embedded tokens; "none" for layers with rotary positions.
         max_len: number of learned positions.
 
     Raises:
