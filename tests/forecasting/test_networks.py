@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
+from manyheads.core.backbones.stack import layer_for_grid
 from manyheads.core.blocks.decomposition import SeriesDecomposition
 from manyheads.core.errors import ArgumentError, CheckpointError, UnknownNameError
 from manyheads.core.registry import LAYERS
 from manyheads.forecasting import Forecaster, Panel
 from manyheads.forecasting.models import find_model, fit_model
 from manyheads.forecasting.models.network_forecast import NetworkForecast
-from manyheads.forecasting.models.networks import NETWORKS, make_layer, network_config
+from manyheads.forecasting.models.networks import NETWORKS, network_config
 from manyheads.forecasting.series.panels import History
 from manyheads.lab.data.storage import load_arrays, save_tensors
 
@@ -141,7 +142,7 @@ def test_every_sequence_layer_works_in_every_network(name, layer):
 @pytest.mark.parametrize("layer", NO_SEQUENCE)
 def test_a_layer_that_is_not_for_sequences_raises(layer):
     with pytest.raises(ArgumentError, match="expected one that takes a sequence alone"):
-        make_layer(layer, 8, 12, heads=2)
+        layer_for_grid(layer, 8, (12,), heads=2)
 
 
 def test_a_network_around_a_layer_is_found_by_both_names():

@@ -8,6 +8,7 @@ Axes: b batch, d width, s context tokens, c context width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from manyheads.core.arguments import checked
 from manyheads.core.blocks.feed_forward import FeedForward, GatedFeedForward
 from manyheads.core.blocks.residual import NormPlace, ResidualBlock
 from manyheads.core.errors import ArgumentError
+from manyheads.core.fields import REQUIRED
 from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
-from manyheads.core.registry import create
+from manyheads.core.registry import create, find_layer
 from manyheads.core.state import State
 
 if TYPE_CHECKING:
@@ -75,17 +77,27 @@ class Stack(nn.Module):
         context: Float[Tensor, "b s c"] | None = None,
         mask: Mask | None = None,
     ) -> LayerOutput:
-        """Run all blocks; the names in ``aux`` of block n begin with ``n.``."""
+        """Run all blocks; the names in ``aux`` of block n begin with ``n.``.
+
+        A layer that takes sequences only gets the tokens of a grid in raster order.
+        """
         given = (None,) * len(self.blocks) if state is None else state
         if len(given) != len(self.blocks):
             raise ArgumentError(f"stack: state: found {len(given)} parts, expected {len(self.blocks)} (init_state)")
         states, aux = [], {}
         for index, (block, before) in enumerate(zip(self.residual_blocks, given, strict=True)):
             own = before if block.layer.state_kind != "none" else None
-            x, after, more = block(x, own, context=context, mask=mask)
+            x, after, more = _on_grid(block, x, own, context=context, mask=mask)
             states.append(after)
             aux |= {f"{index}.{name}": value for name, value in more.items()}
         return LayerOutput(self.norm(x), tuple(states), aux)
+
+
+def _on_grid(block: ResidualBlock, x: Tensor, state: State | None, **given: Any) -> LayerOutput:
+    if x.dim() <= 3 or x.dim() - 2 in block.layer.info.grid_ranks:
+        return block(x, state, **given)
+    out = block(x.flatten(1, -2), state, **given)
+    return LayerOutput(out.y.view(x.shape), out.state, out.aux)
 
 
 @checked
@@ -114,6 +126,53 @@ def make_layers(layer: str | MakeLayer, dim: int, depth: int, options: Mapping[s
         if one.dim != dim:
             raise ArgumentError(f"layer: found width {one.dim}, expected {dim}")
     return made
+
+
+@checked
+def layer_for_grid(
+    name: str,
+    dim: int,
+    grid: tuple[int, ...],
+    *,
+    heads: int,
+    causal: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Layer:
+    """Build a registered layer for a grid of known size, in a network round any layer.
+
+    The arguments for the number of heads, for causality and for the size of the grid are set if the layer has them. On
+    a grid of several axes a layer for sequences is built for all tokens in raster order, as :class:`Stack` runs it.
+
+    Args:
+        name: a registered name.
+        dim: width D.
+        grid: size of each axis.
+        heads: number of heads.
+        causal: build the causal form of a layer that has one.
+        options: further arguments of the layer; they override those set here.
+
+    Raises:
+        UnknownNameError: a name that is not registered.
+        ArgumentError: a layer that takes neither this grid nor a sequence, or that needs a context; invalid arguments.
+    """
+    kind = find_layer(name)
+    own = len(grid) in kind.info.grid_ranks
+    arguments = {one.name: one for one in kind.arguments}
+    context = arguments.get("context_dim")
+    if not (own or 1 in kind.info.grid_ranks) or (context is not None and context.default is REQUIRED):
+        expected = "a sequence" if len(grid) == 1 else f"a grid of {len(grid)} axes or a sequence"
+        raise ArgumentError(f"layer: found {name!r}, expected one that takes {expected} alone (manyheads list)")
+    tokens = math.prod(grid)
+    sizes = {"length": tokens, "max_len": tokens, "fields": tokens}
+    if own and len(grid) > 1:
+        sizes = dict(zip(kind.info.sizes, grid, strict=False))
+    fixed = {key for key, one in arguments.items() if one.default is REQUIRED or isinstance(one.default, int)}
+    chosen: dict[str, Any] = {key: value for key, value in sizes.items() if key in fixed}
+    if "heads" in arguments:
+        chosen["heads"] = heads
+    if causal and "causal" in arguments:
+        chosen["causal"] = True
+    return kind(dim, **{**chosen, **(options or {})})
 
 
 @checked

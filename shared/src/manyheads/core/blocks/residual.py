@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from manyheads.core.arguments import checked_constructor
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.drop_path import DropPath
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import Layer, LayerOutput
 from manyheads.core.mask import Mask
@@ -41,9 +42,10 @@ class ResidualBlock(nn.Module):
         norm: "pre" or "post", the place of the norms.
         make_norm: makes a norm of width D; layer norm by default. A ``SequenceBatchNorm`` takes one grid axis.
         dropout: share of the outputs of F, C and G that is set to 0 in training.
+        drop_path: probability with which F, C or G is left out in training, sample by sample (stochastic depth).
 
     Raises:
-        ArgumentError: layers of unequal width, a ``cross`` without a context, a dropout outside [0, 1).
+        ArgumentError: layers of unequal width, a ``cross`` without a context, a dropout or drop_path outside [0, 1).
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ResidualBlock(nn.Module):
         norm: NormPlace = "pre",
         make_norm: Callable[[int], nn.Module] = nn.LayerNorm,
         dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if cross is not None and (cross.dim != layer.dim or cross.context_dim is None):
@@ -70,6 +73,7 @@ class ResidualBlock(nn.Module):
         self.cross_norm = None if cross is None else make_norm(layer.dim)
         self.feed_forward_norm = None if feed_forward is None else make_norm(layer.dim)
         self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         """The initial state of the layer."""
@@ -116,7 +120,7 @@ class ResidualBlock(nn.Module):
         return _over_real(norm, x, real) if self.pre else x
 
     def _added(self, norm: nn.Module, x: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
-        added = x + self.dropout(y)
+        added = x + self.drop_path(self.dropout(y))
         return added if self.pre else _over_real(norm, added, real)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.backbones.stack import layer_for_grid
 from manyheads.core.blocks.decomposition import DecompositionBlock, SeasonalNorm, SeriesDecomposition
 from manyheads.core.blocks.embeddings import ValueEmbedding
 from manyheads.core.blocks.feed_forward import FeedForward
@@ -28,7 +29,7 @@ from manyheads.core.layer import Layer
 from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.fourier_cross import FourierCrossAttention
 from manyheads.core.layers.softmax import SoftmaxAttention
-from manyheads.forecasting.models.networks import DecoderConfig, make_layer
+from manyheads.forecasting.models.networks import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Decomposed(nn.Module):
 
 
 def _block(config: DecomposedConfig, tokens: int, *, cross: Layer | None = None) -> DecompositionBlock:
-    layer = make_layer(config.layer, config.width, tokens, heads=config.heads, options=config.options)
+    layer = layer_for_grid(config.layer, config.width, (tokens,), heads=config.heads, options=config.options)
     hidden = round(config.expansion * config.width)
     feed_forward = FeedForward(config.width, hidden, bias=False)
     return DecompositionBlock(layer, feed_forward, config.windows, cross=cross, dropout=config.dropout)

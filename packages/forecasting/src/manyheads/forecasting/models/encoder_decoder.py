@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from manyheads.core.backbones.stack import layer_for_grid
 from manyheads.core.blocks.distilling import Distilling
 from manyheads.core.blocks.embeddings import SinusoidalPositions, ValueEmbedding
 from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.layers.softmax import SoftmaxAttention
-from manyheads.forecasting.models.networks import DecoderConfig, make_layer
+from manyheads.forecasting.models.networks import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class EncoderDecoder(nn.Module):
     @staticmethod
     def _block(config: EncoderDecoderConfig, tokens: int, *, decoder: bool = False) -> ResidualBlock:
         dim, heads = config.width, config.heads
-        layer = make_layer(config.layer, dim, tokens, heads=heads, causal=decoder, options=config.options)
+        layer = layer_for_grid(config.layer, dim, (tokens,), heads=heads, causal=decoder, options=config.options)
         return ResidualBlock(
             layer,
             FeedForward(dim, round(config.expansion * dim)),

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from manyheads.core.backbones.stack import layer_for_grid
 from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.models.instance_norm import normalised
-from manyheads.forecasting.models.networks import NetworkConfig, make_layer
+from manyheads.forecasting.models.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Inverted(nn.Module):
         self.embedding, self.dropout = nn.Linear(look_back, dim), nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ResidualBlock(
-                make_layer(config.layer, dim, channels, heads=config.heads, options=config.options),
+                layer_for_grid(config.layer, dim, (channels,), heads=config.heads, options=config.options),
                 FeedForward(dim, round(config.expansion * dim)),
                 norm="post",
                 dropout=config.dropout,

@@ -6,7 +6,6 @@ channels)`` returns a module from ``(N, L, C)`` to ``(N, H, C)``.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from manyheads.lab.domain import load
 if TYPE_CHECKING:
     from torch import nn
 
-    from manyheads.core.layer import Layer
     from manyheads.lab.training.experiment import Splits
 
 _HERE = "manyheads.forecasting.models"
@@ -163,38 +161,3 @@ def network_config(name: str, *, published: bool = False, **changes: Any) -> Net
             f"{name}: {unknown[0]}: found a setting that it does not have, expected one of {sorted(known)}"
         )
     return kind(**{**spec.settings, **(spec.published if published else {}), **changes})
-
-
-def make_layer(
-    name: str,
-    dim: int,
-    tokens: int,
-    *,
-    heads: int,
-    causal: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Layer:
-    """Build a registered layer for sequences of ``tokens`` tokens.
-
-    The arguments for the number of heads, the number of tokens and causality are set if the layer has them. A layer
-    without a causal form mixes all tokens; in a decoder these are the known steps and zeros, so nothing leaks.
-
-    Raises:
-        UnknownNameError: a name that is not registered.
-        ArgumentError: a layer that does not take a sequence or needs a context, or invalid arguments of the layer.
-    """
-    from manyheads.core.registry import find_layer
-
-    kind = find_layer(name)
-    parameters = inspect.signature(kind.__init__).parameters
-    context = parameters.get("context_dim")
-    if 1 not in kind.info.grid_ranks or (context is not None and context.default is inspect.Parameter.empty):
-        raise ArgumentError(f"layer: found {name!r}, expected one that takes a sequence alone (manyheads list)")
-    able = {"heads": heads, "length": tokens, "max_len": tokens, "fields": tokens, "tokens": tokens}
-    required = {"length", "fields"} | ({"max_len"} if name.startswith("extractor") else set())
-    chosen: dict[str, Any] = {
-        key: value for key, value in able.items() if key in parameters and key in {"heads", *required}
-    }
-    if causal and "causal" in parameters:
-        chosen["causal"] = True
-    return kind(dim, **{**chosen, **(options or {})})

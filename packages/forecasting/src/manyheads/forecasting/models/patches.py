@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from manyheads.core.backbones.stack import layer_for_grid
 from manyheads.core.blocks.batch_norm import SequenceBatchNorm
 from manyheads.core.blocks.embeddings import LearnedPositions, PatchEmbedding
 from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.errors import ArgumentError
 from manyheads.forecasting.models.instance_norm import normalised
-from manyheads.forecasting.models.networks import NetworkConfig, make_layer
+from manyheads.forecasting.models.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Patches(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ResidualBlock(
-                make_layer(config.layer, config.width, count, heads=config.heads, options=config.options),
+                layer_for_grid(config.layer, config.width, (count,), heads=config.heads, options=config.options),
                 FeedForward(config.width, round(config.expansion * config.width)),
                 norm="post",
                 make_norm=SequenceBatchNorm,
