@@ -178,6 +178,13 @@ def recsys(session: nox.Session) -> None:
 
 
 @nox.session
+def images(session: nox.Session) -> None:
+    """Run the tests of the image package."""
+    install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/images"])
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/images", *session.posargs)
+
+
+@nox.session
 def kws(session: nox.Session) -> None:
     """Run the tests of the keyword package."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, packages=["shared[lab]", "packages/kws"])
@@ -206,6 +213,9 @@ SMOKE = [
     "manyheads kws stream stream.wav --spotter spotter.safetensors --truth stream.csv --plot timeline.png",
     "manyheads kws eval spotter.safetensors --negatives None --report kws.html",
     "manyheads kws export spotter.safetensors --part all",
+    "manyheads images list",
+    "manyheads images train digits-vit-nano --smoke",
+    "manyheads list --backbones",
     "manyheads report --html leaderboard.html",
     "manyheads data fetch adult --out .",
     "manyheads recsys list",
@@ -221,6 +231,7 @@ SMOKE = [
     "python -m manyheads.forecasting models",
     "python -m manyheads.recsys models",
     "python -m manyheads.kws list",
+    "python -m manyheads.images list",
     "python -m manyheads.lab list",
 ]
 # Two artificial words of 64 clips each, as no wheel contains a set of spoken words.

@@ -1,7 +1,8 @@
-"""Writes the catalogue of layers from the registry: ``python docs/catalogue.py [LAYER …] [--check]``.
+"""Writes the catalogue of layers and image backbones: ``python docs/catalogue.py [LAYER …] [--check]``.
 
-One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README, the
-part on layers in ``docs/deviations.md``, and the navigation of the site. A picture that exists is drawn anew only where
+One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README; a
+page for each image backbone in ``docs/backbones`` and their table; the parts of both in ``docs/deviations.md``, and the
+navigation of the site. A picture that exists is drawn anew only where
 its layer is named. ``--check`` changes nothing and fails where a page is not what the registry says.
 """
 
@@ -12,11 +13,15 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from manyheads.core.fields import REQUIRED, documentation
+import torch
+
+from manyheads.core.backbones.image import BackboneInfo, ImageBackbone
+from manyheads.core.backbones.presets import BACKBONES, create_backbone
+from manyheads.core.fields import REQUIRED, Configured, documentation
 from manyheads.core.layer import Layer, LayerInfo
 from manyheads.core.registry import LAYERS
 from manyheads.lab.data.files import write_atomically, write_figure
@@ -30,6 +35,7 @@ BENCH = list(csv.DictReader(RESULTS.open())) if RESULTS.is_file() else []
 TOKENS = 32  # of an example and a picture
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"
+BACKBONE_PAGES = ROOT / "docs" / "backbones"
 WIDTH = 80  # characters of an example that fit into its box
 
 
@@ -107,7 +113,7 @@ def proof(kind: type[Layer]) -> str:
     return f"{', '.join(texts)}: outputs and all gradients agree with the oracle to 1e-10 in float64"
 
 
-def definition(kind: type[Layer]) -> str:
+def definition(kind: type[Configured]) -> str:
     """The docstring of the module without its title and its deviations, as Markdown."""
     text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
     parts = [part for part in text.split("\n\n")[1:] if not part.startswith("Differs from the paper")]
@@ -125,7 +131,7 @@ def _prose(part: str) -> str:
     return re.sub(r"((?:\n {4}.*)+)", lambda found: f"\n\n{_code(found[1].strip(chr(10)))}\n", text)
 
 
-def arguments(kind: type[Layer]) -> str:
+def arguments(kind: type[Configured]) -> str:
     """A table of the arguments, from the fields of the class."""
     rows = ["| argument | default | meaning |", "|---|---|---|"]
     texts = documentation(kind)
@@ -205,11 +211,103 @@ def paper(title: str, arxiv: str) -> str:
     return f"{title} ([{arxiv}](https://arxiv.org/abs/{arxiv}))"
 
 
-def deviations() -> str:
-    """All deviations: a heading for each paper, and below it each list after links to the layers that it is about."""
-    papers: dict[str, list[LayerInfo]] = {}
-    for kind in LAYERS.values():
-        papers.setdefault(kind.info.arxiv, []).append(kind.info)
+def backbone_page(kind: type[ImageBackbone]) -> str:
+    """The page of an image backbone: use, equation, presets, arguments, example, deviations."""
+    info, name = kind.info, kind.info.name
+    module = kind.__module__.rpartition(".")[2]
+    source = f"{SOURCE}/shared/src/manyheads/core/backbones/{module}.py"
+    facts = {
+        "paper": paper(info.title, info.arxiv),
+        "source": f"[{module}.py]({source})",
+        "`torch.compile`, one graph": info.compiles or "yes",
+        "`torch.export`, any batch size": info.exports or "yes",
+        "ONNX": info.onnx or "yes",
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    listed = "\n".join(f"- {line}" for line in info.deviations) or "None known."
+    return f"""# {name}
+
+<!-- written by docs/catalogue.py -->
+
+**Use it for:** {info.good_for}
+
+**Take another backbone:** {info.not_for}
+
+{definition(kind)}
+
+## Presets
+
+{presets(kind)}
+
+## Arguments
+
+{arguments(kind)}
+
+## Properties
+
+| property | {name} |
+|---|---|
+{rows}
+
+## Example
+
+```python
+import torch
+from manyheads.core.backbones.presets import create_backbone
+
+model = create_backbone("{name}-nano", classes=10, channels=1)
+images = torch.randn(2, 1, {_side(kind)}, {_side(kind)})
+logits = model(images)  # (B, 10)
+for level, features in zip(model.levels, model.forward_features(images)):
+    print(level.stride, features.shape)  # (B, H / stride, W / stride, width)
+```
+
+Train it on your own pictures: `manyheads images train folder-{name}-nano data.folder=photos` ([how](../images.md)).
+
+## Differs from the paper
+
+{listed}
+
+<!-- reference: {kind.__module__} -->
+"""
+
+
+def _side(kind: type[ImageBackbone]) -> int:
+    return kind.info.presets["nano"].get("image_size", 32)
+
+
+def presets(kind: type[ImageBackbone]) -> str:
+    """A table of the presets: parameters beside the published number, strides and widths of the features."""
+    rows = ["| preset | parameters | published | strides | widths |", "|---|---|---|---|---|"]
+    for preset in kind.info.presets:
+        with torch.device("meta"):
+            model = create_backbone(f"{kind.info.name}-{preset}")
+        published = kind.info.parameters.get(preset, "")
+        cells = (
+            f"`{kind.info.name}-{preset}`",
+            f"{sum(one.numel() for one in model.parameters()):,}",
+            f"{published:,}" if isinstance(published, int) else published,
+            ", ".join(str(level.stride) for level in model.levels),
+            ", ".join(str(level.width) for level in model.levels),
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", "With 1,000 classes and 3 channels."])
+
+
+def backbone_table() -> str:
+    rows = ["| backbone | paper | presets | use it for |", "|---|---|---|---|"]
+    for name, kind in BACKBONES.items():
+        info = kind.info
+        cells = (f"[`{name}`]({name}.md)", paper(info.title, info.arxiv), ", ".join(info.presets), info.good_for)
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def deviations(infos: Iterable[LayerInfo | BackboneInfo], folder: str) -> str:
+    """All deviations: a heading for each paper, and below it each list after links to the pages that it is about."""
+    papers: dict[str, list[LayerInfo | BackboneInfo]] = {}
+    for info in infos:
+        papers.setdefault(info.arxiv, []).append(info)
     parts = []
     for infos in papers.values():
         # sentence -> layers, then layers -> sentences: layers of one paper share some of theirs
@@ -222,7 +320,7 @@ def deviations() -> str:
             lists.setdefault(tuple(names), []).append(f"- {sentence}")
         parts.append(f"### {paper(infos[0].title, infos[0].arxiv)}")
         for names, sentences in lists.items():
-            links = ", ".join(f"[`{name}`](layers/{name}.md)" for name in names)
+            links = ", ".join(f"[`{name}`]({folder}/{name}.md)" for name in names)
             parts += [f"{links}:", "\n".join(sentences)]
     return "\n" + "\n\n".join(parts) + "\n"
 
@@ -258,11 +356,18 @@ def wanted() -> dict[Path, str]:
         rows = table(folder, cost=folder == "")
         texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", rows)
     path = ROOT / "docs" / "deviations.md"
-    texts[path] = between(path.read_text(), "<!-- layers -->", "<!-- end of layers -->", deviations())
+    of_layers = deviations([kind.info for kind in LAYERS.values()], "layers")
+    texts[path] = between(path.read_text(), "<!-- layers -->", "<!-- end of layers -->", of_layers)
+    of_backbones = deviations([kind.info for kind in BACKBONES.values()], "backbones")
+    texts[path] = between(texts[path], "<!-- backbones -->", "<!-- end of backbones -->", of_backbones)
+    texts |= {BACKBONE_PAGES / f"{name}.md": backbone_page(kind) for name, kind in BACKBONES.items()}
+    path = BACKBONE_PAGES / "index.md"
+    texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", backbone_table())
     site = ROOT / "mkdocs.yml"
-    nav = "\n".join(f"          - {name}: layers/{name}.md" for name in LAYERS)
-    start, end = "          # catalogue", "          # end of catalogue"
-    texts[site] = between(site.read_text(), start, end, nav)
+    texts[site] = site.read_text()
+    for folder, names, mark in (("layers", LAYERS, "catalogue"), ("backbones", BACKBONES, "backbones")):
+        nav = "\n".join(f"          - {name}: {folder}/{name}.md" for name in names)
+        texts[site] = between(texts[site], f"          # {mark}", f"          # end of {mark}", nav)
     return texts
 
 

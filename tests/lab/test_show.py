@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from manyheads.core.errors import ArgumentError
 from manyheads.core.registry import LAYERS
 from manyheads.lab.cli.main import main
+from manyheads.lab.reporting.image_picture import look_from
 from manyheads.lab.reporting.layer_costs import _peak_bytes, bench_layers, grid_of
 from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
 
@@ -97,3 +100,59 @@ def test_peak_bytes_counts_the_tensors_alive_at_once():
         return torch.empty(250), second
 
     assert _peak_bytes(run, torch.device("cpu")) == 6000
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, 30:] = 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_that_takes_a_grid_or_a_sequence_alone_looks_at_a_photo(photo, name):
+    if name == "fourier-cross":
+        with pytest.raises(ArgumentError, match="a grid of 2 axes or a sequence alone"):
+            look_from(name, photo, (0.5, 0.5), cells=6)
+        return
+    look = look_from(name, photo, (0.5, 0.5), cells=6)
+    assert look.shares.shape[1:] == (4, 6)
+    assert look.query == (2, 3)
+    assert look.shares.isfinite().all()
+
+
+def test_the_cells_of_an_axis_are_those_that_an_axial_layer_reads(photo):
+    look = look_from("axial", photo, (0.9, 0.1), cells=6)
+    read = (look.shares.abs().sum(0) > 0).nonzero()
+    assert read[:, 0].unique().tolist() == [3]
+    assert read[:, 1].unique().tolist() == list(range(6))
+    assert look.shares.sum((1, 2)).tolist() == pytest.approx([1.0] * len(look.shares))
+
+
+def test_show_draws_a_photo(photo, tmp_path, capsys):
+    plot = tmp_path / "look.png"
+    assert main(["show", "softmax", "--image", str(photo), "--plot", str(plot), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"][1:] == [16, 24]
+    assert plot.stat().st_size > 5000
+    assert main(["show", "softmax", "--image", str(photo), "--query", "0", "1"]) == 0
+    assert "++" in capsys.readouterr().out.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--query", "0", "2"], "query: found (0.0, 2.0), expected two numbers from 0 to 1"),
+        (["--tokens", "100"], "tokens: found 100, expected 2 to 64 cells"),
+    ],
+)
+def test_a_place_outside_the_photo_raises_in_words(photo, capsys, arguments, words):
+    assert main(["show", "softmax", "--image", str(photo), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_list_backbones_says_parameters_and_levels(capsys):
+    assert main(["list", "--backbones", "--json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["vit-small"]["parameters"] == found["vit-small"]["published"] == 22_050_664
+    assert found["vit-small"]["strides"] == [16]

@@ -16,15 +16,22 @@ DESCRIPTION = "Attention and token-mixing layers that can be trusted, and applic
 
 
 def list_layers(
-    *, causal: Literal["strict", "weak", "no"] | None = None, streaming: bool = False, grid_rank: int | None = None
+    *,
+    causal: Literal["strict", "weak", "no"] | None = None,
+    streaming: bool = False,
+    grid_rank: int | None = None,
+    backbones: bool = False,
 ) -> Outcome:
-    """List the layers of the core: paper, causality, state, cost.
+    """List the layers of the core: paper, causality, state, cost; or the image backbones.
 
     Args:
         causal: only layers with this kind of causality.
         streaming: only layers that carry a state, so that they can run on a stream.
         grid_rank: only layers for this many grid axes (1 for a sequence, 2 for an image).
+        backbones: the presets of the image backbones instead: parameters, strides and widths of their features.
     """
+    if backbones:
+        return _list_backbones()
     from manyheads.core.registry import list_layers
     from manyheads.lab.reporting.tables import table
 
@@ -48,21 +55,64 @@ def list_layers(
     return Outcome(document, table(("name", "arXiv", "causal", "state", "cost", "paper"), rows))
 
 
+def _list_backbones() -> Outcome:
+    """The presets of the image backbones, built without memory for their weights."""
+    import torch
+
+    from manyheads.core.backbones.presets import BACKBONES, create_backbone
+    from manyheads.lab.reporting.tables import table
+
+    document, rows = [], []
+    for name, kind in BACKBONES.items():
+        info = kind.info
+        for preset in info.presets:
+            with torch.device("meta"):
+                model = create_backbone(f"{name}-{preset}")
+            parameters = sum(one.numel() for one in model.parameters())
+            strides, widths = (list(column) for column in zip(*model.levels, strict=True))
+            document.append(
+                {
+                    "name": f"{name}-{preset}",
+                    "title": info.title,
+                    "arxiv": info.arxiv,
+                    "parameters": parameters,
+                    "published": info.parameters.get(preset),
+                    "strides": strides,
+                    "widths": widths,
+                    "compiles": info.compiles or True,
+                    "exports": info.exports or True,
+                    "onnx": info.onnx or True,
+                    "deviations": list(info.deviations),
+                    "package": "manyheads-core",
+                }
+            )
+            cells = (", ".join(map(str, strides)), ", ".join(map(str, widths)))
+            rows.append((f"{name}-{preset}", info.arxiv, f"{parameters:,}", *cells, info.title))
+    return Outcome(document, table(("name", "arXiv", "parameters", "strides", "widths", "paper"), rows))
+
+
 def show(
     layer: str,
     /,
     *,
     example: str | None = None,
     tokens: int = 32,
+    image: Path | None = None,
+    query: tuple[float, float] = (0.5, 0.5),
     seed: int = 0,
     plot: Path | None = None,
 ) -> Outcome:
-    """Draw which tokens each token attends to in a layer. The input repeats every eight tokens.
+    """Draw which tokens each token attends to in a layer with random weights.
+
+    The input repeats every eight tokens, or is a picture: then the cells that one cell of the picture depends on are
+    drawn.
 
     Args:
         layer: name of the layer (manyheads list shows all).
         example: name of one of its registered configurations; the first by default.
-        tokens: number of tokens.
+        tokens: number of tokens; of a picture, cells along its longer side (24 by default there).
+        image: picture file; its cells are the tokens, with their colour, place and texture.
+        query: the place of the one cell, from the top and from the left, 0 to 1.
         seed: random seed of weights and tokens.
         plot: picture file to write (.png, .svg or .pdf).
     """
@@ -70,6 +120,8 @@ def show(
     from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
 
     check_suffix("--plot", plot, (".png", ".svg", ".pdf"))
+    if image is not None:
+        return _show_image(layer, image, query, example, 24 if tokens == 32 else tokens, seed, plot)
     view = view_layer(layer, example=example, tokens=tokens, seed=seed)
     if plot is not None:
         write_figure(plot, draw(view))
@@ -86,6 +138,36 @@ def show(
         "matrix": view.matrix,
     }
     return Outcome(document, shade(view) if plot is None else str(plot))
+
+
+def _show_image(
+    layer: str,
+    image: Path,
+    query: tuple[float, float],
+    example: str | None,
+    cells: int,
+    seed: int,
+    plot: Path | None,
+) -> Outcome:
+    from manyheads.lab.data.files import write_figure
+    from manyheads.lab.reporting.image_picture import draw, look_from, shade
+
+    look = look_from(layer, image, query, example=example, cells=cells, seed=seed)
+    for note in look.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if plot is not None:
+        write_figure(plot, draw(look))
+    document = {
+        "name": look.layer.info.name,
+        "example": look.example,
+        "config": look.layer.config,
+        "kind": look.kind,
+        "query": list(look.query),
+        "shape": list(look.shares.shape),
+        "plot": None if plot is None else str(plot),
+        "matrix": look.shares,
+    }
+    return Outcome(document, shade(look) if plot is None else str(plot))
 
 
 def doctor() -> Outcome:

@@ -1,0 +1,1 @@
+"""Pictures: labelled sets of them, from scikit-learn or from a folder."""

@@ -1,0 +1,1 @@
+"""Training of image backbones on labelled pictures."""
