@@ -15,7 +15,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
+            # A sparse matrix has no storage of its own, and the tensors that it holds are seen when they are made.
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         return out
 

@@ -9,6 +9,7 @@ from manyheads.core.functional.attention import (
 from manyheads.core.functional.block_local import block_local_attention, block_local_stream
 from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.clustered_attention import clustered_attention, latest_in_cluster
+from manyheads.core.functional.deformable import deformable_attention, pixel_centres, real_extent
 from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.fourier_basis import fourier_basis
@@ -88,6 +89,7 @@ __all__ = [
     "cluster_statistics",
     "clustered_attention",
     "commitment_loss",
+    "deformable_attention",
     "discretise",
     "ema_update",
     "empty_partial",
@@ -121,11 +123,13 @@ __all__ = [
     "pack",
     "pack_order",
     "partial_attention",
+    "pixel_centres",
     "pool_span",
     "positions",
     "prefix_softmax",
     "prefix_spans",
     "prefix_sum",
+    "real_extent",
     "recurrent_mask",
     "relative_attention",
     "require_room",
