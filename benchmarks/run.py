@@ -73,6 +73,7 @@ JOBS: dict[str, list[str]] = {
         )
     },
     "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
+    "subpixel": ["python benchmarks/subpixel.py --csv {csv}"],
     "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
     "kws_fsdd": [
         *(f"manyheads kws train fsdd-{speaker}-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS),

@@ -13,7 +13,7 @@ from manyheads.core.errors import ArgumentError
 from manyheads.core.registry import LAYERS
 from manyheads.lab.cli.main import main
 from manyheads.lab.reporting.image_picture import look_from
-from manyheads.lab.reporting.layer_costs import _peak_bytes, bench_layers, grid_of
+from manyheads.lab.reporting.layer_costs import bench_layers, grid_of, peak_bytes
 from manyheads.lab.reporting.mixing_picture import draw, shade, view_layer
 
 
@@ -99,7 +99,7 @@ def test_peak_bytes_counts_the_tensors_alive_at_once():
         del first
         return torch.empty(250), second
 
-    assert _peak_bytes(run, torch.device("cpu")) == 6000
+    assert peak_bytes(run, torch.device("cpu")) == 6000
 
 
 @pytest.fixture

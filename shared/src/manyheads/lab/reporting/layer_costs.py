@@ -134,7 +134,7 @@ def _measure(name: str, title: str, config: Mapping[str, Any], length: int, rate
         "causal": layer.causality,
         "forward_cpu_s": forward,
         "backward_cpu_s": max(_seconds(both, device) - forward, 0.0),
-        "peak_bytes": _peak_bytes(both, device),
+        "peak_bytes": peak_bytes(both, device),
         "flops": flops,
         "fraction_of_bound": max(flops / rates.gemm, moved / rates.copy) / forward,
         "gemm_gflops": rates.gemm / 1e9,
@@ -156,7 +156,8 @@ def _slope(before: dict[str, Any], after: dict[str, Any]) -> float:
     return math.log(after["forward_cpu_s"] / before["forward_cpu_s"]) / math.log(after["length"] / before["length"])
 
 
-def _peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """Return the peak of the bytes in torch's allocator while ``run`` runs, beyond those before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
