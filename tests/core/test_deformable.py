@@ -204,3 +204,19 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
         levels[1] = torch.zeros(change["level"])
     with pytest.raises(ArgumentError, match=f"deformable_attention: {message}"):
         deformable_attention(levels, references, offsets, weights, chunk=chunk)
+
+
+def strided(x):
+    """The same numbers, with the first two axes exchanged in memory."""
+    return x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+
+
+@pytest.mark.usefixtures("form")
+def test_strided_inputs_are_fine():
+    levels, *others = given = inputs(sizes=((5, 7),))
+    for a, b in zip(
+        with_gradients(deformable_attention, [[strided(levels[0])], *(strided(part) for part in others)]),
+        with_gradients(deformable_attention, given),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

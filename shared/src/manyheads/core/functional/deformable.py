@@ -15,7 +15,7 @@ Fast forms, in eager mode:
   at the entries of a sparse matrix (``sampled_addmm``). Its gradient by the table is a sum of bags as well, of the
   queries of each pixel, after one sort by the upper left pixel: the other three pixels of a sample are at fixed
   distances in a table with a border.
-- Other devices run ``grid_sample``.
+- Other devices run ``grid_sample``; so do compiled and exported graphs, all queries at once.
 
 Only the inputs are saved for the backward pass, and both passes run over ``chunk`` queries at a time, so that memory
 beyond inputs and outputs is ``O(chunk H K)`` and a few copies of the levels.
@@ -154,7 +154,8 @@ def _points(reference: Tensor, offset: Tensor, width: int, height: int) -> Tenso
 
 
 def _sampled(values: Tensor, points: Tensor, weights: Tensor, chunk: int) -> Tensor:
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+    # Torch's older exporter to ONNX traces.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _by_grid_sample(values, points, weights)
     if is_transformed():
         return _by_gathers(values, points, weights)
@@ -222,16 +223,20 @@ def _grid_chunks(values: Tensor, points: Tensor, weights: Tensor, chunk: int) ->
 
 def _grid_chunks_backward(
     gradient: Tensor, values: Tensor, points: Tensor, weights: Tensor, chunk: int, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    every: list[list[Tensor]] = [[], [], []]
+) -> tuple[Tensor | None, ...]:
+    wanted = [index for index in range(3) if needed[index]]
+    of_values = torch.zeros_like(values) if needed[0] else None
+    parts: dict[int, list[Tensor]] = {1: [], 2: []}
     for g, p, w in zip(gradient.split(chunk, 1), points.split(chunk, 1), weights.split(chunk, 1), strict=True):
         inputs = [part.detach().requires_grad_(need) for part, need in zip((values, p, w), needed, strict=True)]
         with torch.enable_grad():
             out = _by_grid_sample(*inputs)
-        wanted = [index for index in range(3) if needed[index]]
         for index, found in zip(wanted, torch.autograd.grad(out, [inputs[i] for i in wanted], g), strict=True):
-            every[index] = [every[index][0].add_(found)] if index == 0 and every[0] else [*every[index], found]
-    return [torch.cat(found, 1) if need else None for found, need in zip(every, needed, strict=True)]
+            if of_values is not None and index == 0:
+                of_values += found
+            else:
+                parts[index].append(found)
+    return of_values, *(torch.cat(parts[index], 1) if needed[index] else None for index in (1, 2))
 
 
 # Bags of rows.
@@ -254,7 +259,7 @@ class _Table:
         _, self.height, self.width, dim = values.shape
         batch, self.queries, self.heads, count = points.shape[:4]
         border = (_BORDER, _BORDER)
-        self.padded = functional.pad(values, (0, 0, *border, *border))
+        self.padded = functional.pad(values.contiguous(), (0, 0, *border, *border))
         self.rows = self.padded.view(-1, dim // self.heads)
         line = self.padded.shape[2] * self.heads
         self.map_rows = self.padded.shape[1] * line
@@ -297,7 +302,8 @@ def _bags_backward(
 ) -> tuple[Tensor | None, ...]:
     table = _Table(values, points, chunk)
     of_table = torch.zeros_like(table.padded) if needed[0] else None
-    of_points, of_weights = torch.empty_like(points), torch.empty_like(weights)
+    # Contiguous, whatever the inputs are, so that the parts of a chunk are views.
+    of_points, of_weights = points.new_empty(points.shape), weights.new_empty(weights.shape)
     every = (part.flatten(0, 1).split(chunk) for part in (points, weights, gradient))
     into = zip(of_points.flatten(0, 1).split(chunk), of_weights.flatten(0, 1).split(chunk), strict=True)
     for at, (p, w, g, (of_p, of_w)) in enumerate(zip(*every, into, strict=True)):
