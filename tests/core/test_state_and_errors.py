@@ -11,6 +11,7 @@ import torch
 
 from manyheads.core import state as trees
 from manyheads.core.errors import ArgumentError, ManyheadsError, MaskError, StateError, UnknownNameError
+from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.registry import create
 
@@ -109,3 +110,26 @@ def test_errors_import_without_torch_and_core_imports_nothing_but_torch():
     code += "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     loaded = run_python(code)
     assert not [name for name in heavy if f"'{name}'" in loaded]
+
+
+@pytest.mark.parametrize("rotary", [None, 1e4])
+def test_a_growing_state_is_overwritten_only_by_permission_and_with_the_same_values(rotary):
+    torch.manual_seed(0)
+    layer = SoftmaxAttention(8, heads=2, causal=True, max_len=9, rotary=rotary).double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    real = torch.tensor([[True, True, True], [True, False, False]])
+    with torch.no_grad():
+        _, aside, _ = layer(x[:, :3], mask=Mask(padding=real))
+        copied, kept, _ = layer(x[:, 3:5], aside)
+        assert kept.keys.data_ptr() != aside.keys.data_ptr()
+        with trees.overwritten():
+            found, state, _ = layer(x[:, 3:5], aside)
+            assert state.keys.data_ptr() == aside.keys.data_ptr()
+            step, state, _ = layer(x[:, 5:6], state)
+        torch.testing.assert_close(found, copied, rtol=0, atol=0)
+        torch.testing.assert_close(step, layer(x[:, 5:6], kept).y, rtol=1e-12, atol=1e-12)
+        alone = layer(torch.cat([x[1:, :1], x[1:, 3:6]], 1)).y
+        torch.testing.assert_close(step[1:], alone[:, -1:], rtol=1e-12, atol=1e-12)
+    with trees.overwritten():
+        _, state, _ = layer(x[:, 3:4], kept)
+    assert state.keys.data_ptr() != kept.keys.data_ptr()

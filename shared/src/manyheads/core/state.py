@@ -5,7 +5,9 @@ States are immutable. A layer without a state returns the empty tuple; it takes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,27 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Shaped
 
 State = Any  # a Tensor or a (named) tuple of States
+
+_OVERWRITTEN = ContextVar("overwritten", default=False)
+
+
+@contextmanager
+def overwritten() -> Iterator[None]:
+    """Let layers write into the states that they are given: a cache then grows without being copied.
+
+    For a caller that never uses a state again after it has passed it on, as generation does. Outside of it, or while
+    gradients are recorded, states are immutable.
+    """
+    token = _OVERWRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _OVERWRITTEN.reset(token)
+
+
+def may_overwrite() -> bool:
+    """Whether a layer may write into its state: within :func:`overwritten` and without gradients."""
+    return not torch.compiler.is_compiling() and _OVERWRITTEN.get() and not torch.is_grad_enabled()
 
 
 def tree_map(function: Callable[..., Any], state: State, *others: State) -> State:

@@ -23,7 +23,7 @@ from manyheads.core.backbones.stack import Stack
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import LayerOutput
 from manyheads.core.mask import Mask
-from manyheads.core.state import State
+from manyheads.core.state import State, overwritten
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -115,20 +115,21 @@ class LanguageModel(nn.Module):
         Raises:
             ArgumentError: an empty prompt, ids outside the vocabulary, settings out of range.
         """
-        self._check(prompts, new_tokens, temperature, top_k, top_p)
+        check_generation(self.vocabulary, prompts, new_tokens, temperature, top_k, top_p)
         if not prompts or new_tokens == 0:
             return [[] for _ in prompts]
         training = self.training
         self.eval()
         try:
-            choose = _Sampler(temperature, top_k, top_p, generator)
-            rows = self._stream(prompts, new_tokens, choose, stop)
+            choose = Sampler(temperature, top_k, top_p, generator)
+            with overwritten():
+                rows = self._stream(prompts, new_tokens, choose, stop)
         finally:
             self.train(training)
         return rows
 
     def _stream(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, choose: _Sampler, stop: int | None
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, choose: Sampler, stop: int | None
     ) -> list[list[int]]:
         device = self.embed.weight.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -163,26 +164,28 @@ class LanguageModel(nn.Module):
         logits, state, _ = self(ids, mask=Mask(padding=real) if padded else None)
         return logits.gather(1, (known - 1)[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], state
 
-    def _check(self, prompts: Any, new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise ArgumentError(f"generate: prompts[{index}]: found no token, expected one or more")
-            wrong = [token for token in prompt if not 0 <= token < self.vocabulary]
-            if wrong:
-                raise ArgumentError(
-                    f"generate: prompts[{index}]: found the id {wrong[0]}, expected 0 to {self.vocabulary - 1}"
-                )
-        for name, value, right in (
-            ("new_tokens", new_tokens, new_tokens >= 0),
-            ("temperature", temperature, temperature >= 0),
-            ("top_k", top_k, top_k is None or top_k >= 1),
-            ("top_p", top_p, top_p is None or 0 < top_p <= 1),
-        ):
-            if not right:
-                raise ArgumentError(f"generate: {name}: found {value}, which is out of range")
+
+def check_generation(
+    vocabulary: int, prompts: Any, new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    """Raise :class:`ArgumentError` for an empty prompt, ids outside the vocabulary, settings out of range."""
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ArgumentError(f"generate: prompts[{index}]: found no token, expected one or more")
+        wrong = [token for token in prompt if not 0 <= token < vocabulary]
+        if wrong:
+            raise ArgumentError(f"generate: prompts[{index}]: found the id {wrong[0]}, expected 0 to {vocabulary - 1}")
+    for name, value, right in (
+        ("new_tokens", new_tokens, new_tokens >= 0),
+        ("temperature", temperature, temperature >= 0),
+        ("top_k", top_k, top_k is None or top_k >= 1),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1),
+    ):
+        if not right:
+            raise ArgumentError(f"generate: {name}: found {value}, which is out of range")
 
 
-class _Sampler:
+class Sampler:
     """Sample one token for each row of logits ``(B, V)``."""
 
     def __init__(

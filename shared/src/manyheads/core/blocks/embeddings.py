@@ -31,9 +31,14 @@ def sinusoidal_positions(count: int, dim: int, *, first: int = 0) -> Float[Tenso
     """
     if count < 0 or dim < 1:
         raise ArgumentError(f"sinusoidal_positions: found {count} positions of width {dim}, expected 0 or more of 1")
-    place = torch.arange(first, first + count, dtype=torch.float64).unsqueeze(1)
-    angle = place * torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :dim].float()
+    return _sines(torch.arange(first, first + count), dim)
+
+
+def _sines(place: Tensor, dim: int) -> Tensor:
+    """The sinusoidal embeddings ``(…, D)`` of positions ``(…)``, in float32."""
+    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64, device=place.device) * (-math.log(1e4) / dim))
+    angle = place.double().unsqueeze(-1) * frequency
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :dim].float()
 
 
 @checked_constructor
@@ -85,9 +90,8 @@ class SinusoidalPositions(nn.Module):
         self, x: Float[Tensor, "b t d"], *, first: Int[Tensor, "b"] | Int[Tensor, ""] | int = 0
     ) -> Float[Tensor, "b t d"]:
         """Add the embeddings of the positions ``first, first + 1, …``; ``first`` is one number, or one for each row."""
-        start = torch.as_tensor(first, device=x.device)
-        table = sinusoidal_positions(int(start.max()) + x.shape[1], self.dim).to(x)
-        return x + table[start.view(-1, 1) + torch.arange(x.shape[1], device=x.device)]
+        start = torch.as_tensor(first, device=x.device).view(-1, 1)
+        return x + _sines(start + torch.arange(x.shape[1], device=x.device), self.dim).to(x.dtype)
 
 
 @checked_constructor

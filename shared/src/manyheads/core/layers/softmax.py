@@ -30,7 +30,7 @@ from manyheads.core.functional.segments import same_segment, segment_ids, visibl
 from manyheads.core.functional.windowed_attention import windowed_attention
 from manyheads.core.layer import Causality, Grid, Layer, LayerInfo, LayerOutput, StateKind
 from manyheads.core.mask import Mask
-from manyheads.core.state import State
+from manyheads.core.state import State, may_overwrite
 
 
 class KeyValueState(NamedTuple):
@@ -155,6 +155,13 @@ class HeadAttention(Layer):
     ) -> tuple[Tensor, KeyValueState]:
         batch, _, tokens, _ = q.shape
         slots = self.slots
+        if self.window is None and not torch.compiler.is_compiling():
+            least, most = torch.stack(state.used.aminmax()).tolist()
+            if not mask.names() and most + tokens <= slots:
+                return self._append(q, k, v, state, least, most)
+            # Slots that no row uses are not attended to.
+            slots = most
+            state = KeyValueState(state.keys[:, :, :slots], state.values[:, :, :slots], state.used)
         slot = torch.arange(slots, device=q.device)
         held = slot >= slots - state.used[:, None] if self.window is not None else slot < state.used[:, None]
         real = torch.ones(batch, tokens, dtype=torch.bool, device=q.device) if mask.padding is None else mask.padding
@@ -182,6 +189,31 @@ class HeadAttention(Layer):
             mixed = attention(q, seen, values, allowed=allowed.unsqueeze(1))
         return mixed, self._keep(keys, values, usable & (segments == last))
 
+    def _append(
+        self, q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, least: int, most: int
+    ) -> tuple[Tensor, KeyValueState]:
+        """A growing state and tokens that are all real: each row's tokens go to the slots after those in use.
+
+        The rows use between ``least`` and ``most`` slots.
+        """
+        tokens = k.shape[2]
+        place = state.used.unsqueeze(1) + torch.arange(tokens, device=k.device)
+        if least == most:
+            keys, values = _put(state.keys, k, most), _put(state.values, v, most)
+        else:
+            index = place[:, None, :, None].expand_as(k)
+            keys, values = _scatter(state.keys, k, index), _scatter(state.values, v, index)
+        after = KeyValueState(keys, values, state.used + tokens)
+        keys, values = keys[:, :, : most + tokens], values[:, :, : most + tokens]
+        slot = torch.arange(most + tokens, device=k.device)
+        if self.rotary is not None:
+            q, keys = rotate(q, place, base=self.rotary), rotate(keys, slot, base=self.rotary)
+        if most == 0:
+            return attention(q, keys, values, causal=True), after
+        if least == most and tokens == 1:
+            return attention(q, keys, values), after
+        return attention(q, keys, values, allowed=(slot <= place.unsqueeze(2)).unsqueeze(1)), after
+
     def _keep(self, keys: Tensor, values: Tensor, kept: Tensor) -> KeyValueState:
         """The last (window) or all (growing) kept tokens, packed into the slots."""
         slots, count = self.slots, kept.sum(1)
@@ -202,6 +234,21 @@ class HeadAttention(Layer):
         )
         new_keys, new_values = (part[:, :, :slots] for part in packed)
         return KeyValueState(new_keys, new_values, used)
+
+
+def _put(room: Tensor, tokens: Tensor, first: int) -> Tensor:
+    """``room (B, H, M, E)`` with ``tokens`` in the slots from ``first`` on."""
+    end = first + tokens.shape[2]
+    if not may_overwrite():
+        return torch.cat([room[:, :, :first], tokens.to(room.dtype), room[:, :, end:]], 2)
+    room[:, :, first:end] = tokens
+    return room
+
+
+def _scatter(room: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
+    """``room (B, H, M, E)`` with ``tokens`` in the slots ``index``."""
+    tokens = tokens.to(room.dtype)
+    return room.scatter_(2, index, tokens) if may_overwrite() else room.scatter(2, index, tokens)
 
 
 class SoftmaxAttention(HeadAttention):
