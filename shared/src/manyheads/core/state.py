@@ -5,7 +5,7 @@ States are immutable. A layer without a state returns the empty tuple; it takes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ _OVERWRITTEN = ContextVar("overwritten", default=False)
 
 
 @contextmanager
-def overwritten() -> Iterator[None]:
+def overwritten() -> Generator[None]:
     """Let layers write into the states that they are given: a cache then grows without being copied.
 
     For a caller that never uses a state again after it has passed it on, as generation does. Outside of it, or while
