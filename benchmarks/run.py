@@ -41,6 +41,8 @@ INT8 = ("arabic-lmuformer", "arabic-spiking-lmuformer")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 JOBS: dict[str, list[str]] = {
+    "block_transformer": ["python benchmarks/block_transformer.py --csv {csv}"],
+    "fit": ["python benchmarks/fit.py --csv {csv}"],
     "forecasting_default": [f"{BENCH} --csv {{csv}}"],
     "forecasting_naive": [
         f"{BENCH} --models {NAIVE} --protocol both --csv {{csv}}",

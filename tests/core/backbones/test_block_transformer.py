@@ -186,7 +186,7 @@ def test_a_projection_begins_as_the_mean():
     [
         ({"dim": 10}, "block_length: found 3 with embedder='lookup', expected a divisor of dim = 10"),
         ({"coupling": "summation", "prefix": 2}, "prefix: found 2 with coupling='summation', expected L = 3"),
-        ({"layer": "activator"}, "layer: found activator with causality 'no'"),
+        ({"layer": "auto-correlation"}, "layer: found auto-correlation with causality .no."),
         ({"block_length": 0}, "block_length: found 0, expected 1 or more"),
         ({"prefix": 0}, "prefix: found 0"),
     ],
