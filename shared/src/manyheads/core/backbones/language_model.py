@@ -26,7 +26,7 @@ from manyheads.core.mask import Mask
 from manyheads.core.state import State, overwritten
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
 
 
 @checked_constructor
@@ -193,7 +193,7 @@ class Sampler:
     ) -> None:
         self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, "b"]:
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = logits.float() / self.temperature
