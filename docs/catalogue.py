@@ -36,6 +36,7 @@ TOKENS = 32  # of an example and a picture
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"
 BACKBONE_PAGES = ROOT / "docs" / "backbones"
+MARK = "<!-- written by docs/catalogue.py -->"
 WIDTH = 80  # characters of an example that fit into its box
 
 
@@ -227,7 +228,7 @@ def backbone_page(kind: type[ImageBackbone]) -> str:
     listed = "\n".join(f"- {line}" for line in info.deviations) or "None known."
     return f"""# {name}
 
-<!-- written by docs/catalogue.py -->
+{MARK}
 
 **Use it for:** {info.good_for}
 
@@ -360,7 +361,11 @@ def wanted() -> dict[Path, str]:
     texts[path] = between(path.read_text(), "<!-- layers -->", "<!-- end of layers -->", of_layers)
     of_backbones = deviations([kind.info for kind in BACKBONES.values()], "backbones")
     texts[path] = between(texts[path], "<!-- backbones -->", "<!-- end of backbones -->", of_backbones)
-    texts |= {BACKBONE_PAGES / f"{name}.md": backbone_page(kind) for name, kind in BACKBONES.items()}
+    for name, kind in BACKBONES.items():
+        own = BACKBONE_PAGES / f"{name}.md"
+        # a page written by hand stays
+        if not own.is_file() or MARK in own.read_text():
+            texts[own] = backbone_page(kind)
     path = BACKBONE_PAGES / "index.md"
     texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", backbone_table())
     site = ROOT / "mkdocs.yml"
