@@ -17,6 +17,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from manyheads.core.backbones.presets import BACKBONES
 from manyheads.lab.data.files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,6 +77,11 @@ JOBS: dict[str, list[str]] = {
     },
     "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
     "subpixel": ["python benchmarks/subpixel.py --csv {csv}"],
+    "images_digits": [
+        *(f"manyheads images train digits-{name}-nano --root {RUNS}/digits" for name in BACKBONES),
+        f"manyheads report --root {RUNS}/digits --csv {{csv}}",
+    ],
+    "images_baselines": ["python benchmarks/images_baselines.py --csv {csv}"],
     "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
     "kws_fsdd": [
         *(f"manyheads kws train fsdd-{speaker}-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS),

@@ -18,6 +18,7 @@ import recsys_serving
 from rows import ROOT
 
 import forecasting
+import images
 import kws
 import recsys
 
@@ -28,10 +29,11 @@ PAGES = (
     ROOT / "docs" / "forecasting.md",
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",
+    ROOT / "docs" / "images.md",
     ROOT / "docs" / "kws.md",
     ROOT / "docs" / "recsys.md",
 )
-MODULES = (forecasting, int8, kws, layers, processes, recsys, recsys_serving)
+MODULES = (forecasting, images, int8, kws, layers, processes, recsys, recsys_serving)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for module in MODULES for table in module.TABLES}
 
 
