@@ -26,6 +26,7 @@ from manyheads.core.functional.legendre import (
 )
 from manyheads.core.functional.lif import Neuron, fire, lif, spike_rate
 from manyheads.core.functional.merge import Partial, empty_partial, finish, merge, partial_attention
+from manyheads.core.functional.non_locality import non_locality
 from manyheads.core.functional.packing import (
     hold_first,
     hold_last,
@@ -120,6 +121,7 @@ __all__ = [
     "local_sources",
     "merge",
     "nearest",
+    "non_locality",
     "pack",
     "pack_order",
     "partial_attention",
