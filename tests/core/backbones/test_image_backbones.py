@@ -102,6 +102,13 @@ def test_exports_with_a_batch_of_any_size_unless_the_info_says_why_not(name):
     torch.testing.assert_close(exported.module()(images), model(images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_vit_with_a_class_token_exports_with_a_batch_of_any_size():
+    model = nano("vit", pool="token")
+    exported = torch.export.export(model, (images_for(model),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    images = images_for(model, 5)
+    torch.testing.assert_close(exported.module()(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_runs_in_onnx_runtime_unless_the_info_says_why_not(name):

@@ -32,11 +32,11 @@ def gpsa_oracle(parameters, config, x, context, mask):
             q, parts = project("query", x[b, i, j]), []
             for h in range(heads):
                 cut, (w_x, w_y, w_d) = slice(h * width, (h + 1) * width), parameters["position"][h]
-                content = [q[cut] @ project("key", x[b, k, l])[cut] / width**0.5 for k, l in seen]
-                place = [w_x * (l - j) + w_y * (k - i) + w_d * ((l - j) ** 2 + (k - i) ** 2) for k, l in seen]
+                content = [q[cut] @ project("key", x[b, k, m])[cut] / width**0.5 for k, m in seen]
+                place = [w_x * (m - j) + w_y * (k - i) + w_d * ((m - j) ** 2 + (k - i) ** 2) for k, m in seen]
                 gate = 1 / (1 + torch.exp(-parameters["gates"][h]))
                 weights = (1 - gate) * softmax(torch.stack(content)) + gate * softmax(torch.stack(place))
-                values = torch.stack([project("value", x[b, k, l])[cut] for k, l in seen])
+                values = torch.stack([project("value", x[b, k, m])[cut] for k, m in seen])
                 parts.append(weights @ values)
             tokens.append(project("output", torch.cat(parts)))
         rows.append(torch.stack(tokens).view(height, breadth, dim))

@@ -37,6 +37,16 @@ if TYPE_CHECKING:
 
 _DEIT = {"image_size": 224, "patch": 16, "depth": 12, "pool": "token", "options": {"bias": True}}
 
+# names of timm -> of ResidualBlock and ImagePatches
+BLOCK_NAMES: Mapping[str, str] = {
+    "patch_embed.proj": "patches.project",
+    ".norm1.": ".layer_norm.",
+    ".norm2.": ".feed_forward_norm.",
+    ".attn.proj.": ".layer.output.",
+    ".mlp.fc1.": ".feed_forward.up.",
+    ".mlp.fc2.": ".feed_forward.down.",
+}
+
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -133,20 +143,12 @@ class ViT(ImageBackbone):
         if self.pool == "mean":
             x = self.stack(x).y
             return Encoded((x,), x.mean((1, 2)))
-        token = (self.class_token + self.class_position).expand(len(x), 1, -1)
+        token = (self.class_token + self.class_position).expand(x.shape[0], 1, -1)
         h = self.stack(torch.cat([token, x.flatten(1, 2)], 1)).y
         return Encoded((h[:, 1:].view(x.shape),), h[:, 0])
 
     def from_reference(self, state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
         """Rename a state dict of timm or DeiT for ``load_weights``."""
-        names = {
-            "patch_embed.proj": "patches.project",
-            ".norm1.": ".layer_norm.",
-            ".norm2.": ".feed_forward_norm.",
-            ".attn.proj.": ".layer.output.",
-            ".mlp.fc1.": ".feed_forward.up.",
-            ".mlp.fc2.": ".feed_forward.down.",
-        }
         found: dict[str, Tensor] = {}
         for name, tensor in state.items():
             if name == "cls_token":
@@ -158,7 +160,7 @@ class ViT(ImageBackbone):
                 for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                     found["stack." + name.replace(".attn.qkv.", f".layer.{part}.")] = rows
             else:
-                for old, new in names.items():
+                for old, new in BLOCK_NAMES.items():
                     name = name.replace(old, new)
                 inside = name.startswith(("blocks.", "norm."))
                 found[f"stack.{name}" if inside else name] = tensor

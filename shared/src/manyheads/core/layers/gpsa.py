@@ -115,7 +115,7 @@ class GatedPositionalAttention(Layer):
         """``(B, n, m, D)`` -> ``(B, H, N, E)``."""
         return x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _by_position(self, v: Tensor, grid: torch.Size, real: Tensor | None) -> Tensor:
+    def _by_position(self, v: Tensor, grid: tuple[int, ...], real: Tensor | None) -> Tensor:
         """The positional attention of the values, ``(B, H, N, E)``."""
         height, width = grid
         across, down, curve = self.position.unbind(1)

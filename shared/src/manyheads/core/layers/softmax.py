@@ -16,7 +16,7 @@ Differs from the paper: see ``info.deviations``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ class HeadAttention(Layer):
     """Each token sees itself and earlier tokens only."""
     max_len: int | None = None
     """Causal only: slots of the growing state; a longer stream raises :class:`StateError`."""
-    bias: bool = False
-    """Biases in the four projections."""
+    bias: bool | Literal["output"] = False
+    """Biases in the four projections, or in that of the output alone."""
     window: int | None = attribute(default=None)
     rotary: float | None = attribute(default=None)
 
@@ -87,10 +87,10 @@ class HeadAttention(Layer):
                 f"context_dim={self.context_dim}, expected None, or a base above 1, an even width and no context"
             )
         source = dim if self.context_dim is None else self.context_dim
-        self.query = nn.Linear(dim, dim, bias=self.bias)
-        self.key = nn.Linear(source, dim, bias=self.bias)
-        self.value = nn.Linear(source, dim, bias=self.bias)
-        self.output = nn.Linear(dim, dim, bias=self.bias)
+        self.query = nn.Linear(dim, dim, bias=self.bias is True)
+        self.key = nn.Linear(source, dim, bias=self.bias is True)
+        self.value = nn.Linear(source, dim, bias=self.bias is True)
+        self.output = nn.Linear(dim, dim, bias=bool(self.bias))
 
     @property
     def masks(self) -> tuple[str, ...]:
