@@ -1,4 +1,7 @@
-"""Batch normalisation of sequences, with the statistics of real tokens only."""
+"""Batch normalisation of sequences, with the statistics of real tokens only; the affine map that it is in evaluation.
+
+Axes: b batch, t tokens, c channels.
+"""
 
 from __future__ import annotations
 
@@ -54,3 +57,11 @@ class SequenceBatchNorm(nn.BatchNorm1d):
             self.running_mean.copy_(mean)
             self.running_var.copy_(var)
         return normed
+
+
+def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+    """The scale and the shift of each channel, which a batch norm is in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias.detach() - norm.running_mean * scale

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm, affine_of
 from manyheads.core.blocks.causal_convolution import CausalConvolution
 from manyheads.core.blocks.residual import ResidualBlock
 from manyheads.core.errors import ArgumentError
@@ -26,7 +26,7 @@ from manyheads.core.registry import find_layer, list_layers
 from manyheads.core.state import State
 from manyheads.kws.models.mixer import FeedForward
 from manyheads.kws.models.network import NetworkConfig, Passage, Product, step_macs
-from manyheads.kws.models.sites import ChannelAffine, add_to, affine_of, fold_norm, normalise
+from manyheads.kws.models.sites import ChannelAffine, add_to, fold_norm, normalise
 from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm, affine_of
 from manyheads.core.blocks.legendre_memory import LegendreMemory
 from manyheads.core.functional.legendre import impulse_response, legendre_system
 from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
-from manyheads.kws.models.sites import Site, SpikeSite, affine_of, fold_after, fold_alone, fold_norm, normalise
+from manyheads.kws.models.sites import Site, SpikeSite, fold_after, fold_alone, fold_norm, normalise
 
 
 class LegendreMixer(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.blocks.batch_norm import SequenceBatchNorm
+from manyheads.core.blocks.batch_norm import SequenceBatchNorm, affine_of
 from manyheads.core.blocks.causal_convolution import CausalConvolution, CausalConvolution2d
 from manyheads.core.functional.lif import Neuron, lif, spike_rate
 from manyheads.core.functional.recurrent_mask import carried
@@ -138,14 +138,6 @@ def normalise(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
     packed = x.flatten(0, 1).index_select(0, chosen)
     normed = norm(packed.flatten(0, -2).unsqueeze(0)).view(packed.shape)
     return torch.zeros_like(x).flatten(0, 1).index_copy(0, chosen, normed).view(x.shape)
-
-
-def affine_of(norm: SequenceBatchNorm) -> tuple[Tensor, Tensor]:
-    """``a`` and ``c`` of a batch norm in evaluation."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
-    return scale, norm.bias.detach() - norm.running_mean * scale
 
 
 def site_affine(site: SpikeSite) -> tuple[Tensor, Tensor]:
