@@ -14,6 +14,7 @@ from manyheads.core.functional.episode_rows import Episodes, by_episode, split_e
 from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.gru import gru_scan
+from manyheads.core.functional.halo_attention import halo_attention
 from manyheads.core.functional.hashing import hashed_choice, hashed_integers
 from manyheads.core.functional.legendre import (
     LegendreSystem,
@@ -105,6 +106,7 @@ __all__ = [
     "fused_attention_backward",
     "fused_attention_with_lse",
     "gru_scan",
+    "halo_attention",
     "hashed_choice",
     "hashed_integers",
     "hold_first",
