@@ -115,3 +115,22 @@ class DepthwiseConvolution(nn.Module):
             return weight.clone(), shift.clone()
         scale, offset = affine_of(norm)
         return weight * scale.view(-1, 1, 1, 1), shift * scale + offset
+
+
+@checked_constructor
+class LocalPositions(nn.Module):
+    """Locally enhanced position encoding (LePE; CSWin, 2107.00652): a term for the output of an attention layer, from
+    the 3 x 3 neighbourhood of each cell, ``K * (W x)``.
+
+    Raises:
+        ArgumentError: a width below 1.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolve = DepthwiseConvolution(dim, (3, 3))
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """The term to be added before the output projection."""
+        return self.convolve(self.project(x))
