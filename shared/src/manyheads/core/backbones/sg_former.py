@@ -67,7 +67,7 @@ class SGFormer(ImageBackbone):
             "medium": {"dim": 64, "depths": (2, 6, 28, 2), "heads": (2, 4, 8, 16)},
             "base": {"dim": 96, "depths": (4, 6, 24, 2), "heads": (4, 6, 12, 24)},
             "nano": {
-                "dim": 12,
+                "dim": 10,
                 "depths": (2, 2, 1, 1),
                 "heads": (2, 2, 4, 4),
                 "ratios": (4, 2, 2),
