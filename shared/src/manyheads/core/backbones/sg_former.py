@@ -16,8 +16,8 @@ A state dict of the authors' code maps so (stage i from 1 there, from 0 here): `
 ``embeddings.0.{0,1,3,4,6,7}``, ``patch_embed1.norm`` -> ``stem_norm``, ``patch_embed{i}.conv{1,2,3}.{c,bn}`` ->
 ``embeddings.{i-1}.{0,1,3,4,6,7}``, ``pos_embed`` -> ``positions.weight``, ``norm{i}`` -> ``norms.{i-1}``,
 ``block{i}.{j}`` -> ``stages.{i-1}.{j}``, and inside a block ``norm1, norm2`` as they are, ``mlp.fc1, mlp.dwconv.dwconv,
-mlp.fc2`` -> ``up, convolve, down``, ``attn.lepe_linear, lepe_conv, proj`` -> ``attention.positions.project,
-positions.convolve, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` -> ``attention.coarse, coarse_norm,
+mlp.fc2`` -> ``up, convolve.large, down``, ``attn.lepe_linear, lepe_conv, proj`` -> ``attention.positions.project,
+positions.convolve.large, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` -> ``attention.coarse, coarse_norm,
 coarse_query, coarse_key and coarse_value, fine_query, fine_key and fine_value``; self-guided: ``attn.q, f1, f2, f3`` ->
 ``attention.query, merges.0, 1, 2``, and ``kv1``, ``kv2``, keys and values of two halves of the heads, -> ``key`` and
 ``value``; softmax: ``attn.q, kv`` -> ``query``, ``key`` and ``value``.
@@ -184,10 +184,10 @@ class SGFormer(ImageBackbone):
 
 _OF_BLOCK = {
     "mlp.fc1.": "up.",
-    "mlp.dwconv.dwconv.": "convolve.",
+    "mlp.dwconv.dwconv.": "convolve.large.",
     "mlp.fc2.": "down.",
     "attn.lepe_linear.": "attention.positions.project.",
-    "attn.lepe_conv.": "attention.positions.convolve.",
+    "attn.lepe_conv.": "attention.positions.convolve.large.",
     "attn.proj.": "attention.output.",
     "attn.sr.": "attention.coarse.",
     "attn.norm.": "attention.coarse_norm.",
@@ -233,7 +233,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = _norm(dim), mixer
         self.norm2, self.up, self.down = _norm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.convolve = DepthwiseConvolution(hidden)
+        self.convolve = DepthwiseConvolution(hidden, (3, 3))
         self.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
