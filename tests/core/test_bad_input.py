@@ -42,6 +42,7 @@ def test_wrong_forward_calls_are_refused_in_one_line(seed):
 REQUIRED = {
     "fourier-block": lambda tokens: {"length": tokens},
     "fourier-cross": lambda tokens: {"length": tokens, "context_dim": 3},
+    "spectral-gate": lambda tokens: {"height": tokens, "width": tokens},
 }
 FIELDS = {"heterogeneous", "hiformer"}
 

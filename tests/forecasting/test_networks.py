@@ -21,7 +21,7 @@ from manyheads.forecasting.series.panels import History
 from manyheads.lab.data.storage import load_arrays, save_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::manyheads.forecasting.series.panels.FitWarning")
-NO_SEQUENCE = ("axial", "combiner-axial", "fourier-cross")
+NO_SEQUENCE = ["fourier-cross", *(name for name, layer in LAYERS.items() if 1 not in layer.info.grid_ranks)]
 SEQUENCE = [name for name in LAYERS if name not in NO_SEQUENCE]
 
 

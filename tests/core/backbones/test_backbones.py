@@ -28,6 +28,7 @@ from manyheads.core.layers.auto_correlation import AutoCorrelation
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS
+from manyheads.core.testing import Case
 from tests.core.layers import CASES, EXAMPLES
 
 STREAMING = {
@@ -98,8 +99,7 @@ def test_batch_norms_of_a_block_read_real_tokens_only(place):
 def test_a_stack_goes_around_every_registered_layer(name):
     config = dict(next(c for c in EXAMPLES[name].values()))
     context_dim = config.get("context_dim")
-    dim, grid = CASES[name].get("dim", 12), CASES[name].get("grid", (12,))
-    grid = (config["tokens"],) if config.get("tokens") else grid
+    dim, grid = CASES[name].get("dim", 12), Case(LAYERS[name], config, **CASES[name]).grid
     stack = build_stack(name, dim, depth=2, options=config, expansion=2.0)
     x = torch.randn(2, *grid, dim, requires_grad=True)
     context = None if context_dim is None else torch.randn(2, 5, context_dim)
