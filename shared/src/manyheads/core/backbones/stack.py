@@ -87,17 +87,10 @@ class Stack(nn.Module):
         states, aux = [], {}
         for index, (block, before) in enumerate(zip(self.residual_blocks, given, strict=True)):
             own = before if block.layer.state_kind != "none" else None
-            x, after, more = _on_grid(block, x, own, context=context, mask=mask)
+            x, after, more = block(x, own, context=context, mask=mask)
             states.append(after)
             aux |= {f"{index}.{name}": value for name, value in more.items()}
         return LayerOutput(self.norm(x), tuple(states), aux)
-
-
-def _on_grid(block: ResidualBlock, x: Tensor, state: State | None, **given: Any) -> LayerOutput:
-    if x.dim() <= 3 or x.dim() - 2 in block.layer.info.grid_ranks:
-        return block(x, state, **given)
-    out = block(x.flatten(1, -2), state, **given)
-    return LayerOutput(out.y.view(x.shape), out.state, out.aux)
 
 
 @checked

@@ -1,5 +1,9 @@
-"""Feed-forward networks: plain, ``W2 act(W1 x)``, and gated, ``W3 (act(W1 x) o W2 x)`` (GLU Variants Improve
-Transformer, 2002.05202: GEGLU with ``activation="gelu"``, SwiGLU with ``"silu"``, ReGLU with ``"relu"``).
+"""Feed-forward networks.
+
+    FeedForward            W2 act(W1 x)
+    GatedFeedForward       W3 (act(W1 x) o W2 x)       GLU Variants Improve Transformer (2002.05202): GEGLU with
+                                                       ``activation="gelu"``, SwiGLU with ``"silu"``, ReGLU ``"relu"``
+    ConvolvedFeedForward   W2 act(C W1 x)              C a depthwise 3 x 3 convolution of an image (PVT v2, 2106.13797)
 
 Axes: d width, F hidden width; any leading axes.
 """
@@ -76,6 +80,27 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
         """Map each token."""
         return self.down(self.norm(self.activation(self.gate(x))) * self.norm(self.up(x)))
+
+
+@checked_constructor
+class ConvolvedFeedForward(nn.Module):
+    """Feed-forward network with a depthwise 3 x 3 convolution of its hidden channels, which shows it positions.
+
+    Raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError` for an unknown activation.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, activation: str = "gelu") -> None:
+        super().__init__()
+        _check_widths("convolved feed-forward", dim, hidden)
+        self.activation = find_activation(activation)
+        self.up = nn.Linear(dim, hidden)
+        self.convolution = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Map an image, channels last; it is padded with zeros."""
+        h = self.convolution(self.up(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.down(self.activation(h))
 
 
 def _check_widths(name: str, dim: int, hidden: int) -> None:

@@ -4,7 +4,8 @@
     post   y = N(x + drop(F(x)));   y = N(y + drop(C(y, context)));   z = N(y + drop(G(y)))
 
 F is the layer, C an optional layer that reads a context, G the feed-forward network, N a norm. Post-norm is 1706.03762;
-pre-norm trains without warm-up (2002.04745). F, C and G are arguments: this block imports no layer.
+pre-norm trains without warm-up (2002.04745). F, C and G are arguments: this block imports no layer. A layer for
+sequences gets a grid of several axes as all its tokens in raster order.
 
 Axes: b batch, d width, s context tokens, c context width.
 """
@@ -40,7 +41,7 @@ class ResidualBlock(nn.Module):
         feed_forward: G, any module from ``(…, D)`` to ``(…, D)``; None for none.
         cross: C, a layer that reads a context; None for none.
         norm: "pre" or "post", the place of the norms.
-        make_norm: makes a norm of width D; layer norm by default. A ``SequenceBatchNorm`` takes one grid axis.
+        make_norm: makes a norm of width D; layer norm by default.
         dropout: share of the outputs of F, C and G that is set to 0 in training.
         drop_path: probability with which F, C or G is left out in training, sample by sample (stochastic depth).
 
@@ -90,11 +91,11 @@ class ResidualBlock(nn.Module):
         """Run the block; ``cross`` reads the context, or the layer does if there is no ``cross``."""
         own = None if self.cross is not None else context
         real = None if mask is None else mask.padding
-        out = self.layer(self._normed(self.layer_norm, x, real), state, context=own, mask=mask)
+        out = in_raster_order(self.layer, self._normed(self.layer_norm, x, real), state, context=own, mask=mask)
         x = self._added(self.layer_norm, x, out.y, real)
         if self.cross is not None and self.cross_norm is not None:
             padded = None if real is None else Mask(padding=real)
-            read = self.cross(self._normed(self.cross_norm, x, real), context=context, mask=padded)
+            read = in_raster_order(self.cross, self._normed(self.cross_norm, x, real), context=context, mask=padded)
             x = self._added(self.cross_norm, x, read.y, real)
         return LayerOutput(self._widened(x, real), out.state, out.aux)
 
@@ -124,6 +125,21 @@ class ResidualBlock(nn.Module):
         return added if self.pre else _over_real(norm, added, real)
 
 
+def in_raster_order(
+    layer: Layer,
+    x: Float[Tensor, "b *grid d"],
+    state: State | None = None,
+    *,
+    context: Float[Tensor, "b s c"] | None = None,
+    mask: Mask | None = None,
+) -> LayerOutput:
+    """Run a layer on a grid; one for sequences gets a grid of several axes as all tokens in raster order."""
+    if x.dim() <= 3 or x.dim() - 2 in layer.info.grid_ranks:
+        return layer(x, state, context=context, mask=mask)
+    out = layer(x.flatten(1, -2), state, context=context, mask=mask)
+    return LayerOutput(out.y.view(x.shape), out.state, out.aux)
+
+
 def _over_real(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
     """``norm(x)``; of a batch norm with the statistics of the real tokens."""
-    return norm(x, real) if isinstance(norm, SequenceBatchNorm) else norm(x)
+    return norm(x.flatten(1, -2), real).view_as(x) if isinstance(norm, SequenceBatchNorm) else norm(x)
