@@ -168,7 +168,7 @@ def snippet(kind: type[Layer]) -> str:
     config = examples[0]
     layer = kind(DIM, **config)
     width = layer.context_dim
-    sizes = grid_of(TOKENS, info.grid_ranks[0])
+    sizes = grid_of(TOKENS, layer.grid_ranks[0])
     grid = sizes if layer.grid is None else tuple(size or usual for size, usual in zip(layer.grid, sizes, strict=True))
     shape = ", ".join(map(str, (2, *grid, DIM)))
     lines = [

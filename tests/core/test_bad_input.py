@@ -50,7 +50,6 @@ FIELDS = {"heterogeneous", "hiformer"}
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 6, 7, 12, 20])
 def test_defaults_fit_any_width_and_length(name, dim):
-    rank = min(LAYERS[name].info.grid_ranks)
     for tokens in (1, 2, 5, 9):
         required = {"fields": tokens} if name in FIELDS else REQUIRED.get(name, lambda tokens: {})(tokens)
         if (name == "lama" and dim % 2) or (name == "routing" and dim == 1):
@@ -58,7 +57,9 @@ def test_defaults_fit_any_width_and_length(name, dim):
                 create(name, dim, **required)
             continue
         context = torch.randn(2, 4, 3) if "context_dim" in required else None
-        y = create(name, dim, **required).eval()(torch.randn(2, *[tokens] * rank, dim), context=context).y
+        layer = create(name, dim, **required).eval()
+        rank = min(layer.grid_ranks)
+        y = layer(torch.randn(2, *[tokens] * rank, dim), context=context).y
         assert y.shape == (2, *[tokens] * rank, dim)
         assert y.isfinite().all()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +20,7 @@ from manyheads.core.functional import (
     fast_length,
     fft_convolution,
     finish,
+    grid_fft_convolution,
     merge,
     pack,
     pack_order,
@@ -118,6 +121,42 @@ def test_fft_convolution_equals_the_sum(tokens, taps, seed):
         for k in range(min(t + 1, taps)):
             expected[..., t] += kernel[:, k] * x[..., t - k]
     torch.testing.assert_close(fft_convolution(x, kernel), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("grid", "taps"), [((5,), (3,)), ((3, 5), (3, 5)), ((4, 3), (2, 7)), ((2, 3, 4), (2, 1, 4))])
+def test_grid_fft_convolution_equals_the_sum_over_the_orthant(grid, taps):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *grid, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(3, *taps, generator=generator, dtype=torch.float64)
+    expected = torch.zeros_like(x)
+    for p in itertools.product(*map(range, grid)):
+        for q in itertools.product(*(range(min(at + 1, size)) for at, size in zip(p, taps, strict=True))):
+            expected[(..., *p)] += kernel[(..., *q)] * x[(..., *(a - b for a, b in zip(p, q, strict=True)))]
+    torch.testing.assert_close(grid_fft_convolution(x, kernel, axes=len(grid)), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("grid", "taps", "centre"),
+    [
+        ((5,), (9,), (4,)),
+        ((4,), (12,), (7,)),
+        ((3, 5), (5, 9), (2, 4)),
+        ((4, 3), (2, 7), (1, 5)),
+        ((3, 3), (3, 3), (0, 1)),
+    ],
+)
+def test_grid_fft_convolution_round_a_centre_equals_the_sum(grid, taps, centre):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *grid, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(3, *taps, generator=generator, dtype=torch.float64)
+    expected = torch.zeros_like(x)
+    for p in itertools.product(*map(range, grid)):
+        for q in itertools.product(*map(range, grid)):
+            tap = tuple(c + a - b for a, b, c in zip(p, q, centre, strict=True))
+            if all(0 <= at < size for at, size in zip(tap, taps, strict=True)):
+                expected[(..., *p)] += kernel[(..., *tap)] * x[(..., *q)]
+    found = grid_fft_convolution(x, kernel, axes=len(grid), centre=centre)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
 def test_fft_convolution_is_differentiable_and_refuses_what_it_cannot_do():

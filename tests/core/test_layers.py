@@ -17,7 +17,7 @@ def cases():
     for name, layer in LAYERS.items():
         for label, config in EXAMPLES[name].items():
             for case in on_every_grid(layer, config, ORACLES[name], CASES[name]):
-                axes = "" if len(case.grid) == min(layer.info.grid_ranks) else f"-{len(case.grid)} axes"
+                axes = "" if len(case.grid) == min(case.layer().grid_ranks) else f"-{len(case.grid)} axes"
                 for point in points_of(case):
                     yield pytest.param(case, point, id=f"{name}-{label}{axes}-{point}")
 
@@ -26,7 +26,7 @@ def on_every_grid(layer, config, oracle, more):
     """One case for each number of grid axes that the layer takes in this configuration."""
     first = Case(layer, config, oracle=oracle, **more)
     yield first
-    for rank in layer.info.grid_ranks:
+    for rank in first.layer().grid_ranks:
         if rank != len(first.grid) and all(first.free):
             yield replace(first, grid={1: (7,), 2: (3, 4), 3: (2, 3, 2)}[rank])
 

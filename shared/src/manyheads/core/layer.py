@@ -142,6 +142,11 @@ class Layer(Configured):
         return self.info.masks
 
     @property
+    def grid_ranks(self) -> tuple[int, ...]:
+        """The numbers of grid axes that are taken as configured."""
+        return self.info.grid_ranks
+
+    @property
     def linear_in_value(self) -> bool:
         """Whether ``methods.mixing_matrix`` recovers P as configured."""
         return self.info.linear_in_value
@@ -197,8 +202,8 @@ class Layer(Configured):
         """
         if self.state_kind == "none":
             raise self._no_state("step")
-        if not isinstance(x_t, Tensor) or x_t.dim() - 1 not in self.info.grid_ranks:
-            shape = "(B, D)" if self.info.grid_ranks == (1,) else "(B, *grid[1:], D)"
+        if not isinstance(x_t, Tensor) or x_t.dim() - 1 not in self.grid_ranks:
+            shape = "(B, D)" if self.grid_ranks == (1,) else "(B, *grid[1:], D)"
             raise ArgumentError(f"{self.info.name}: x_t: found {describe(x_t)}, expected a tensor {shape}, one step")
         y, state, _ = self(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
@@ -227,8 +232,8 @@ class Layer(Configured):
 
     def _check_input(self, x: Tensor, context: Tensor | None) -> None:
         name = self.info.name
-        if not isinstance(x, Tensor) or x.dim() - 2 not in self.info.grid_ranks:
-            axes = " or ".join(str(r) for r in self.info.grid_ranks)
+        if not isinstance(x, Tensor) or x.dim() - 2 not in self.grid_ranks:
+            axes = " or ".join(str(r) for r in self.grid_ranks)
             found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else describe(x)
             raise ArgumentError(f"{name}: x: found {found}, expected (B, *grid, D), a tensor with {axes} grid axes")
         if x.shape[-1] != self.dim:

@@ -133,7 +133,8 @@ def layer_for_grid(
 ) -> Layer:
     """Build a registered layer for a grid of known size, in a network round any layer.
 
-    The arguments for the number of heads, for causality and for the size of the grid are set if the layer has them. On
+    The arguments for the number of heads, for causality, for the number of axes and for the size of the grid are set if
+    the layer has them. On
     a grid of several axes a layer for sequences is built for all tokens in raster order, as :class:`Stack` runs it.
 
     Args:
@@ -156,9 +157,9 @@ def layer_for_grid(
         expected = "a sequence" if len(grid) == 1 else f"a grid of {len(grid)} axes or a sequence"
         raise ArgumentError(f"layer: found {name!r}, expected one that takes {expected} alone (manyheads list)")
     tokens = math.prod(grid)
-    sizes = {"length": tokens, "max_len": tokens, "fields": tokens}
+    sizes = {"length": tokens, "max_len": tokens, "fields": tokens, "axes": 1}
     if own and len(grid) > 1:
-        sizes = dict(zip(kind.info.sizes, grid, strict=False))
+        sizes = {"axes": len(grid), **dict(zip(kind.info.sizes, grid, strict=False))}
     fixed = {key for key, one in arguments.items() if one.default is REQUIRED or isinstance(one.default, int)}
     chosen: dict[str, Any] = {key: value for key, value in sizes.items() if key in fixed}
     if "heads" in arguments:

@@ -112,7 +112,7 @@ class ViT(ImageBackbone):
             for index in range(self.depth)
         ]
         if self.pool == "token":
-            if 1 not in layers[0].info.grid_ranks or layers[0].grid is not None:
+            if 1 not in layers[0].grid_ranks or layers[0].grid is not None:
                 raise ArgumentError(
                     f"vit: pool: found 'token' with the layer {self.layer!r}, expected 'mean': it takes no sequence of "
                     "any length, and a class token has no place on a grid"

@@ -134,7 +134,7 @@ def in_raster_order(
     mask: Mask | None = None,
 ) -> LayerOutput:
     """Run a layer on a grid; one for sequences gets a grid of several axes as all tokens in raster order."""
-    if x.dim() <= 3 or x.dim() - 2 in layer.info.grid_ranks:
+    if x.dim() <= 3 or x.dim() - 2 in layer.grid_ranks:
         return layer(x, state, context=context, mask=mask)
     out = layer(x.flatten(1, -2), state, context=context, mask=mask)
     return LayerOutput(out.y.view(x.shape), out.state, out.aux)

@@ -11,7 +11,7 @@ from manyheads.core.functional.circular_correlation import circular_correlation
 from manyheads.core.functional.clustered_attention import clustered_attention, latest_in_cluster
 from manyheads.core.functional.deformable import deformable_attention, pixel_centres, real_extent
 from manyheads.core.functional.episode_rows import Episodes, by_episode, split_episodes
-from manyheads.core.functional.fft_convolution import fast_length, fft_convolution
+from manyheads.core.functional.fft_convolution import fast_length, fft_convolution, grid_fft_convolution
 from manyheads.core.functional.fourier_basis import fourier_basis
 from manyheads.core.functional.gru import gru_scan
 from manyheads.core.functional.halo_attention import halo_attention
@@ -50,6 +50,7 @@ from manyheads.core.functional.segments import (
     segment_starts,
     visible,
 )
+from manyheads.core.functional.shift import shifted
 from manyheads.core.functional.source_sampling import kept_sources, local_sources, sampled_attention, uniform_sources
 from manyheads.core.functional.spans import pool_span, prefix_spans, span_value
 from manyheads.core.functional.spherical_kmeans import (
@@ -105,6 +106,7 @@ __all__ = [
     "fourier_basis",
     "fused_attention_backward",
     "fused_attention_with_lse",
+    "grid_fft_convolution",
     "gru_scan",
     "halo_attention",
     "hashed_choice",
@@ -142,6 +144,7 @@ __all__ = [
     "segment_cumsum",
     "segment_ids",
     "segment_starts",
+    "shifted",
     "sinusoids",
     "span_value",
     "spike_rate",

@@ -40,9 +40,10 @@ class Case:
 
     def __post_init__(self) -> None:
         if not self.grid:
-            rank = min(self.layer_class.info.grid_ranks)
+            layer = self.layer()
+            rank = min(layer.grid_ranks)
             usual = {1: (7,), 2: (3, 4)}.get(rank, (2,) * rank)
-            fixed = self.layer().grid or usual
+            fixed = layer.grid or usual
             object.__setattr__(self, "grid", tuple(f or u for f, u in zip(fixed, usual, strict=True)))
 
     def generator(self, offset: int = 0) -> torch.Generator:

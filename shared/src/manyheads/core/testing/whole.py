@@ -124,7 +124,7 @@ def weights_and_configuration_round_trip(case: Case) -> None:
 def bad_input_is_refused(case: Case) -> None:
     layer, x = case.layer(), case.x()
     refuses(ArgumentError, lambda: layer(x[..., :-1]), str(case.dim - 1), "a wrong width")
-    if len(case.grid) == min(layer.info.grid_ranks):
+    if len(case.grid) == min(layer.grid_ranks):
         refuses(ArgumentError, lambda: layer(x[..., 0]), "expected (B, *grid, D)", "a missing axis")
     every = {
         "padding": Mask(padding=torch.ones(case.batch, case.tokens, dtype=torch.bool)),

@@ -116,7 +116,7 @@ def grid_of(length: int, rank: int) -> tuple[int, ...]:
 def _measure(name: str, title: str, config: Mapping[str, Any], length: int, rates: Rates) -> dict[str, Any]:
     device = rates.device
     layer = create(name, dim=DIM, **config).to(device)
-    grid = grid_of(length, layer.info.grid_ranks[0])
+    grid = grid_of(length, layer.grid_ranks[0])
     x = torch.randn(1, *grid, DIM, device=device, requires_grad=True)
     width = layer.context_dim
     context = None if width is None else torch.randn(1, length, width, device=device)

@@ -49,7 +49,7 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = kind(DIM, **examples[label]).eval()
-    usual = grid_of(tokens, layer.info.grid_ranks[0])
+    usual = grid_of(tokens, layer.grid_ranks[0])
     grid = usual if layer.grid is None else tuple(f or u for f, u in zip(layer.grid, usual, strict=True))
     x = motif(math.prod(grid), layer.dim, seed).view(1, *grid, layer.dim)
     width = layer.context_dim
