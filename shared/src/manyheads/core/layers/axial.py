@@ -3,7 +3,8 @@
     y[…, i, …] = W_o sum_j softmax_j(q[…, i, …] . k[…, j, …] / sqrt(E)) v[…, j, …]
 
 Only the index along the axis varies; the other axes act as a batch. One layer along each axis in turn lets every token
-reach the whole grid.
+reach the whole grid. Causal layers are the masked rows (axis 1) and masked columns (axis 0) of the paper. Its shifts
+down and right are ``functional.shifted``, its image model is :mod:`manyheads.core.backbones.axial_transformer`.
 
 Shapes: B batch, ``(n, m)`` or ``(n, m, d)`` the grid, N its tokens, L the length of the axis, D width, H heads,
 E = D / H head width.
@@ -62,8 +63,8 @@ class AxialAttention(Layer):
         full_context=False,
         linear_in_value=True,
         deviations=(
-            "here one layer along one axis; the shifts, position embeddings, blocks and row-by-row sampling of the "
-            "paper's model are not part of it",
+            "here one layer along one axis; position embeddings, blocks, shifts and sampling row by row are in the "
+            "AxialTransformer",
             "causal means along the axis, and so in raster order too",
             "padding is ours",
         ),
