@@ -16,8 +16,8 @@ A state dict of the authors' code maps so (stage i from 1 there, from 0 here): `
 ``embeddings.0.{0,1,3,4,6,7}``, ``patch_embed1.norm`` -> ``stem_norm``, ``patch_embed{i}.conv{1,2,3}.{c,bn}`` ->
 ``embeddings.{i-1}.{0,1,3,4,6,7}``, ``pos_embed`` -> ``positions.weight``, ``norm{i}`` -> ``norms.{i-1}``,
 ``block{i}.{j}`` -> ``stages.{i-1}.{j}``, and inside a block ``norm1, norm2`` as they are, ``mlp.fc1, mlp.dwconv.dwconv,
-mlp.fc2`` -> ``up, convolve.large, down``, ``attn.lepe_linear, lepe_conv, proj`` -> ``attention.positions.project,
-positions.convolve.large, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` -> ``attention.coarse, coarse_norm,
+mlp.fc2`` -> ``feed_forward.up, convolution.large, down``, ``attn.lepe_linear, lepe_conv, proj`` ->
+``attention.positions.project, positions.convolve.large, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` -> ``attention.coarse, coarse_norm,
 coarse_query, coarse_key and coarse_value, fine_query, fine_key and fine_value``; self-guided: ``attn.q, f1, f2, f3`` ->
 ``attention.query, merges.0, 1, 2``, and ``kv1``, ``kv2``, keys and values of two halves of the heads, -> ``key`` and
 ``value``; softmax: ``attn.q, kv`` -> ``query``, ``key`` and ``value``.
@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
-from manyheads.core.blocks.depthwise import DepthwiseConvolution, LocalPositions
+from manyheads.core.blocks.depthwise import LocalPositions
 from manyheads.core.blocks.drop_path import DropPath, drop_path_rates
+from manyheads.core.blocks.feed_forward import ConvolvedFeedForward
 from manyheads.core.blocks.image_embeddings import GridPositions
 from manyheads.core.errors import ArgumentError
 from manyheads.core.fields import argument
@@ -183,9 +183,9 @@ class SGFormer(ImageBackbone):
 
 
 _OF_BLOCK = {
-    "mlp.fc1.": "up.",
-    "mlp.dwconv.dwconv.": "convolve.large.",
-    "mlp.fc2.": "down.",
+    "mlp.fc1.": "feed_forward.up.",
+    "mlp.dwconv.dwconv.": "feed_forward.convolution.large.",
+    "mlp.fc2.": "feed_forward.down.",
     "attn.lepe_linear.": "attention.positions.project.",
     "attn.lepe_conv.": "attention.positions.convolve.large.",
     "attn.proj.": "attention.output.",
@@ -232,8 +232,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, mixer: nn.Module, hidden: int, rate: float) -> None:
         super().__init__()
         self.norm1, self.attention = _norm(dim), mixer
-        self.norm2, self.up, self.down = _norm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.convolve = DepthwiseConvolution(hidden, (3, 3))
+        self.norm2, self.feed_forward = _norm(dim), ConvolvedFeedForward(dim, hidden, skip=True)
         self.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -245,9 +244,7 @@ class _Block(nn.Module):
         else:
             mixed = self.attention(source)
         x = x + self.drop_path(mixed)
-        hidden = self.up(self.norm2(x))
-        widened = self.down(functional.gelu(hidden + self.convolve(hidden)))
-        return x + self.drop_path(widened), found
+        return x + self.drop_path(self.feed_forward(self.norm2(x))), found
 
 
 class _Attention(nn.Module):

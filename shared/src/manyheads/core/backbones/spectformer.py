@@ -24,7 +24,7 @@ feed_forward_norm``, ``filter.complex_weight`` -> ``layer.weight``, ``attn.qkv``
 ``attn.proj`` -> ``layer.output``, ``mlp.fc1, fc2`` -> ``feed_forward.up, down``. In their hierarchical code:
 ``patch_embed1, …`` -> ``embeds.0, …``, ``block1.n, …`` -> ``stages.0.n, …`` and inside as above,
 ``attn.complex_weight`` -> ``layer.weight``, ``attn.q, kv, proj`` -> ``layer.query, key and value, output``,
-``mlp.dwconv.dwconv`` -> ``feed_forward.convolution``, ``norm1, …`` -> ``norms.0, …``, ``post_network.0`` ->
+``mlp.dwconv.dwconv`` -> ``feed_forward.convolution.large``, ``norm1, …`` -> ``norms.0, …``, ``post_network.0`` ->
 ``class_block``, ``aux_head`` -> ``token_head``.
 """
 
@@ -367,7 +367,7 @@ _NAMES = (
     (r"\.attn\.proj\.", ".layer.output."),
     (r"\.attn\.q\.", ".layer.query."),
     (r"\.mlp\.fc1\.", ".feed_forward.up."),
-    (r"\.mlp\.dwconv\.dwconv\.", ".feed_forward.convolution."),
+    (r"\.mlp\.dwconv\.dwconv\.", ".feed_forward.convolution.large."),
     (r"\.mlp\.fc2\.", ".feed_forward.down."),
 )
 

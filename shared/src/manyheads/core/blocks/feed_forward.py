@@ -3,7 +3,8 @@
     FeedForward            W2 act(W1 x)
     GatedFeedForward       W3 (act(W1 x) o W2 x)       GLU Variants Improve Transformer (2002.05202): GEGLU with
                                                        ``activation="gelu"``, SwiGLU with ``"silu"``, ReGLU ``"relu"``
-    ConvolvedFeedForward   W2 act(C W1 x)              C a depthwise 3 x 3 convolution of an image (PVT v2, 2106.13797)
+    ConvolvedFeedForward   W2 act(C W1 x)              C a depthwise 3 x 3 convolution of an image (PVT v2, 2106.13797);
+                                                       with ``skip`` I + C in its place (SG-Former, 2308.12216)
 
 Axes: d width, F hidden width; any leading axes.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.arguments import checked, checked_constructor
+from manyheads.core.blocks.depthwise import DepthwiseConvolution
 from manyheads.core.errors import ArgumentError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -89,18 +91,19 @@ class ConvolvedFeedForward(nn.Module):
     Raises :class:`ArgumentError` for widths below 1, :class:`UnknownNameError` for an unknown activation.
     """
 
-    def __init__(self, dim: int, hidden: int, *, activation: str = "gelu") -> None:
+    def __init__(self, dim: int, hidden: int, *, activation: str = "gelu", skip: bool = False) -> None:
         super().__init__()
         _check_widths("convolved feed-forward", dim, hidden)
-        self.activation = find_activation(activation)
+        self.activation, self.skip = find_activation(activation), skip
         self.up = nn.Linear(dim, hidden)
-        self.convolution = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.convolution = DepthwiseConvolution(hidden, (3, 3))
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Map an image, channels last; it is padded with zeros."""
-        h = self.convolution(self.up(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.down(self.activation(h))
+        h = self.up(x)
+        convolved = self.convolution(h)
+        return self.down(self.activation(h + convolved if self.skip else convolved))
 
 
 def _check_widths(name: str, dim: int, hidden: int) -> None:
