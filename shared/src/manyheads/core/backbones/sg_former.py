@@ -79,6 +79,7 @@ class SGFormer(ImageBackbone):
         parameters={"small": "22.5M", "medium": "39M", "base": "78M"},
         good_for="Images with small objects on much background, and features at four strides for dense tasks.",
         not_for="Small images: below 128 pixels its later stages hold some cells only, and vit sees all of them.",
+        onnx="torch's ONNX exporter has no stable sort",
         deviations=(
             "deviations of the layer sg-attention hold here too",
             "here each stage starts without a significance; the authors' depths of stages 1 to 3 are even, so that "
