@@ -17,10 +17,10 @@ A state dict of the authors' code maps so (stage i from 1 there, from 0 here): `
 ``embeddings.{i-1}.{0,1,3,4,6,7}``, ``pos_embed`` -> ``positions.weight``, ``norm{i}`` -> ``norms.{i-1}``,
 ``block{i}.{j}`` -> ``stages.{i-1}.{j}``, and inside a block ``norm1, norm2`` as they are, ``mlp.fc1, mlp.dwconv.dwconv,
 mlp.fc2`` -> ``feed_forward.up, convolution.large, down``, ``attn.lepe_linear, lepe_conv, proj`` ->
-``attention.positions.project, positions.convolve.large, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` -> ``attention.coarse, coarse_norm,
-coarse_query, coarse_key and coarse_value, fine_query, fine_key and fine_value``; self-guided: ``attn.q, f1, f2, f3`` ->
-``attention.query, merges.0, 1, 2``, and ``kv1``, ``kv2``, keys and values of two halves of the heads, -> ``key`` and
-``value``; softmax: ``attn.q, kv`` -> ``query``, ``key`` and ``value``.
+``attention.positions.project, positions.convolve.large, output``; hybrid: ``attn.sr, norm, q1, kv1, q2, kv2`` ->
+``attention.coarse, coarse_norm, coarse_query, coarse_key and coarse_value, fine_query, fine_key and fine_value``;
+self-guided: ``attn.q, f1, f2, f3`` -> ``attention.query, merges.0, 1, 2``, and ``kv1``, ``kv2``, keys and values of two
+halves of the heads, -> ``key`` and ``value``; softmax: ``attn.q, kv`` -> ``query``, ``key`` and ``value``.
 """
 
 from __future__ import annotations
