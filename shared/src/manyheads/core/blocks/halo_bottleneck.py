@@ -90,7 +90,7 @@ class HaloBottleneck(nn.Module):
         drop_path: probability with which the branch is left out in training, sample by sample.
 
     Raises:
-        ArgumentError: as :class:`StridedHaloAttention`; a drop_path outside [0, 1).
+        ArgumentError: as :class:`StridedHaloAttention`; a width below 1; a drop_path outside [0, 1).
     """
 
     def __init__(
@@ -107,6 +107,10 @@ class HaloBottleneck(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if min(dim, inner, values, output) < 1:
+            raise ArgumentError(
+                f"halo bottleneck: found widths {(dim, inner, values, output)}, expected 1 or more each"
+            )
         self.stride = stride
         self.reduce, self.reduce_norm = nn.Linear(dim, inner, bias=False), SequenceBatchNorm(inner)
         self.attention = StridedHaloAttention(inner, values, heads=heads, block=block, halo=halo, stride=stride)
