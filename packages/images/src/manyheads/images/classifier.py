@@ -83,7 +83,7 @@ class ImageClassifier:
         """Read a file. Raises :class:`CheckpointError` for one that is absent, damaged, or of another kind."""
         tensors, header = load_tensors(path, kind=KIND, fix=_FIX)
         try:
-            model = BACKBONES[header["backbone"]](**header["arguments"])
+            model = BACKBONES[header["backbone"]](**_tuples(header["arguments"]))
             model.load_state_dict(dict(checked_tensors(tensors, model.state_dict())))
             return cls(model, header["labels"], header["image_size"], header["mean"], header["sd"])
         except (KeyError, TypeError, ValueError) as error:
@@ -125,6 +125,13 @@ class ImageClassifier:
         small = np.round(resized(pixels, self.image_size) * 255) / 255
         images = torch.from_numpy(((small - self.mean) / self.sd).astype(np.float32)).permute(2, 0, 1)[None]
         return self.model(images)[0].softmax(0).numpy()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only; the sizes of a backbone are tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def newest_classifier(root: Path = Path("runs")) -> Path:
