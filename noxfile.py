@@ -282,7 +282,14 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
-PEERS = ["routing-transformer", "axial-attention", "x-transformers", "spikingjelly"]
+PEERS = [
+    "routing-transformer",
+    "axial-attention",
+    "x-transformers",
+    "spikingjelly",
+    "halonet-pytorch",
+    "vit-pytorch",
+]
 
 
 @nox.session

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core import create
+from manyheads.core.backbones.vit import ViT
 from manyheads.lab.data.files import write_csv
 
 RESULT = Path(__file__).parent / "results" / "peers.csv"
@@ -57,6 +59,7 @@ def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
         for plan in ("vertical", "rowmajor"):
             ours = _ours("combiner-axial", heads=HEADS, plan=plan)
             yield f"combiner-axial, {plan}: causal, full support", "axial-attention", grid, ours, axial
+    yield from image_pairs()
     spikes = torch.randn(32, 128, DIM, requires_grad=True)
     node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
 
@@ -65,6 +68,33 @@ def pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
         return node(x.transpose(0, 1))
 
     yield "lif", "spikingjelly", spikes, _ours("lif"), lif
+
+
+def image_pairs() -> Iterator[tuple[str, str, Tensor, Run, Run]]:
+    """Yield the layers of images and the Vision Transformer, with the same arguments on both sides."""
+    _without_torchvision()
+    from halonet_pytorch import HaloAttention
+    from vit_pytorch.vit import ViT as TheirViT
+
+    for side in (64, 128):
+        grid = torch.randn(1, side, side, DIM, requires_grad=True)
+        theirs = HaloAttention(dim=DIM, block_size=8, halo_size=3, dim_head=DIM // HEADS, heads=HEADS)
+        ours = _ours("halo", heads=HEADS, block=8, halo=3)
+        yield "halo", "halonet-pytorch", grid, ours, lambda x, theirs=theirs: theirs(x.permute(0, 3, 1, 2))
+    sizes = {"dim": 192, "depth": 4, "heads": 3}
+    for side, batch in ((224, 4), (384, 2)):
+        images = torch.randn(batch, 3, side, side, requires_grad=True)
+        theirs = TheirViT(
+            image_size=side, patch_size=16, num_classes=1000, mlp_dim=768, pool="mean", dim_head=64, **sizes
+        )
+        yield "vit, 4 blocks", "vit-pytorch", images, ViT(image_size=side, **sizes), theirs
+
+
+def _without_torchvision() -> None:
+    """Give vit-pytorch an empty torchvision, which it imports for one class and which has no wheel for this torch."""
+    empty = types.ModuleType("torchvision")
+    empty.transforms = types.ModuleType("torchvision.transforms")  # ty: ignore[unresolved-attribute]
+    sys.modules.update({"torchvision": empty, "torchvision.transforms": empty.transforms})
 
 
 def _ours(name: str, **config) -> Run:
