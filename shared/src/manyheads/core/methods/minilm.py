@@ -86,7 +86,7 @@ def relation_loss(
     teacher_a: Float[Tensor, "b g n f"],
     teacher_b: Float[Tensor, "b g n f"],
     *,
-    allowed: Bool[Tensor, "#b 1 n n"] | None = None,
+    allowed: Bool[Tensor, "#b 1 #n n"] | None = None,
     relation_heads: int | None = None,
 ) -> Float[Tensor, ""]:
     """``mean_{a,t} KL(softmax(T_a T_b' / sqrt(F))_t || softmax(S_a S_b' / sqrt(E))_t)`` over heads and queries.
