@@ -39,6 +39,39 @@ BACKBONE_PAGES = ROOT / "docs" / "backbones"
 MARK = "<!-- written by docs/catalogue.py -->"
 WIDTH = 80  # characters of an example that fit into its box
 
+# Layer -> where it is the default, and why.
+USED = {
+    "auto-correlation": ("forecasting: `autoformer`", "it finds the period of a series, which no pair of tokens shows"),
+    "axial": ("core: `AxialTransformer`", "rows and columns in turn, for grids too large for full attention"),
+    "ffnified": ("core: `ffnet`", "near pixels matter most, at linear cost"),
+    "fourier-block": ("forecasting: `fedformer`", "a few frequencies hold most of a periodic series"),
+    "fourier-cross": ("forecasting: `fedformer`", "it relates the frequencies of the past and of the forecast"),
+    "gpsa": ("core: `convit`", "it starts as a convolution, so that small training sets suffice"),
+    "halo": ("core: `halonet`", "near pixels matter most, with weights that depend on content"),
+    "heterogeneous": ("recsys: `heterogeneous`", "each field means something else and has its own projections"),
+    "hiformer": ("recsys: `hiformer`", "each pair of fields has its own projection"),
+    "lif": ("kws: the spiking networks, as a function", "spikes are sparse, so that a step costs few additions"),
+    "lmu": ("kws: LMUFormer, as a block", "a window of the past in a small state, trained in parallel"),
+    "prob-sparse": ("forecasting: `informer`", "few queries have attention that is not uniform"),
+    "sg-attention": ("core: `sg-former`", "few keys where the image is dull, many where it is not"),
+    "softmax": (
+        "forecasting: `transformer`, `patchtst`, `itransformer`; recsys: `vanilla`; core: `vit`, `tnt`, `fit`",
+        "the baseline of every comparison",
+    ),
+    "spectral-gate": ("core: `spectformer`", "a filter of the whole image at N log N cost, for periodic texture"),
+}
+
+
+def uses() -> str:
+    """The table of the domains and backbones that use each layer, and why."""
+    rows = ["| layer | default in | because |", "|---|---|---|"]
+    for name, kind in LAYERS.items():
+        place, reason = USED.get(name, ("", ""))
+        if not place:
+            place, reason = "none: by name in any network", f"for: {kind.info.good_for}"
+        rows.append(f"| [`{name}`]({name}.md) | {place} | {reason} |")
+    return "\n".join(rows)
+
 
 def page(kind: type[Layer]) -> str:
     """The page of a layer: use, formula, arguments, properties, measured cost, example, picture, deviations."""
@@ -356,6 +389,8 @@ def wanted() -> dict[Path, str]:
     for path, folder in ((PAGES / "index.md", ""), (ROOT / "README.md", "docs/layers/")):
         rows = table(folder, cost=folder == "")
         texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", rows)
+    path = PAGES / "uses.md"
+    texts[path] = between(path.read_text(), "<!-- catalogue -->", "<!-- end of catalogue -->", uses())
     path = ROOT / "docs" / "deviations.md"
     of_layers = deviations([kind.info for kind in LAYERS.values()], "layers")
     texts[path] = between(path.read_text(), "<!-- layers -->", "<!-- end of layers -->", of_layers)
