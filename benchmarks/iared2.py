@@ -2,13 +2,15 @@
 
 An image has 8 x 8 patches of 16 values. One to four of them hold the pattern of the label, one of ten, in noise of
 standard deviation 0.5; the others are noise of the same power as those. A small ViT (three blocks of width 32, a class
-token, learned positions) learns the labels. The curriculum of IA-RED2 then trains an interpreter before each block,
-with the blocks frozen, and the blocks and the head behind it, with the interpreter frozen.
+token, learned positions, patches embedded by a hidden layer of 64) learns the labels. The curriculum of IA-RED2 then
+trains an interpreter before each block, with the blocks frozen, and the blocks and the head behind it, with the
+interpreter frozen.
 
 Columns: accuracy on 4,000 new images before and after; the share of patches that each block sees; the mean over images
-of the intersection over union of the patches that the last block sees and the informative ones; the share of
-informative patches that it sees; the work of the blocks (:meth:`IARed2.cost`); CPU time of inference on batches of 64,
-over that of the ViT without dropping, interleaved in one process.
+of the intersection over union of the patches that the first block sees and the informative ones; the share of
+informative patches that it sees (the class token has read them before the later blocks); the work of the blocks
+(:meth:`IARed2.cost`); CPU time of inference on batches of 64, over that of the ViT without dropping, interleaved in one
+process.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         stack = build_stack("softmax", DIM, depth=GROUPS, options={"heads": 4}, expansion=2.0)
-        self.embed, self.first = nn.Linear(VALUES, DIM), nn.Parameter(0.02 * torch.randn(1, 1, DIM))
+        # what is informative has to show in the tokens before the first block
+        self.embed = nn.Sequential(nn.Linear(VALUES, 64), nn.GELU(), nn.Linear(64, DIM))
+        self.first = nn.Parameter(0.02 * torch.randn(1, 1, DIM))
         self.positions = nn.Parameter(0.02 * torch.randn(1, PATCHES + 1, DIM))
         self.dropping = IARed2(stack.residual_blocks, groups=GROUPS, heads=4)
         self.head = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, CLASSES))
@@ -127,11 +131,11 @@ def run(seed: int, scale: float) -> dict[str, object]:
     fit(network, images, list(network.parameters()), round(300 * scale), "all", 3e-3)
     before, _, _ = accuracy(network, "all")
     for group, penalty in enumerate(PENALTIES):
-        fit_policy(network, images, round(200 * scale), penalty, 1e-2, 2 * group)
+        fit_policy(network, images, round(150 * scale), penalty, 1e-2, 2 * group)
         trained = network.dropping.set_phase(2 * group + 1)
         fit(network, images, [*trained, *network.head.parameters()], round(50 * scale), "greedy", 1e-3)
     after, out, informative = accuracy(network, "greedy")
-    kept = out.kept[:, -1, 1:]
+    kept = out.kept[:, 0, 1:]
     overlap = (kept & informative).sum(1) / (kept | informative).sum(1)
     row: dict[str, object] = {"seed": seed, "accuracy_before": f"{before:.4f}", "accuracy": f"{after:.4f}"}
     row |= {f"kept_{g + 1}": f"{float(out.ratio[:, g].mean()):.3f}" for g in range(GROUPS)}

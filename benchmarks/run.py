@@ -82,6 +82,9 @@ JOBS: dict[str, list[str]] = {
         f"manyheads report --root {RUNS}/digits --csv {{csv}}",
     ],
     "images_baselines": ["python benchmarks/images_baselines.py --csv {csv}"],
+    "mesa": ["python benchmarks/mesa.py --csv {csv}"],
+    "mesa_published": ["python benchmarks/mesa.py --published --steps 5 --seeds 1 --csv {csv}"],
+    "iared2": ["python benchmarks/iared2.py --csv {csv}"],
     "attention_run": ["env OMP_WAIT_POLICY=passive manyheads bench attention-run --csv {csv}"],
     "kws_fsdd": [
         *(f"manyheads kws train fsdd-{speaker}-lmuformer --root {RUNS}/fsdd" for speaker in SPEAKERS),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import int8
 import layers
+import methods
 import processes
 import recsys_serving
 from rows import ROOT
@@ -32,8 +33,10 @@ PAGES = (
     ROOT / "docs" / "images.md",
     ROOT / "docs" / "kws.md",
     ROOT / "docs" / "recsys.md",
+    ROOT / "docs" / "methods" / "mesa.md",
+    ROOT / "docs" / "methods" / "iared2.md",
 )
-MODULES = (forecasting, images, int8, kws, layers, processes, recsys, recsys_serving)
+MODULES = (forecasting, images, int8, kws, layers, methods, processes, recsys, recsys_serving)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for module in MODULES for table in module.TABLES}
 
 
