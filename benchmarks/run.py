@@ -71,7 +71,7 @@ JOBS: dict[str, list[str]] = {
             f"manyheads report --root {RUNS}/{set_name} --csv {{csv}}",
         ]
         for set_name, horizons in (
-            *((name, (96, 336)) for name in ("etth1", "etth2", "ettm2")),
+            *((name, (96, 192)) for name in ("etth1", "etth2", "ettm2")),
             ("national_illness", (24, 60)),
         )
     },
