@@ -76,6 +76,10 @@ JOBS: dict[str, list[str]] = {
         )
     },
     "layers": ["manyheads bench layers --lengths 256 512 1024 2048 4096 8192 16384 --csv {csv}"],
+    "layers_grid": [
+        "manyheads bench layers --names axial halo spectral-gate hyena-nd ffnified gpsa sg-attention subpixel "
+        "--lengths 256 1024 4096 16384 --csv {csv}"
+    ],
     "subpixel": ["python benchmarks/subpixel.py --csv {csv}"],
     "images_digits": [
         *(f"manyheads images train digits-{name}-nano --root {RUNS}/digits" for name in BACKBONES),

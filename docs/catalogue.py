@@ -30,8 +30,9 @@ from manyheads.lab.reporting.mixing_picture import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/manyheads/manyheads/blob/main"
-RESULTS = ROOT / "benchmarks" / "results" / "layers.csv"
-BENCH = list(csv.DictReader(RESULTS.open())) if RESULTS.is_file() else []
+# layers of sequences, and of grids with as many cells
+RESULTS = [ROOT / "benchmarks" / "results" / f"{name}.csv" for name in ("layers", "layers_grid")]
+BENCH = [row for path in RESULTS if path.is_file() for row in csv.DictReader(path.open())]
 TOKENS = 32  # of an example and a picture
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"

@@ -35,7 +35,7 @@ def cases() -> Iterator[tuple[str, str, Case]]:
 def wrong_values(annotation: str, name: str) -> list[Any]:
     """Values that an argument of this annotation must refuse."""
     optional = "None" in annotation
-    if annotation.startswith("bool"):
+    if "bool" in annotation:
         return NEVER_FLAGS
     if annotation.startswith("int"):
         values = [
