@@ -143,8 +143,16 @@ $$
 
 {deviations}
 
-<!-- reference: {kind.__module__} -->
+{reference(kind)}
 """
+
+
+def reference(kind: type[Layer]) -> str:
+    """The mark of the reference of a layer's module; a link to it on the pages of its other layers."""
+    first = next(name for name, other in LAYERS.items() if other.__module__ == kind.__module__)
+    if first == kind.info.name:
+        return f"<!-- reference: {kind.__module__} -->"
+    return f"The reference of its module is on the page of [`{first}`]({first}.md)."
 
 
 def proof(kind: type[Layer]) -> str:

@@ -92,8 +92,10 @@ def relation_loss(
     """``mean_{a,t} KL(softmax(T_a T_b' / sqrt(F))_t || softmax(S_a S_b' / sqrt(E))_t)`` over heads and queries.
 
     Args:
-        student_a, student_b: S_a and S_b, such as queries and keys.
-        teacher_a, teacher_b: T_a and T_b; they get no gradient.
+        student_a: S_a, such as the queries.
+        student_b: S_b, such as the keys.
+        teacher_a: T_a; it gets no gradient.
+        teacher_b: T_b; it gets no gradient.
         allowed: True if query t may see key s. A query that sees none is no part of the mean; 0 if all are so.
         relation_heads: R; the heads of each model are joined and cut into R.
 
