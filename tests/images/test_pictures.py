@@ -109,6 +109,15 @@ def test_a_folder_of_labels_is_read_and_split(tmp_path):
     assert {part: len(own) for part, own in found.parts.items()} == {"train": 4, "validation": 2, "test": 2}
 
 
+def test_conversions_in_a_folder_are_counted_in_one_note_each(tmp_path):
+    labelled(tmp_path)
+    Image.new("L", (4, 4)).save(tmp_path / "cat" / "0.png")
+    Image.new("L", (4, 4)).save(tmp_path / "dog" / "1.png")
+    assert folder(tmp_path, 8, 3, (0.1, 0.25)).notes == (
+        f"{tmp_path}: 2 of 8 pictures: grey, repeated in three channels",
+    )
+
+
 def test_a_folder_that_is_split_already_stays_so(tmp_path):
     found = folder(labelled(tmp_path, ("train", "test")), 16, 1, (0.1, 0.25))
     assert {part: len(own) for part, own in found.parts.items()} == {"train": 8, "validation": 0, "test": 8}

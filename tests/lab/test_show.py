@@ -151,6 +151,16 @@ def test_a_place_outside_the_photo_raises_in_words(photo, capsys, arguments, wor
     assert words in capsys.readouterr().err
 
 
+def test_a_picture_has_the_cells_that_are_asked_for(photo, capsys):
+    assert main(["show", "softmax", "--image", str(photo), "--tokens", "32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"][2] == 32
+
+
+def test_backbones_are_not_listed_by_properties_of_layers(capsys):
+    assert main(["list", "--backbones", "--streaming"]) == 2
+    assert "--backbones beside a choice of layers" in capsys.readouterr().err
+
+
 def test_list_backbones_says_parameters_and_levels(capsys):
     assert main(["list", "--backbones", "--json"]) == 0
     found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}

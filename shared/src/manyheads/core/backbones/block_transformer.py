@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyheads.core.arguments import checked
-from manyheads.core.backbones.language_model import Sampler, check_generation
+from manyheads.core.backbones.generation import Generative, Sampler
 from manyheads.core.backbones.sequence_encoder import Positions, make_positions
 from manyheads.core.backbones.stack import Stack, build_stack
 from manyheads.core.blocks.embeddings import LearnedPositions
@@ -52,7 +52,7 @@ from manyheads.core.layer import blank
 from manyheads.core.layers.softmax import SoftmaxAttention
 from manyheads.core.mask import Mask
 from manyheads.core.registry import find_layer
-from manyheads.core.state import State, overwritten
+from manyheads.core.state import State
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 of 2. Width and layers are those of the authors' configurations."""
 
 
-class BlockTransformer(Configured):
+class BlockTransformer(Configured, Generative):
     """A language model over blocks of tokens; see the module for equations and axes.
 
     Raises:
@@ -284,61 +284,15 @@ class BlockTransformer(Configured):
             x = torch.cat([self.start.expand(len(v), 1, -1), x], 1)
         return x + v[:, first : first + x.shape[1]] if self.coupling == "summation" else x
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: int | None = None,
-        generator: torch.Generator | None = None,
+    def _continue(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, choose: Sampler, stop: int | None
     ) -> list[list[int]]:
-        """Continue each prompt by up to ``new_tokens`` tokens.
+        """Prompts are padded on the left to the boundary of a block.
 
-        Prompts are padded on the left to the boundary of a block: each row is continued as if it were alone. For each
-        new block the block decoder makes one step with its growing cache, then the token decoder makes a step for each
-        token with a cache of ``local_length`` places, which is dropped with the block.
-
-        Args:
-            prompts: token ids, one or more each, of any lengths.
-            new_tokens: the largest number of tokens to add.
-            temperature: of the softmax; 0 takes the most probable token.
-            top_k: sample from the k most probable tokens only.
-            top_p: sample from the fewest tokens whose probabilities sum to p or more.
-            stop: a row ends with this token, which is kept.
-            generator: random generator of the samples; torch's own by default.
-
-        Returns:
-            The new tokens of each prompt.
-
-        Raises:
-            ArgumentError: an empty prompt, ids outside the vocabulary, settings out of range.
-            StateError: more tokens than ``context``.
+        For each new block the block decoder makes one step with its growing cache, then the token decoder makes a step
+        for each token with a cache of ``local_length`` places, which is dropped with the block.
         """
-        check_generation(self.vocabulary, prompts, new_tokens, temperature, top_k, top_p)
         made: list[list[int]] = [[] for _ in prompts]
-        if not made or new_tokens == 0:
-            return made
-        training = self.training
-        self.eval()
-        try:
-            with overwritten():
-                self._stream(prompts, new_tokens, Sampler(temperature, top_k, top_p, generator), stop, made)
-        finally:
-            self.train(training)
-        return made
-
-    def _stream(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        choose: Sampler,
-        stop: int | None,
-        made: list[list[int]],
-    ) -> None:
         device, length = self.embed.weight.device, self.block_length
         longest = -(-max(len(prompt) for prompt in prompts) // length) * length
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
@@ -362,9 +316,9 @@ class BlockTransformer(Configured):
                 if stop is not None:
                     open_rows = open_rows & (chosen != stop)
                     if not open_rows.any():
-                        return
+                        return made
             if max(len(row) for row in made) == new_tokens:
-                return
+                return made
             if self.streaming:
                 c, state = self.contexts(tokens.unsqueeze(1), state, first=known)
                 known = known + 1

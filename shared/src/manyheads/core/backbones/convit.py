@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
+from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, token_grid
 from manyheads.core.backbones.stack import Stack
 from manyheads.core.backbones.vit import BLOCK_NAMES
 from manyheads.core.blocks.drop_path import drop_path_rates
@@ -110,16 +110,14 @@ class ConViT(ImageBackbone):
     """Drop path rate of the last block; it rises linearly from 0."""
 
     def setup(self) -> None:
-        height, width = pair(self.image_size, "image_size", "convit")
-        if height % self.patch or width % self.patch:
-            raise ArgumentError(f"convit: image_size: found {height} x {width}, expected multiples of {self.patch}")
+        grid = token_grid(self.image_size, self.patch, "convit")
         if self.local >= self.depth:
             raise ArgumentError(
                 f"convit: local: found {self.local} of {self.depth} blocks, expected fewer: the class token joins "
                 "after them"
             )
         self.patches = ImagePatches(self.channels, self.patch, self.dim)
-        self.positions = GridPositions(height // self.patch, width // self.patch, self.dim)
+        self.positions = GridPositions(*grid, self.dim)
         self.class_token = nn.Parameter(torch.randn(self.dim) * 0.02)
         blocks = [self._block(index) for index in range(self.depth)]
         self.near = Stack(blocks[: self.local])

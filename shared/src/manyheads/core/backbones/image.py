@@ -156,3 +156,14 @@ def pair(size: int | tuple[int, ...], name: str, owner: str) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ArgumentError(f"{owner}: {name}: found {size}, expected one number or (height, width), 1 or more")
     return sides[0], sides[1]
+
+
+def token_grid(size: int | tuple[int, ...], stride: int, owner: str) -> tuple[int, int]:
+    """Rows and columns of tokens, ``stride`` pixels apart, of images of that size.
+
+    Raises :class:`ArgumentError` for a size that is no multiple of the stride.
+    """
+    height, width = pair(size, "image_size", owner)
+    if height % stride or width % stride:
+        raise ArgumentError(f"{owner}: image_size: found {height} x {width}, expected multiples of {stride}")
+    return height // stride, width // stride

@@ -12,25 +12,26 @@ Axes: b batch, t tokens, v vocabulary, d width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from manyheads.core.arguments import checked_constructor
+from manyheads.core.backbones.generation import Generative, Sampler
 from manyheads.core.backbones.sequence_encoder import Positions, make_positions
 from manyheads.core.backbones.stack import Stack
 from manyheads.core.errors import ArgumentError
 from manyheads.core.layer import LayerOutput
 from manyheads.core.mask import Mask
-from manyheads.core.state import State, overwritten
+from manyheads.core.state import State
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Int
 
 
 @checked_constructor
-class LanguageModel(nn.Module):
+class LanguageModel(Generative):
     """Predict the logits of the next token; see the module for the equation.
 
     Args:
@@ -86,49 +87,7 @@ class LanguageModel(nn.Module):
         h, state, aux = self.stack(h, state, mask=mask)
         return LayerOutput(self.output(h), state, aux)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[list[int]]:
-        """Continue each prompt by up to ``new_tokens`` tokens.
-
-        Args:
-            prompts: token ids, one or more each, of any lengths.
-            new_tokens: the largest number of tokens to add.
-            temperature: of the softmax; 0 takes the most probable token.
-            top_k: sample from the k most probable tokens only.
-            top_p: sample from the fewest tokens whose probabilities sum to p or more.
-            stop: a row ends with this token, which is kept.
-            generator: random generator of the samples; torch's own by default.
-
-        Returns:
-            The new tokens of each prompt.
-
-        Raises:
-            ArgumentError: an empty prompt, ids outside the vocabulary, settings out of range.
-        """
-        check_generation(self.vocabulary, prompts, new_tokens, temperature, top_k, top_p)
-        if not prompts or new_tokens == 0:
-            return [[] for _ in prompts]
-        training = self.training
-        self.eval()
-        try:
-            choose = Sampler(temperature, top_k, top_p, generator)
-            with overwritten():
-                rows = self._stream(prompts, new_tokens, choose, stop)
-        finally:
-            self.train(training)
-        return rows
-
-    def _stream(
+    def _continue(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, choose: Sampler, stop: int | None
     ) -> list[list[int]]:
         device = self.embed.weight.device
@@ -163,47 +122,3 @@ class LanguageModel(nn.Module):
         padded = not bool(real.all())
         logits, state, _ = self(ids, mask=Mask(padding=real) if padded else None)
         return logits.gather(1, (known - 1)[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], state
-
-
-def check_generation(
-    vocabulary: int, prompts: Any, new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    """Raise :class:`ArgumentError` for an empty prompt, ids outside the vocabulary, settings out of range."""
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise ArgumentError(f"generate: prompts[{index}]: found no token, expected one or more")
-        wrong = [token for token in prompt if not 0 <= token < vocabulary]
-        if wrong:
-            raise ArgumentError(f"generate: prompts[{index}]: found the id {wrong[0]}, expected 0 to {vocabulary - 1}")
-    for name, value, right in (
-        ("new_tokens", new_tokens, new_tokens >= 0),
-        ("temperature", temperature, temperature >= 0),
-        ("top_k", top_k, top_k is None or top_k >= 1),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1),
-    ):
-        if not right:
-            raise ArgumentError(f"generate: {name}: found {value}, which is out of range")
-
-
-class Sampler:
-    """Sample one token for each row of logits ``(B, V)``."""
-
-    def __init__(
-        self, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-    ) -> None:
-        self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
-
-    def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, "b"]:
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        logits = logits.float() / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, float("-inf"))
-        if self.top_p is not None:
-            ordered, index = logits.sort(descending=True)
-            probability = ordered.softmax(-1)
-            # Keep a token if more probable ones sum to less than p.
-            beyond = probability.cumsum(-1) - probability >= self.top_p
-            logits = logits.masked_fill(beyond.gather(-1, index.argsort(-1)), float("-inf"))
-        return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
+from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, token_grid
 from manyheads.core.blocks.depthwise import LocalPositions
 from manyheads.core.blocks.drop_path import DropPath, drop_path_rates
 from manyheads.core.blocks.feed_forward import ConvolvedFeedForward
@@ -106,13 +106,11 @@ class SGFormer(ImageBackbone):
     """Drop path rate of the last block; it rises linearly from 0."""
 
     def setup(self) -> None:
-        height, width = pair(self.image_size, "image_size", "sg-former")
+        height, width = token_grid(self.image_size, 32, "sg-former")
         for name, given, count in (("depths", self.depths, 4), ("heads", self.heads, 4), ("ratios", self.ratios, 3)):
             if len(given) != count or min(given) < 1 + (name == "ratios"):
                 least = 2 if name == "ratios" else 1
                 raise ArgumentError(f"sg-former: {name}: found {given}, expected {count} numbers of {least} or more")
-        if height % 32 or width % 32:
-            raise ArgumentError(f"sg-former: image_size: found {height} x {width}, expected multiples of 32")
         widths = [self.dim * 2**index for index in range(4)]
         for index, (one, heads) in enumerate(zip(widths, self.heads, strict=True)):
             if one % heads:
@@ -122,8 +120,8 @@ class SGFormer(ImageBackbone):
         down = [_downsampled(*sizes) for sizes in pairwise(widths)]
         self.embeddings = nn.ModuleList([_stem(self.channels, self.dim), *down])
         self.stem_norm = nn.LayerNorm(self.dim)
-        self.positions = GridPositions(height // 4, width // 4, self.dim)
-        self.positions.weight.data.copy_(_sines(height // 4, width // 4, self.dim))
+        self.positions = GridPositions(8 * height, 8 * width, self.dim)
+        self.positions.weight.data.copy_(_sines(8 * height, 8 * width, self.dim))
         rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
         self.stages = nn.ModuleList(
             nn.ModuleList(

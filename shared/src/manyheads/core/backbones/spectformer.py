@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
+from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair, token_grid
 from manyheads.core.blocks.drop_path import DropPath, drop_path_rates
 from manyheads.core.blocks.feed_forward import ConvolvedFeedForward, FeedForward
 from manyheads.core.blocks.image_embeddings import GridPositions, ImagePatches, interpolated
@@ -122,14 +122,9 @@ class SpectFormer(ImageBackbone):
     """Drop path rate of the last block; it rises linearly from 0."""
 
     def setup(self) -> None:
-        height, width = pair(self.image_size, "image_size", "spectformer")
-        if height % self.patch or width % self.patch:
-            raise ArgumentError(
-                f"spectformer: image_size: found {height} x {width}, expected multiples of {self.patch}"
-            )
+        grid = token_grid(self.image_size, self.patch, "spectformer")
         if self.spectral > self.depth:
             raise ArgumentError(f"spectformer: spectral: found {self.spectral}, expected 0 to depth = {self.depth}")
-        grid = (height // self.patch, width // self.patch)
         self.patches = ImagePatches(self.channels, self.patch, self.dim)
         self.positions = GridPositions(*grid, self.dim)
         hidden = round(self.expansion * self.dim)
@@ -246,9 +241,8 @@ class SpectFormerHierarchical(ImageBackbone):
                 f"{name}: found dims {self.dims}, depths {self.depths}, heads {self.heads} and {self.spectral} "
                 "spectral stages, expected one stage or more, of 1 or more each, and no more spectral ones"
             )
-        size, coarsest = pair(self.image_size, "image_size", name), 2 ** (stages + 1)
-        if size[0] % coarsest or size[1] % coarsest:
-            raise ArgumentError(f"{name}: image_size: found {size[0]} x {size[1]}, expected multiples of {coarsest}")
+        token_grid(self.image_size, 2 ** (stages + 1), name)
+        size = pair(self.image_size, "image_size", name)
         self.levels = tuple(Level(4 * 2**stage, dim) for stage, dim in enumerate(self.dims))
         self.embeds = nn.ModuleList([Stem(self.channels, self.stem, self.dims[0])])
         self.embeds.extend(Halving(before, after) for before, after in pairwise(self.dims))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
+from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, token_grid
 from manyheads.core.blocks.drop_path import drop_path_rates
 from manyheads.core.blocks.feed_forward import FeedForward
 from manyheads.core.blocks.image_embeddings import GridPositions
@@ -109,16 +109,14 @@ class TNT(ImageBackbone):
     """Drop path rate of the last block; it rises linearly from 0."""
 
     def setup(self) -> None:
-        height, width = pair(self.image_size, "image_size", "tnt")
-        if height % self.patch or width % self.patch:
-            raise ArgumentError(f"tnt: image_size: found {height} x {width}, expected multiples of {self.patch}")
+        grid = token_grid(self.image_size, self.patch, "tnt")
         if self.patch % self.word_stride:
             raise ArgumentError(f"tnt: word_stride: found {self.word_stride}, expected a divisor of {self.patch}")
         words = (self.patch // self.word_stride) ** 2
         self.words = nn.Conv2d(self.channels, self.word_dim, 7, stride=self.word_stride, padding=3)
         self.word_positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(words, self.word_dim), std=0.02))
         self.sentences = _Sentences(words * self.word_dim, self.dim, bias=True)
-        self.positions = GridPositions(height // self.patch, width // self.patch, self.dim)
+        self.positions = GridPositions(*grid, self.dim)
         self.class_token = nn.Parameter(torch.randn(self.dim) * 0.02)
         self.class_position = nn.Parameter(torch.randn(self.dim) * 0.02)
         self.blocks = nn.ModuleList(

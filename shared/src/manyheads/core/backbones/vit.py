@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair
+from manyheads.core.backbones.image import BackboneInfo, Encoded, ImageBackbone, Level, pair, token_grid
 from manyheads.core.backbones.stack import Stack, layer_for_grid
 from manyheads.core.blocks.drop_path import drop_path_rates
 from manyheads.core.blocks.feed_forward import FeedForward
@@ -101,10 +101,7 @@ class ViT(ImageBackbone):
     """Drop path rate of the last block; it rises linearly from 0."""
 
     def setup(self) -> None:
-        height, width = pair(self.image_size, "image_size", "vit")
-        if height % self.patch or width % self.patch:
-            raise ArgumentError(f"vit: image_size: found {height} x {width}, expected multiples of {self.patch}")
-        grid = (height // self.patch, width // self.patch)
+        grid = token_grid(self.image_size, self.patch, "vit")
         self.patches = ImagePatches(self.channels, self.patch, self.dim)
         self.positions = GridPositions(*grid, self.dim)
         layers = [

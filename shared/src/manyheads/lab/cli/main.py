@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from manyheads.core.errors import ManyheadsError
+from manyheads.core.errors import ArgumentError, ManyheadsError
 from manyheads.lab.cli.command import Commands, Outcome, run_commands
 from manyheads.lab.domain import KNOWN_DOMAINS, find_domain, installed_domains
 from manyheads.lab.install import CORE, missing
@@ -31,6 +31,8 @@ def list_layers(
         backbones: the presets of the image backbones instead: parameters, strides and widths of their features.
     """
     if backbones:
+        if causal is not None or streaming or grid_rank is not None:
+            raise ArgumentError("list: found --backbones beside a choice of layers, expected one of them")
         return _list_backbones()
     from manyheads.core.registry import list_layers
     from manyheads.lab.reporting.tables import table
@@ -96,7 +98,7 @@ def show(
     /,
     *,
     example: str | None = None,
-    tokens: int = 32,
+    tokens: int | None = None,
     image: Path | None = None,
     query: tuple[float, float] = (0.5, 0.5),
     seed: int = 0,
@@ -110,7 +112,7 @@ def show(
     Args:
         layer: name of the layer (manyheads list shows all).
         example: name of one of its registered configurations; the first by default.
-        tokens: number of tokens; of a picture, cells along its longer side (24 by default there).
+        tokens: number of tokens, 32 by default; of a picture, cells along its longer side, 24 by default.
         image: picture file; its cells are the tokens, with their colour, place and texture.
         query: the place of the one cell, from the top and from the left, 0 to 1.
         seed: random seed of weights and tokens.
@@ -121,8 +123,8 @@ def show(
 
     check_suffix("--plot", plot, (".png", ".svg", ".pdf"))
     if image is not None:
-        return _show_image(layer, image, query, example, 24 if tokens == 32 else tokens, seed, plot)
-    view = view_layer(layer, example=example, tokens=tokens, seed=seed)
+        return _show_image(layer, image, query, example, 24 if tokens is None else tokens, seed, plot)
+    view = view_layer(layer, example=example, tokens=32 if tokens is None else tokens, seed=seed)
     if plot is not None:
         write_figure(plot, draw(view))
     sums = view.matrix.sum(-1)
@@ -154,7 +156,7 @@ def _show_image(
 
     look = look_from(layer, image, query, example=example, cells=cells, seed=seed)
     for note in look.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {image}: {note}", file=sys.stderr)
     if plot is not None:
         write_figure(plot, draw(look))
     document = {
@@ -221,7 +223,6 @@ def data_fetch(names: tuple[str, ...], /, *, out: Path | None = None) -> Outcome
         names: names of data sets.
         out: folder for a decompressed copy of each.
     """
-    from manyheads.core.errors import ArgumentError
     from manyheads.lab.data.registry import all_datasets, find
     from manyheads.lab.progress import progress
 
@@ -292,7 +293,6 @@ def bench_attention_run(
         threads: threads for decoding.
         csv: CSV file to write as well.
     """
-    from manyheads.core.errors import ArgumentError
     from manyheads.lab.data.files import write_csv
     from manyheads.lab.progress import progress
     from manyheads.lab.reporting.attention_costs import bench_attention_run as run

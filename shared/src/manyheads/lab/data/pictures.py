@@ -56,7 +56,7 @@ def read_picture(path: Path, channels: int) -> Picture:
                 if width * height > LARGEST:
                     raise DataError(f"{path}: found {width} x {height} pixels, expected {LARGEST:,} at most: shrink it")
                 if _bits(path) == 16 and opened.mode not in _DEEP:
-                    notes.append(f"{path}: 16 bits a channel, reduced to 8")
+                    notes.append("16 bits a channel, reduced to 8")
                 image = ImageOps.exif_transpose(opened)
                 image.load()
     except DataError:
@@ -69,12 +69,12 @@ def read_picture(path: Path, channels: int) -> Picture:
         values = np.asarray(image, dtype=np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{path}: found pixels of 32 bits, expected 8 or 16: convert it")
-        notes.append(f"{path}: 16 bits a channel, reduced to 8")
+        notes.append("16 bits a channel, reduced to 8")
         image = Image.fromarray((values // 257).astype(np.uint8))
     if image.mode == "F":
         raise DataError(f"{path}: found floating point pixels, expected 8 or 16 bits: convert it")
     if image.has_transparency_data:
-        notes.append(f"{path}: transparent pixels laid on white")
+        notes.append("transparent pixels laid on white")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         # a grey picture stays one
@@ -82,9 +82,9 @@ def read_picture(path: Path, channels: int) -> Picture:
             image = image.convert("L")
     grey = image.mode in ("1", "L")
     if grey and channels == 3:
-        notes.append(f"{path}: grey, repeated in three channels")
+        notes.append("grey, repeated in three channels")
     if not grey and channels == 1:
-        notes.append(f"{path}: colour, converted to grey")
+        notes.append("colour, converted to grey")
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
     return Picture(pixels[..., None] if channels == 1 else pixels, tuple(notes))
 

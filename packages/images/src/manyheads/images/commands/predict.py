@@ -42,7 +42,7 @@ def predict(
     found = ImageClassifier.load(chosen).predict(pictures)
     for one in found:
         for note in one.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {one.file}: {note}", file=sys.stderr)
     if plot is not None:
         write_figure(plot, draw(found[:16], top))
     rows = [

@@ -7,6 +7,7 @@ or ``train/label/*.png`` and ``test/label/*.png``, with or without ``validation`
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def folder(root: Path, size: int, channels: int, shares: tuple[float, float]) ->
     labels = tuple(sorted(first))
     if len(labels) < 2:
         raise DataError(f"{root}: found {len(labels)} labels, expected a subfolder of pictures for each of two or more")
-    notes: dict[str, None] = {}
+    converted: Counter[str] = Counter()
     pixels, targets, places = [], [], []
     for part, found in files.items():
         for label, paths in sorted(found.items()):
@@ -67,7 +68,7 @@ def folder(root: Path, size: int, channels: int, shares: tuple[float, float]) ->
                 raise DataError(f"{root / label}: found {len(paths)} pictures, expected three or more to be split")
             for path in paths:
                 picture = read_picture(path, channels)
-                notes |= dict.fromkeys(picture.notes)
+                converted.update(picture.notes)
                 pixels.append(_bytes(resized(picture.pixels, size)))
                 targets.append(labels.index(label))
                 places.append(part)
@@ -76,7 +77,8 @@ def folder(root: Path, size: int, channels: int, shares: tuple[float, float]) ->
     if divided:
         own = np.array(places)
         parts = {part: np.flatnonzero(own == part) for part in PARTS}
-    return Labelled(np.stack(pixels), numbers, labels, parts, tuple(notes))
+    notes = tuple(f"{root}: {count} of {len(numbers)} pictures: {what}" for what, count in converted.items())
+    return Labelled(np.stack(pixels), numbers, labels, parts, notes)
 
 
 def split(targets: np.ndarray, shares: tuple[float, float], *, seed: int = 0) -> dict[str, np.ndarray]:
