@@ -185,6 +185,13 @@ def images(session: nox.Session) -> None:
 
 
 @nox.session
+def rl(session: nox.Session) -> None:
+    """Run the tests of the reinforcement learning package."""
+    install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/rl[atari,tasks]"])
+    session.run("pytest", "-n", "2", "-m", "not slow", "tests/rl", *session.posargs)
+
+
+@nox.session
 def kws(session: nox.Session) -> None:
     """Run the tests of the keyword package."""
     install(session, *TEST_TOOLS, *SPOTTER_TOOLS, packages=["shared[lab]", "packages/kws"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from manyheads.lab.training.options import TrainOptions
 
 GROUP = "manyheads.domains"
-KNOWN_DOMAINS = ("forecasting", "images", "kws", "recsys")
+KNOWN_DOMAINS = ("forecasting", "images", "kws", "recsys", "rl")
 
 
 @dataclass(frozen=True)

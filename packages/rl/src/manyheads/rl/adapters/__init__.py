@@ -1,0 +1,1 @@
+"""The cores inside other libraries."""

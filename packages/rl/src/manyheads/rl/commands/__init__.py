@@ -1,0 +1,5 @@
+"""The commands of ``manyheads rl``."""
+
+from __future__ import annotations
+
+commands = {}

@@ -1,0 +1,1 @@
+"""Memory cores: stateless modules that step with resets of single environments."""

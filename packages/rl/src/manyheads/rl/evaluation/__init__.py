@@ -1,0 +1,1 @@
+"""Evaluation and pictures of a trained agent."""

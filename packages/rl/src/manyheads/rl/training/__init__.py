@@ -1,0 +1,1 @@
+"""Rollouts, advantages, PPO and V-MPO."""
