@@ -20,6 +20,7 @@ domain = Domain(
     package="manyheads-rl",
     commands="manyheads.rl.commands:commands",
     experiments="manyheads.rl.experiments:experiments",
+    train_options="manyheads.rl.training.options:AgentOptions",
 )
 
 _HOMES = {"Agent": "agent"}

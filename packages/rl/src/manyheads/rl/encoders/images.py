@@ -1,0 +1,131 @@
+"""Encoders of images ``(N, H, W, C)`` in bytes: three convolutional networks, and every image backbone of the core.
+
+The channels stand last in memory too, as the convolutions of a CPU want them: a view, no copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manyheads.core.backbones.presets import create_backbone, find_backbone, preset_names
+from manyheads.core.errors import ArgumentError, UnknownNameError
+
+
+def planes(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(N, H, W, C)`` bytes to ``(N, C, H, W)`` from 0 to 1, channels last in memory."""
+    return images.permute(0, 3, 1, 2).to(dtype) / 255
+
+
+class ConvolutionEncoder(nn.Module):
+    """A convolutional network, then a linear map with ReLU to ``width``."""
+
+    def __init__(self, network: nn.Sequential, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        height, wide, channels = shape
+        self.network = network.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            try:
+                features = self.network(torch.zeros(1, channels, height, wide)).flatten(1).shape[1]
+            except RuntimeError as error:
+                raise ArgumentError(
+                    f"encoder: found images of {height} x {wide} pixels, expected larger ones: choose another encoder "
+                    "(small-cnn) or enlarge the images"
+                ) from error
+        self.output = nn.Linear(features, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, H, W, C)`` to ``(N, width)``."""
+        return torch.relu(self.output(self.network(planes(images, self.output.weight.dtype)).flatten(1)))
+
+
+def nature(channels: int) -> nn.Sequential:
+    """Human-level control through deep reinforcement learning (Mnih et al., 2015): 84 x 84 pixels."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3), nn.ReLU()),
+    )
+
+
+def small(channels: int) -> nn.Sequential:
+    """Four convolutions of stride 2 with 32 channels, for 42 x 42 pixels: a fifth of the arithmetic of ``nature``."""
+    layers: list[nn.Module] = []
+    for place in range(4):
+        layers += [nn.Conv2d(32 if place else channels, 32, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class ResidualUnit(nn.Module):
+    """``x + C(relu(C(relu(x))))`` with 3 x 3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        return x + self.second(torch.relu(self.first(torch.relu(x))))
+
+
+def impala(channels: int) -> nn.Sequential:
+    """The large network of IMPALA (1802.01561): three sections of 16, 32 and 32 channels with two residual units."""
+    layers: list[nn.Module] = []
+    for width in (16, 32, 32):
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            ResidualUnit(width),
+            ResidualUnit(width),
+        ]
+        channels = width
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+NETWORKS = {"nature-cnn": nature, "small-cnn": small, "impala-resnet": impala}
+
+
+class BackboneEncoder(nn.Module):
+    """An image backbone of the core, its pooled features mapped to ``width``; images are padded to its multiple."""
+
+    def __init__(self, name: str, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        height, wide, channels = shape
+        kind, _ = find_backbone(name)
+        changes: dict[str, Any] = {"classes": None, "channels": channels}
+        sized = "image_size" in {one.name for one in kind.arguments}
+        network = None if sized else create_backbone(name, **changes)
+        step = _stride(name) if network is None else network.multiple
+        self.pad = (-wide % step[1], -height % step[0])
+        size = (height + self.pad[1], wide + self.pad[0])
+        if network is None:
+            network = create_backbone(name, **changes, image_size=size if size[0] != size[1] else size[0])
+        self.network = network
+        with torch.no_grad():
+            features = self.network(torch.zeros(1, channels, *size)).shape[1]
+        self.output = nn.Linear(features, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, H, W, C)`` to ``(N, width)``."""
+        x = planes(images, self.output.weight.dtype)
+        if any(self.pad):
+            x = functional.pad(x, (0, self.pad[0], 0, self.pad[1]))
+        return torch.relu(self.output(self.network(x)))
+
+
+def _stride(name: str) -> tuple[int, int]:
+    """The multiple of a backbone of fixed size."""
+    return create_backbone(name, classes=None).multiple
+
+
+def image_encoder(name: str, shape: tuple[int, int, int], width: int) -> nn.Module:
+    """Build an image encoder by name. Raises :class:`UnknownNameError` with the nearest name."""
+    if name in NETWORKS:
+        return ConvolutionEncoder(NETWORKS[name](shape[2]), shape, width)
+    if name in preset_names():
+        return BackboneEncoder(name, shape, width)
+    raise UnknownNameError("encoder", name, [*NETWORKS, *preset_names(), "mlp"])
