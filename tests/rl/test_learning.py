@@ -16,7 +16,7 @@ def _trained(model: AgentModel, steps: int, target: float) -> Training:
     policy = model.seeded(environments.single_observation_space, environments.single_action_space, 0)
     training = Training(environments, policy, PPO(), AgentOptimiser(decay="constant"), seed=0)
     while training.steps < steps and (training.mean_return is None or training.mean_return < target):
-        training.update(steps)
+        training.update(training.steps / steps)
     return training
 
 

@@ -39,10 +39,12 @@ def build_core(name: str, width: int, *, depth: int = 1, **options: Any) -> Core
     """
     if depth < 1 or width < 1:
         raise ArgumentError(f"core: found depth {depth} and width {width}, expected 1 or more")
-    if name in OWN:
-        if options:
-            raise ArgumentError(f"core {name!r}: {next(iter(options))}: found an argument of that name, expected none")
-        return Core(width) if name == "none" else RecurrentCore(width, name, depth=depth)  # ty: ignore
+    if name in OWN and options:
+        raise ArgumentError(f"core {name!r}: {next(iter(options))}: found an argument of that name, expected none")
+    if name == "none":
+        return Core(width)
+    if name == "lstm" or name == "gru":
+        return RecurrentCore(width, name, depth=depth)
     if name not in LAYERS:
         raise UnknownNameError("core", name, core_names())
     known = {one.name for one in LAYERS[name].arguments}

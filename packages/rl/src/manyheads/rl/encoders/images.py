@@ -26,7 +26,7 @@ class ConvolutionEncoder(nn.Module):
     def __init__(self, network: nn.Sequential, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
         height, wide, channels = shape
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         with torch.no_grad():
             try:
                 features = self.network(torch.zeros(1, channels, height, wide)).flatten(1).shape[1]

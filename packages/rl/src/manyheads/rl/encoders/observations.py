@@ -50,8 +50,9 @@ def image_shape(space: spaces.Space[Any]) -> tuple[int, int, int]:
     """Return height, width and channels of an image; the shorter of first and last axis holds the channels."""
     shape = tuple(space.shape or ())
     if len(shape) == 2:
-        return (*shape, 1)
-    return (shape[1], shape[2], shape[0]) if shape[0] < shape[2] else shape
+        return shape[0], shape[1], 1
+    first, middle, last = shape
+    return (middle, last, first) if first < last else (first, middle, last)
 
 
 def to_tensors(space: spaces.Space[Any], batch: Any) -> dict[str, Tensor]:

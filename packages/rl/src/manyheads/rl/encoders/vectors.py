@@ -20,6 +20,10 @@ class RunningNorm(nn.Module):
     ``forward`` never changes the statistics: the policy that is trained is the policy that acted.
     """
 
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
@@ -80,13 +84,13 @@ class VectorEncoder(nn.Module):
         for name in self.names:
             key = name.replace(".", "_")
             if key in self.norms:
-                self.norms[key].update(parts[name])  # ty: ignore[call-non-callable]
+                self.norms[key].update(parts[name])  # ty: ignore[not-callable]
 
     def _features(self, name: str, x: Tensor) -> Tensor:
-        sizes, key, kind = self.sizes[name], name.replace(".", "_"), self.maps[0].weight.dtype
+        sizes, key, kind = self.sizes[name], name.replace(".", "_"), next(self.maps.parameters()).dtype
         if sizes is not None:
-            return one_hot(x if x.dim() > 1 else x.unsqueeze(-1), sizes).to(kind)  # ty: ignore[invalid-argument-type]
-        x = x.to(kind)  # ty: ignore[no-matching-overload]
+            return one_hot(x if x.dim() > 1 else x.unsqueeze(-1), sizes).to(kind)
+        x = x.to(kind)
         return self.norms[key](x) if key in self.norms else x
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, DataError
+from manyheads.rl.policies.distributions import Distribution
 from manyheads.rl.policies.policy import Policy
 from manyheads.rl.training.returns import Rewards, RewardScale, advantages
 from manyheads.rl.training.rollout import Rollout, Segment
@@ -158,7 +159,7 @@ class Learner(nn.Module):
     def after_step(self) -> None:
         """Work after each step of the optimiser."""
 
-    def run(self, segment: Segment) -> tuple[object, Tensor]:
+    def run(self, segment: Segment) -> tuple[Distribution, Tensor]:
         """Run the policy over a segment: distribution and value."""
         distribution, value, _ = self.policy(
             segment.observations, segment.state, segment.is_first, segment.previous_action, segment.previous_reward

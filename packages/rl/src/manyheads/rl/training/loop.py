@@ -83,12 +83,12 @@ class Training:
         """Mean return of the last :data:`RECENT` episodes; None before the first ends."""
         return sum(self.recent) / len(self.recent) if self.recent else None
 
-    def update(self, total: int) -> dict[str, float | None]:
-        """Collect a rollout and learn from it; ``total`` steps are the whole budget.
+    def update(self, done: float) -> dict[str, float | None]:
+        """Collect a rollout and learn from it; ``done`` is the share of the budget that is spent.
 
         Raises :class:`DataError` for an environment that fails, and for a loss that is not finite.
         """
-        rate = self.settings.rate(self.steps / total)
+        rate = self.settings.rate(done)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         rollout = self._collect()
@@ -218,7 +218,7 @@ def fit_agent(
             while training.steps < budget.steps:
                 if budget.reset_every is not None and training.updates and training.updates % budget.reset_every == 0:
                     training.restart()
-                line = training.update(budget.steps)
+                line = training.update(training.steps / budget.steps)
                 cpu_seconds = time.process_time() - before + earlier
                 mean = training.mean_return
                 full = len(training.recent) == RECENT

@@ -61,6 +61,11 @@ class RewardScale(nn.Module):
         factor: multiplies the result.
     """
 
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    running: Tensor
+
     def __init__(self, environments: int, rewards: Rewards, *, discount: float, factor: float) -> None:
         super().__init__()
         self.rewards, self.discount, self.factor = rewards, discount, factor
