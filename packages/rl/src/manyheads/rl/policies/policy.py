@@ -45,6 +45,12 @@ class Policy(nn.Module):
         self.value = nn.Linear(core.width, 1)
         nn.init.orthogonal_(self.value.weight)
         nn.init.zeros_(self.value.bias)
+        self.train()
+
+    def train(self, mode: bool = True) -> Policy:
+        """Stay in evaluation mode: with dropout or statistics of the batch the policy that is trained would not be the
+        one that acted."""
+        return super().train(False)
 
     def init_state(self, batch: int) -> State:
         """The state before the first step of an episode."""
