@@ -22,10 +22,7 @@ CORES: dict[str, tuple[str, dict[str, Any]]] = {
     "gru": ("gru", {}),
     "gtrxl": ("gtrxl", SMALL),
     "trxl-i": ("gtrxl", {**SMALL, "gate": "residual"}),
-    **{
-        f"gtrxl, {gate}": ("gtrxl", {**SMALL, "gate": gate})
-        for gate in ("input", "output", "highway", "sigmoid-tanh")
-    },
+    **{f"gtrxl, {gate}": ("gtrxl", {**SMALL, "gate": gate}) for gate in ("input", "output", "highway", "sigmoid-tanh")},
     "transformer-xl": ("transformer-xl", SMALL),
     "lmu": ("lmu", {"order": 4, "window": 8}),
     "spiking-lmu": ("spiking-lmu", {"order": 4, "window": 8}),
@@ -232,7 +229,7 @@ def test_lstm_equals_the_cell_stepped_with_zeroed_states():
 def test_layers_that_are_no_core_are_refused_in_words():
     with pytest.raises(UnknownNameError, match="did you mean 'gtrxl'"):
         build_core("gtrlx", 16)
-    with pytest.raises(ArgumentError, match="'softmax', which keeps no state|whose state grows"):
+    with pytest.raises(ArgumentError, match="'softmax', which keeps no state"):
         build_core("softmax", 16)
     with pytest.raises(ArgumentError, match="'ssa', whose state grows"):
         build_core("ssa", 16, max_len=64)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 
 class Toy(VectorEnv):
@@ -16,6 +18,9 @@ class Toy(VectorEnv):
 
     def __init__(self, count: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.num_envs = count
+        self.observation_space, self.action_space = (
+            batch_space(one, count) for one in (observation_space, action_space)
+        )
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.time = np.zeros(count, dtype=np.int64)
         self.over = np.zeros(count, dtype=bool)
@@ -72,14 +77,49 @@ class Recall(Toy):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """For checkpoints; the generator too."""
-        state = self.rng.bit_generator.state["state"]
-        words = [state[key] >> shift & (2**32 - 1) for key in ("state", "inc") for shift in range(0, 128, 32)]
-        return {"cue": self.cue, "time": self.time, "over": self.over, "rng": np.array(words, np.int64)}
+        rng = np.frombuffer(json.dumps(self.rng.bit_generator.state).encode(), np.uint8)
+        return {"cue": self.cue, "time": self.time, "over": self.over, "rng": rng}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Inverse of :meth:`get_state`."""
         self.cue, self.time, self.over = (state[name].copy() for name in ("cue", "time", "over"))
-        words = [int(word) for word in state["rng"]]
-        halves = [sum(word << 32 * at for at, word in enumerate(part)) for part in (words[:4], words[4:])]
-        stored = self.rng.bit_generator.state
-        self.rng.bit_generator.state = {**stored, "state": dict(zip(("state", "inc"), halves, strict=True))}
+        self.rng.bit_generator.state = json.loads(state["rng"].tobytes())
+
+
+class TwoStates(Toy):
+    """A chain that moves from one state to the other for ever; reward 1 in the first, 0 in the second.
+
+    Every episode is cut after ``limit`` steps. With discount g the values are 1 / (1 - g^2) and g / (1 - g^2).
+    """
+
+    def __init__(self, count: int, limit: int = 5) -> None:
+        super().__init__(count, spaces.Discrete(2), spaces.Discrete(2))
+        self.limit, self.place = limit, np.zeros(count, dtype=np.int64)
+
+    def begin(self, rows: np.ndarray) -> None:
+        self.place = np.where(rows, self.rng.integers(0, 2, self.num_envs), self.place)
+
+    def move(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        reward = 1.0 - self.place
+        self.place = 1 - self.place
+        cut = self.time >= self.limit
+        return reward, np.zeros_like(cut), cut
+
+    def seen(self) -> np.ndarray:
+        return self.place.copy()
+
+
+class Anything(Toy):
+    """Random observations of any space, random rewards and ends; for shapes, not for learning."""
+
+    def begin(self, rows: np.ndarray) -> None:
+        self.single_observation_space.seed(int(self.rng.integers(2**31)))
+
+    def move(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ended = self.rng.random((2, self.num_envs)) < 0.1
+        return self.rng.normal(size=self.num_envs), ended[0], ended[1] & ~ended[0]
+
+    def seen(self) -> Any:
+        space = self.single_observation_space
+        batch = create_empty_array(space, self.num_envs)
+        return concatenate(space, [space.sample() for _ in range(self.num_envs)], batch)

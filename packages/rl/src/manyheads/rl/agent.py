@@ -75,8 +75,8 @@ class Agent:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        model, chosen, optimiser = _split(algorithm, {**settings, "core": core})
         self._environments: VectorEnv | None = _opened(environment, environments, environment_options)
+        model, chosen, optimiser = _split(algorithm, {**_parts(self._environments), **settings, "core": core})
         seen, acted = self._environments.single_observation_space, self._environments.single_action_space
         self._take(model.seeded(seen, acted, seed), model, seen, acted)
         name = environment if isinstance(environment, str) else type(environment).__name__
@@ -215,8 +215,8 @@ class Agent:
         for name in settings:
             if name in AgentModel.__dataclass_fields__:
                 raise ArgumentError(f"{name}: found {settings[name]!r}, expected none: the network is that of the file")
-        _, chosen, optimiser = _split(algorithm, settings)
         agent._environments = _opened(environment, environments, environment_options)
+        _, chosen, optimiser = _split(algorithm, {**_parts(agent._environments), **settings})
         agent._check_spaces(agent._environments, str(path))
         name = environment if isinstance(environment, str) else type(environment).__name__
         agent._training = Training(agent._environments, policy, chosen, optimiser, seed=seed, name=name)
@@ -241,7 +241,13 @@ class Agent:
 def _opened(environment: Environment, count: int, options: Mapping[str, Any] | None) -> VectorEnv:
     from manyheads.rl.environments.vector import make
 
-    return make(environment, count, **(options or {}))
+    own = isinstance(environment, VectorEnv | gym.Env)
+    return make(environment, None if own else count, **(options or {}))
+
+
+def _parts(environments: VectorEnv) -> dict[str, int]:
+    """No more minibatches than environments, unless the caller asks for more."""
+    return {"minibatches": min(Algorithm.minibatches, environments.num_envs)}
 
 
 def _split(algorithm: str, settings: Mapping[str, Any]) -> tuple[AgentModel, Algorithm, AgentOptimiser]:

@@ -1,10 +1,65 @@
-"""The experiments of the domain."""
+"""The experiments: tasks of memory, with and without it.
+
+Further ones by overrides, such as ``tmaze50-gtrxl model.gate=residual`` (TrXL-I), ``model.memory=16`` or
+``model.core=lmu model.memory=64 model.heads=None``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from manyheads.lab.training.experiment import Experiment
+from manyheads.rl.training.learner import AgentOptimiser
+from manyheads.rl.training.ppo import PPO
+from manyheads.rl.training.settings import AgentExperiment, AgentModel, Option, StepBudget, Task
+
+CONSTANT = AgentOptimiser(decay="constant")
+# Rewards of one for each step: returns up to 100 would swamp the loss of the policy.
+BALANCE = PPO(entropy_weight=0.003, rewards="normalised")
 
 
 def experiments() -> list[Experiment]:
     """Return all experiments."""
-    return []
+    cartpole = _experiment(
+        "cartpole-hidden-gtrxl",
+        Task("manyheads/HiddenCartPole-v0", target=475.0),
+        AgentModel(memory=16, depth=1, heads=4),
+        150_000,
+        objective=BALANCE,
+        optimiser=AgentOptimiser(),
+    )
+    reactive = AgentModel("none", depth=1, encoder_depth=2)
+    return [
+        _experiment("tmaze10-gtrxl", _maze(10), _gtrxl(12), 40_000),
+        _experiment("tmaze10-none", _maze(10), replace(reactive), 40_000),
+        _experiment("tmaze50-gtrxl", _maze(50), _gtrxl(52), 150_000),
+        # 207,400 parameters, as many as the GTrXL
+        _experiment("tmaze50-lstm", _maze(50), AgentModel("lstm", width=160, depth=1), 150_000),
+        _experiment(
+            "repeat4-gtrxl", Task("manyheads/RepeatPrevious-v0", options={"k": 4}, target=0.9), _gtrxl(16), 150_000
+        ),
+        cartpole,
+        replace(cartpole, name="cartpole-hidden-none", model=reactive),
+    ]
+
+
+def _maze(corridor: int) -> Task:
+    options: Mapping[str, Option] = {"corridor": corridor}
+    return Task("manyheads/TMaze-v0", options=options, target=0.95)
+
+
+def _gtrxl(memory: int) -> AgentModel:
+    return AgentModel(memory=memory, heads=4)
+
+
+def _experiment(
+    name: str,
+    task: Task,
+    model: AgentModel,
+    steps: int,
+    *,
+    objective: PPO | None = None,
+    optimiser: AgentOptimiser = CONSTANT,
+) -> AgentExperiment:
+    return AgentExperiment(name, task, model, objective or PPO(), optimiser, StepBudget(steps))

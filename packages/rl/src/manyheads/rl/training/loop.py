@@ -1,10 +1,10 @@
 """The training loop of agents: rollout, update, checkpoint; a killed run resumes from its last checkpoint.
 
 What determines the rest of a run is in a checkpoint: weights, optimiser, statistics of rewards and observations, random
-generators, the memory and the position in the environments. Environments that have ``get_state() -> {name: array}`` and
-``set_state(state)`` go on where they were, so that the metrics of a resumed run are bit-identical to those of an
-unbroken one. Others are reset on resuming, with a seed drawn from seed and update number, and a warning says so;
-``budget.reset_every`` makes them exact at a price (:class:`StepBudget`).
+generators, the memory and the position in the environments. Our own tasks go on where they were, so that the metrics of
+a resumed run are bit-identical to those of an unbroken one. Environments that cannot store their state are reset on
+resuming, with a seed drawn from seed and update number, and a warning says so; ``budget.reset_every`` makes them exact
+at a price (:class:`StepBudget`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from manyheads.lab.progress import progress as show_progress
 from manyheads.lab.training import checkpoint
 from manyheads.lab.training.report import SeedResult
 from manyheads.rl.policies.policy import Policy
+from manyheads.rl.training.environment_state import environment_state, restore_environment
 from manyheads.rl.training.episodes import play_episodes
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
 from manyheads.rl.training.rollout import Rollout, Stream, collect
@@ -121,9 +122,8 @@ class Training:
             tensors[f"stream.{name}"] = torch.from_numpy(getattr(stream, name))
         tensors |= {f"stream.observations.{name}": one for name, one in stream.observations.items()}
         tensors |= {f"stream.state.{at}": one for at, one in enumerate(trees.leaves(stream.state))}
-        get_state = _method(self.environments, "get_state")
-        if get_state is not None:
-            tensors |= {f"environment.{name}": torch.from_numpy(np.array(v)) for name, v in get_state().items()}
+        for name, one in (environment_state(self.environments) or {}).items():
+            tensors[f"environment.{name}"] = torch.from_numpy(one)
         counts = {"updates": self.updates, "steps": self.steps, "episodes": self.episodes}
         return tensors, {**counts, "recent": list(self.recent), "groups": groups, "random": others}
 
@@ -134,11 +134,10 @@ class Training:
         checkpoint.restore_random_states(self.generator, tensors, stored["random"])
         self.updates, self.steps, self.episodes = stored["updates"], stored["steps"], stored["episodes"]
         self.recent.extend(stored["recent"])
-        set_state = _method(self.environments, "set_state")
-        if set_state is None:
+        held = {name: one.numpy() for name, one in _without("environment.", tensors).items()}
+        if not restore_environment(self.environments, held):
             self.restart()
             return False
-        set_state({name: one.numpy() for name, one in _without("environment.", tensors).items()})
         own = _without("stream.", tensors)
         memory = iter([own[f"state.{at}"] for at in range(len(trees.leaves(self.stream.state)))])
         self.stream = Stream(
@@ -297,15 +296,6 @@ def _log(folder: Path | None, updates: int, tensorboard: bool) -> Any:
             write({name: value for name, value in line.items() if value is not None}, step)
 
     return log
-
-
-def _method(environments: VectorEnv, name: str) -> Any:
-    """A method of the environments or of what they wrap; None if there is none."""
-    for one in (environments, environments.unwrapped):
-        found = getattr(one, name, None)
-        if callable(found):
-            return found
-    return None
 
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
