@@ -77,7 +77,10 @@ def check_spaces(observation_space: Space, action_space: Space) -> None:
     Raises:
         ArgumentError: for a space other than :data:`OBSERVATIONS` and :data:`ACTIONS`.
     """
-    for leaf in leaves_of(observation_space):
+    leaves = list(leaves_of(observation_space))
+    if not leaves:
+        raise ArgumentError(f"observation space: found {observation_space}, expected at least one part: add one")
+    for leaf in leaves:
         if 0 in leaf.shape:
             raise ArgumentError(
                 f"observation space{leaf.label}: found the shape {leaf.shape}, expected at least one element: "
@@ -220,7 +223,7 @@ def check_outcome(rewards: Any, terminated: Any, truncated: Any, *, count: int, 
             raise DataError(
                 f"{name}, step {step}: {label}: found {found}, expected {count} {expected}: correct the environment"
             )
-    if not math.isfinite(rewards.sum()) and not np.isfinite(rewards).all():
+    if not np.isfinite(rewards).all():
         index = int(np.argmin(np.isfinite(rewards)))
         raise DataError(
             f"{name}, environment {index}, step {step}: reward: found {rewards[index]}, expected a finite number: "
