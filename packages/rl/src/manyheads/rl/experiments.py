@@ -28,6 +28,7 @@ def experiments() -> list[Experiment]:
         150_000,
         objective=BALANCE,
         optimiser=AgentOptimiser(),
+        until_target=False,
     )
     reactive = AgentModel("none", depth=1, encoder_depth=2)
     return [
@@ -61,5 +62,8 @@ def _experiment(
     *,
     objective: PPO | None = None,
     optimiser: AgentOptimiser = CONSTANT,
+    until_target: bool = True,
 ) -> AgentExperiment:
-    return AgentExperiment(name, task, model, objective or PPO(), optimiser, StepBudget(steps))
+    return AgentExperiment(
+        name, task, model, objective or PPO(), optimiser, StepBudget(steps, until_target=until_target)
+    )

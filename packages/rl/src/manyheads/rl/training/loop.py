@@ -214,7 +214,7 @@ def fit_agent(
         title = f"{experiment.name}, seed {seed}"
         with show_progress(title, math.ceil(expected / every)) if progress else nullcontext(None) as advance:
             start = training.steps
-            while training.steps < budget.steps:
+            while not _finished(budget, training, reached):
                 if budget.reset_every is not None and training.updates and training.updates % budget.reset_every == 0:
                     training.restart()
                 line = training.update(training.steps / budget.steps)
@@ -224,7 +224,7 @@ def fit_agent(
                 if reached is None and task.target is not None and full and mean is not None and mean >= task.target:
                     reached = training.steps
                 log({**line, "cpu_s": round(cpu_seconds, 3)}, training.steps)
-                if checkpoints is not None and _is_due(budget, training):
+                if checkpoints is not None and _is_due(budget, training, reached):
                     tensors, stored = training.tensors()
                     others = {"cpu_seconds": cpu_seconds, "reached": reached}
                     checkpoint.save_checkpoint(checkpoints, training.updates, tensors, {**identity, **stored, **others})
@@ -267,10 +267,14 @@ def _evaluated(experiment: AgentExperiment, policy: Policy, seed: int) -> dict[s
     return {"return": float(np.mean(returns)), "episode_length": float(np.mean([length for _, length in played]))}
 
 
-def _is_due(budget: StepBudget, training: Training) -> bool:
+def _finished(budget: StepBudget, training: Training, reached: int | None) -> bool:
+    return training.steps >= budget.steps or (budget.until_target and reached is not None)
+
+
+def _is_due(budget: StepBudget, training: Training, reached: int | None) -> bool:
     """Whether a checkpoint follows this update: with ``reset_every`` right before a reset and at the end only."""
-    done = training.steps >= budget.steps
-    return done or training.updates % (budget.reset_every or budget.checkpoint_every) == 0
+    every = budget.reset_every or budget.checkpoint_every
+    return _finished(budget, training, reached) or training.updates % every == 0
 
 
 def _log(folder: Path | None, updates: int, tensorboard: bool) -> Any:

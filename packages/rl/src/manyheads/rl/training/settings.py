@@ -122,6 +122,8 @@ class StepBudget:
 
     steps: int = 100_000
     """Steps of all environments together, without those that only reset one."""
+    until_target: bool = False
+    """Stop as soon as ``data.target`` is reached."""
     checkpoint_every: int = 1
     """Updates between checkpoints."""
     reset_every: int | None = None
