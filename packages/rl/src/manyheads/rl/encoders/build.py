@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, CheckpointError
-from manyheads.rl.encoders.images import NETWORKS, image_encoder
+from manyheads.rl.encoders.images import NETWORKS, ImageEncoder, image_encoder
 from manyheads.rl.encoders.observations import ONE, image_shape, is_image, leaves
 from manyheads.rl.encoders.vectors import VectorEncoder
 
@@ -34,18 +34,16 @@ class Encoder(nn.Module):
         if name == "mlp" and self.images:
             raise ArgumentError(f"encoder: found 'mlp' for images, expected one of {', '.join(NETWORKS)} or a backbone")
         network = "nature-cnn" if name == "auto" else name
-        made: list[nn.Module] = [image_encoder(network, image_shape(parts[key]), width) for key in self.images]
+        made = [image_encoder(network, image_shape(parts[key]), width) for key in self.images]
         self.pictures = nn.ModuleList(made)
         self.vectors = VectorEncoder(vectors, width, depth=depth, normalise=normalise) if vectors else None
         count = len(made) + (self.vectors is not None)
         self.joint = nn.Sequential(nn.Linear(count * width, width), nn.ReLU()) if count > 1 else nn.Identity()
-        self.frozen = False
 
     def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
         """``(N, …)`` each to ``(N, width)``; a space of one part may be given as a tensor."""
         parts = {ONE: observations} if isinstance(observations, Tensor) else observations
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = [net(parts[key]) for net, key in zip(self.pictures, self.images, strict=True)]
+        features = [net(parts[key]) for net, key in zip(self.pictures, self.images, strict=True)]
         if self.vectors is not None:
             features.append(self.vectors(parts))
         return self.joint(features[0] if len(features) == 1 else torch.cat(features, -1))
@@ -88,16 +86,16 @@ def build_encoder(
     encoder = Encoder(observation_space, name, width, depth=depth, normalise=normalise)
     if (weights is not None or frozen) and not encoder.images:
         raise ArgumentError("encoder: found weights or frozen=True for a space without images, expected images")
-    if weights is not None:
-        for picture in encoder.pictures:
-            load_network(picture, Path(weights))
-    if frozen:
-        encoder.frozen = True
-        encoder.pictures.requires_grad_(False)
+    for picture in encoder.pictures:
+        assert isinstance(picture, ImageEncoder)
+        if weights is not None:
+            load_network(picture.network, Path(weights))
+        if frozen:
+            picture.freeze()
     return encoder
 
 
-def load_network(picture: nn.Module, path: Path) -> None:
+def load_network(network: nn.Module, path: Path) -> None:
     """Load the network of an image encoder from a safetensors file.
 
     Raises :class:`CheckpointError` that names the first tensor that is missing or of another shape.
@@ -110,8 +108,6 @@ def load_network(picture: nn.Module, path: Path) -> None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}), expected a safetensors file: {fix}") from error
-    network = picture.network
-    assert isinstance(network, nn.Module)
     expected = network.state_dict()
     for prefix in ("network.", "encoder."):
         if all(key.startswith(prefix) for key in found):

@@ -20,16 +20,25 @@ def planes(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.permute(0, 3, 1, 2).to(dtype) / 255
 
 
-class ConvolutionEncoder(nn.Module):
-    """A convolutional network, then a linear map with ReLU to ``width``."""
+class ImageEncoder(nn.Module):
+    """A network for ``(N, C, H, W)`` and a linear map with ReLU from its features to ``width``.
 
-    def __init__(self, network: nn.Sequential, shape: tuple[int, int, int], width: int) -> None:
+    Args:
+        network: returns ``(N, …)``.
+        size: height and width of the images that it takes; smaller ones are padded with 0.
+        shape: height, width and channels of the images.
+        width: of the output.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int], shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
         height, wide, channels = shape
-        self.network = network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        self.network = network
+        self.pad = (size[0] - height, size[1] - wide)
+        self.frozen = False
         with torch.no_grad():
             try:
-                features = self.network(torch.zeros(1, channels, height, wide)).flatten(1).shape[1]
+                features = network(torch.zeros(1, channels, *size)).flatten(1).shape[1]
             except RuntimeError as error:
                 raise ArgumentError(
                     f"encoder: found images of {height} x {wide} pixels, expected larger ones: choose another encoder "
@@ -37,9 +46,19 @@ class ConvolutionEncoder(nn.Module):
                 ) from error
         self.output = nn.Linear(features, width)
 
+    def freeze(self) -> None:
+        """Train the linear map only."""
+        self.frozen = True
+        self.network.requires_grad_(False)
+
     def forward(self, images: Tensor) -> Tensor:
         """``(N, H, W, C)`` to ``(N, width)``."""
-        return torch.relu(self.output(self.network(planes(images, self.output.weight.dtype)).flatten(1)))
+        x = planes(images, self.output.weight.dtype)
+        if any(self.pad):
+            x = functional.pad(x, (0, self.pad[1], 0, self.pad[0]))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.network(x)
+        return torch.relu(self.output(features.flatten(1)))
 
 
 def nature(channels: int) -> nn.Sequential:
@@ -89,43 +108,23 @@ def impala(channels: int) -> nn.Sequential:
 NETWORKS = {"nature-cnn": nature, "small-cnn": small, "impala-resnet": impala}
 
 
-class BackboneEncoder(nn.Module):
-    """An image backbone of the core, its pooled features mapped to ``width``; images are padded to its multiple."""
-
-    def __init__(self, name: str, shape: tuple[int, int, int], width: int) -> None:
-        super().__init__()
-        height, wide, channels = shape
-        kind, _ = find_backbone(name)
-        changes: dict[str, Any] = {"classes": None, "channels": channels}
-        sized = "image_size" in {one.name for one in kind.arguments}
-        network = None if sized else create_backbone(name, **changes)
-        step = _stride(name) if network is None else network.multiple
-        self.pad = (-wide % step[1], -height % step[0])
-        size = (height + self.pad[1], wide + self.pad[0])
-        if network is None:
-            network = create_backbone(name, **changes, image_size=size if size[0] != size[1] else size[0])
-        self.network = network
-        with torch.no_grad():
-            features = self.network(torch.zeros(1, channels, *size)).shape[1]
-        self.output = nn.Linear(features, width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(N, H, W, C)`` to ``(N, width)``."""
-        x = planes(images, self.output.weight.dtype)
-        if any(self.pad):
-            x = functional.pad(x, (0, self.pad[0], 0, self.pad[1]))
-        return torch.relu(self.output(self.network(x)))
+def backbone(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, tuple[int, int]]:
+    """Build an image backbone without a head; also the size of its images, the next multiple that it takes."""
+    kind, _ = find_backbone(name)
+    changes: dict[str, Any] = {"classes": None, "channels": shape[2]}
+    down, right = create_backbone(name, **changes).multiple
+    size = (shape[0] + -shape[0] % down, shape[1] + -shape[1] % right)
+    if "image_size" in {one.name for one in kind.arguments}:
+        changes["image_size"] = size[0] if size[0] == size[1] else size
+    return create_backbone(name, **changes), size
 
 
-def _stride(name: str) -> tuple[int, int]:
-    """The multiple of a backbone of fixed size."""
-    return create_backbone(name, classes=None).multiple
-
-
-def image_encoder(name: str, shape: tuple[int, int, int], width: int) -> nn.Module:
+def image_encoder(name: str, shape: tuple[int, int, int], width: int) -> ImageEncoder:
     """Build an image encoder by name. Raises :class:`UnknownNameError` with the nearest name."""
     if name in NETWORKS:
-        return ConvolutionEncoder(NETWORKS[name](shape[2]), shape, width)
+        network: nn.Module = NETWORKS[name](shape[2])
+        network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        return ImageEncoder(network, shape[:2], shape, width)
     if name in preset_names():
-        return BackboneEncoder(name, shape, width)
+        return ImageEncoder(*backbone(name, shape), shape, width)
     raise UnknownNameError("encoder", name, [*NETWORKS, *preset_names(), "mlp"])

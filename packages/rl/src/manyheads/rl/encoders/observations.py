@@ -92,7 +92,7 @@ def _leaf(space: spaces.Space[Any], values: Tensor) -> Tensor:
         return values.long() - int(space.start)
     if isinstance(space, spaces.MultiDiscrete):
         return (values.long() - torch.as_tensor(np.asarray(space.start)).long()).flatten(1)
-    return values.float().flatten(1)
+    return values.float().reshape(len(values), -1)
 
 
 def single(space: spaces.Space[Any], observation: Any) -> Any:

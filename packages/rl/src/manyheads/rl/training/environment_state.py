@@ -22,7 +22,7 @@ def environment_state(environments: VectorEnv) -> dict[str, np.ndarray] | None:
     """Return the state as arrays by name; None if the environments cannot store it."""
     own = environments.unwrapped
     if callable(getattr(own, "get_state", None)):
-        return {name: np.array(one) for name, one in own.get_state().items()}  # ty: ignore[unresolved-attribute]
+        return {name: np.array(one) for name, one in own.get_state().items()}  # ty: ignore[missing-attribute]
     if not isinstance(own, VectorTask):
         return None
     states = [generator.bit_generator.state for generator in own.generators]
@@ -34,7 +34,7 @@ def restore_environment(environments: VectorEnv, state: Mapping[str, np.ndarray]
     """Take the state of :func:`environment_state`; return False if the environments cannot."""
     own = environments.unwrapped
     if callable(getattr(own, "set_state", None)):
-        own.set_state(state)  # ty: ignore[unresolved-attribute]
+        own.set_state(state)  # ty: ignore[missing-attribute]
         return True
     if not isinstance(own, VectorTask):
         return False

@@ -141,10 +141,14 @@ class Training:
         own = _without("stream.", tensors)
         memory = iter([own[f"state.{at}"] for at in range(len(trees.leaves(self.stream.state)))])
         self.stream = Stream(
-            _without("observations.", own),
-            *(own[name] for name in ("is_first", "over", "previous_action", "previous_reward")),
-            trees.tree_map(lambda _: next(memory), self.stream.state),
-            *(own[name].numpy().copy() for name in ("episode_return", "episode_length")),
+            observations=_without("observations.", own),
+            state=trees.tree_map(lambda _: next(memory), self.stream.state),
+            is_first=own["is_first"],
+            over=own["over"],
+            previous_action=own["previous_action"],
+            previous_reward=own["previous_reward"],
+            episode_return=own["episode_return"].numpy().copy(),
+            episode_length=own["episode_length"].numpy().copy(),
         )
         return True
 

@@ -43,7 +43,8 @@ class Task:
         """Make the environments."""
         from manyheads.rl.environments.vector import make
 
-        return make(self.environment, self.environments if count is None else count, **self.options)
+        options: dict[str, Any] = dict(self.options)
+        return make(self.environment, self.environments if count is None else count, **options)
 
 
 @dataclass(frozen=True)
