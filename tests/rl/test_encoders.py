@@ -11,13 +11,18 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
 
+from manyheads.core.backbones.vit import ViT
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError, UnknownNameError
+from manyheads.lab.data.fields import plain
+from manyheads.lab.data.storage import save_tensors
+from manyheads.rl import Agent
 from manyheads.rl.encoders import build_encoder, to_tensors
 from manyheads.rl.encoders.images import small
 from manyheads.rl.encoders.observations import image_shape, is_single, leaves, single
 from manyheads.rl.encoders.vectors import RunningNorm
 from manyheads.rl.policies import ActionHead
 from manyheads.rl.policies.distributions import Categorical, Gaussian
+from tests.rl.toys import Anything
 
 BYTES = {"dtype": np.uint8}
 IMAGE, CHW = spaces.Box(0, 255, (42, 42, 3), **BYTES), spaces.Box(0, 255, (4, 42, 42), **BYTES)
@@ -131,6 +136,33 @@ def test_pretrained_weights_are_loaded_and_frozen(tmp_path: Path):
     encoder(to_tensors(IMAGE, _batch(IMAGE, 2))).sum().backward()
     assert all(one.grad is None for one in encoder.pictures[0].network.parameters())  # ty: ignore
     assert all(one.grad is not None for one in encoder.pictures[0].output.parameters())  # ty: ignore
+
+
+def test_a_file_of_pretraining_brings_its_own_backbone(tmp_path: Path):
+    arguments = {"channels": 2, "dim": 16, "depth": 1, "heads": 2, "patch": 8, "classes": None, "image_size": 40}
+    torch.manual_seed(5)
+    network, path = ViT(**arguments), tmp_path / "encoder.safetensors"
+    header = {"backbone": "vit", "arguments": plain(network.config), "size": 42, "facts": {}}
+    save_tensors(path, network.state_dict(), header, kind="encoder of frames")
+    space = spaces.Box(0, 255, (2, 42, 42), **BYTES)
+    encoder = build_encoder("auto", space, 16, weights=path, frozen=True)
+    frames = _batch(space, 3)
+    picture = encoder.pictures[0]
+    # rows and columns beyond the last whole patch are cut, as in pretraining
+    pixels = torch.from_numpy(frames[..., :40, :40]).float() / 255
+    expected = torch.relu(picture.output(network.eval()(pixels)))  # ty: ignore
+    torch.testing.assert_close(encoder.eval()(to_tensors(space, frames)), expected)
+    with pytest.raises(ArgumentError, match=r"found images of shape \(42, 42, 3\), expected \(42, 42, 2\)"):
+        build_encoder("auto", IMAGE, 16, weights=path)
+    environments = Anything(2, space, spaces.Discrete(2))
+    small = {"width": 16, "depth": 1, "segment": 4, "minibatches": 1, "epochs": 1}
+    agent = Agent("gru", environments, encoder_weights=str(path), frozen=True, **small).learn(8, progress=False)
+    agent.save(tmp_path / "agent.safetensors")
+    path.unlink()
+    again = Agent.load(tmp_path / "agent.safetensors").policy.state_dict()
+    assert all(torch.equal(one, again[name]) for name, one in agent.policy.state_dict().items())
+    for name, one in network.state_dict().items():
+        assert torch.equal(again[f"encoder.pictures.0.network.{name}"], one)
 
 
 def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The experiments: tasks of memory, with and without it.
+"""The experiments: tasks of memory, with and without it, and Pong.
 
 Further ones by overrides, such as ``tmaze50-gtrxl model.gate=residual`` (TrXL-I), ``model.memory=16`` or
 ``model.core=lmu model.memory=64 model.heads=None``.
@@ -15,6 +15,8 @@ from manyheads.rl.training.ppo import PPO
 from manyheads.rl.training.settings import AgentExperiment, AgentModel, Option, StepBudget, Task
 
 CONSTANT = AgentOptimiser(decay="constant")
+# The answer to a card is paid at once: credit that reaches further is noise.
+CARDS = PPO(discount=0.9, trace=0.9, rewards="normalised")
 # Rewards of one for each step: returns up to 100 would swamp the loss of the policy.
 BALANCE = PPO(entropy_weight=0.003, rewards="normalised")
 
@@ -33,15 +35,28 @@ def experiments() -> list[Experiment]:
     reactive = AgentModel("none", depth=1, encoder_depth=2)
     return [
         _experiment("tmaze10-gtrxl", _maze(10), _gtrxl(12), 40_000),
-        _experiment("tmaze10-none", _maze(10), replace(reactive), 40_000),
+        _experiment("tmaze10-none", _maze(10), reactive, 40_000),
         _experiment("tmaze50-gtrxl", _maze(50), _gtrxl(52), 150_000),
         # 207,400 parameters, as many as the GTrXL
         _experiment("tmaze50-lstm", _maze(50), AgentModel("lstm", width=160, depth=1), 150_000),
         _experiment(
-            "repeat4-gtrxl", Task("manyheads/RepeatPrevious-v0", options={"k": 4}, target=0.9), _gtrxl(16), 150_000
+            "repeat4-gtrxl",
+            Task("manyheads/RepeatPrevious-v0", options={"k": 4}, target=0.9),
+            _gtrxl(16),
+            150_000,
+            objective=CARDS,
         ),
         cartpole,
         replace(cartpole, name="cartpole-hidden-none", model=reactive),
+        _experiment(
+            "pong-42",
+            Task("pong-42", environments=8, evaluation_episodes=20, deterministic=False),
+            AgentModel("none", width=256, depth=1, encoder="small-cnn", previous_action=False),
+            1_500_000,
+            objective=PPO(segment=128, clip=0.1, rewards="sign"),
+            optimiser=AgentOptimiser(6e-4),
+            until_target=False,
+        ),
     ]
 
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, CheckpointError
+from manyheads.lab.data.storage import ENTRY, load_tensors
 from manyheads.rl.encoders.images import NETWORKS, ImageEncoder, image_encoder
 from manyheads.rl.encoders.observations import ONE, image_shape, is_image, leaves
 from manyheads.rl.encoders.vectors import VectorEncoder
@@ -22,8 +23,19 @@ class Encoder(nn.Module):
     With several, a linear map with ReLU joins them.
     """
 
-    def __init__(self, space: spaces.Space[Any], name: str, width: int, *, depth: int, normalise: bool) -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        name: str,
+        width: int,
+        *,
+        depth: int,
+        normalise: bool,
+        stored: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        # header of a file of pretraining, whose backbone reads the images
+        self.stored = stored
         parts = leaves(space)
         self.images = [key for key, part in parts.items() if is_image(part)]
         vectors = {key: part for key, part in parts.items() if key not in self.images}
@@ -34,7 +46,7 @@ class Encoder(nn.Module):
         if name == "mlp" and self.images:
             raise ArgumentError(f"encoder: found 'mlp' for images, expected one of {', '.join(NETWORKS)} or a backbone")
         network = "nature-cnn" if name == "auto" else name
-        made = [image_encoder(network, image_shape(parts[key]), width) for key in self.images]
+        made = [image_encoder(network, image_shape(parts[key]), width, stored) for key in self.images]
         self.pictures = nn.ModuleList(made)
         self.vectors = VectorEncoder(vectors, width, depth=depth, normalise=normalise) if vectors else None
         count = len(made) + (self.vectors is not None)
@@ -63,6 +75,7 @@ def build_encoder(
     normalise: bool = False,
     weights: str | Path | None = None,
     frozen: bool = False,
+    stored: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Build an encoder from observations by name (:func:`to_tensors`) to ``(N, width)``.
 
@@ -73,8 +86,10 @@ def build_encoder(
         width: of the output.
         depth: linear maps of the MLP.
         normalise: running normalisation of vectors.
-        weights: a safetensors file with the network of the images; its last linear map may be missing.
+        weights: a file of pretraining (``manyheads rl pretrain``), whose backbone then reads the images, whatever
+            ``name`` is; or a safetensors file with the network of the images that ``name`` builds.
         frozen: do not train the network of the images.
+        stored: header of a file of pretraining, to build its backbone with new weights.
 
     Raises:
         UnknownNameError: an unknown name.
@@ -83,39 +98,57 @@ def build_encoder(
     """
     if depth < 1 or width < 1:
         raise ArgumentError(f"encoder: found depth {depth} and width {width}, expected 1 or more")
-    encoder = Encoder(observation_space, name, width, depth=depth, normalise=normalise)
+    tensors: dict[str, Tensor] = {}
+    if weights is not None:
+        tensors, stored = read_network(Path(weights))
+    encoder = Encoder(observation_space, name, width, depth=depth, normalise=normalise, stored=stored)
     if (weights is not None or frozen) and not encoder.images:
         raise ArgumentError("encoder: found weights or frozen=True for a space without images, expected images")
     for picture in encoder.pictures:
         assert isinstance(picture, ImageEncoder)
         if weights is not None:
-            load_network(picture.network, Path(weights))
+            load_network(picture.network, tensors, Path(weights))
         if frozen:
             picture.freeze()
     return encoder
 
 
-def load_network(network: nn.Module, path: Path) -> None:
-    """Load the network of an image encoder from a safetensors file.
+_FIX = "choose the encoder that the file was made with, and its image size and channels"
+# What the files of pretraining call themselves.
+PRETRAINED = "encoder of frames"
+
+
+def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read a file of pretraining, or any safetensors file: tensors, and the header of the former.
+
+    Raises :class:`CheckpointError` for a file that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        with safe_open(path, "pt") as file:
+            own = ENTRY in (file.metadata() or {})
+        if own:
+            return load_tensors(path, kind=PRETRAINED, fix=_FIX)
+        return load_file(path), None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}), expected a safetensors file: {_FIX}") from error
+
+
+def load_network(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
+    """Load the tensors of a file into a network; further tensors of the file are left.
 
     Raises :class:`CheckpointError` that names the first tensor that is missing or of another shape.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    fix = "choose the encoder that the file was made with, and its image size and channels"
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}), expected a safetensors file: {fix}") from error
     expected = network.state_dict()
     for prefix in ("network.", "encoder."):
         if all(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
     for key, tensor in expected.items():
         if key not in found:
-            raise CheckpointError(f"{path}: {key}: found nothing, expected shape {tuple(tensor.shape)}: {fix}")
+            raise CheckpointError(f"{path}: {key}: found nothing, expected shape {tuple(tensor.shape)}: {_FIX}")
         if found[key].shape != tensor.shape:
             shapes = f"found shape {tuple(found[key].shape)}, expected {tuple(tensor.shape)}"
-            raise CheckpointError(f"{path}: {key}: {shapes}: {fix}")
+            raise CheckpointError(f"{path}: {key}: {shapes}: {_FIX}")
     network.load_state_dict({key: found[key] for key in expected})

@@ -5,13 +5,14 @@ The channels stand last in memory too, as the convolutions of a CPU want them: a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyheads.core.backbones.presets import create_backbone, find_backbone, preset_names
+from manyheads.core.backbones.presets import BACKBONES, create_backbone, find_backbone, preset_names
 from manyheads.core.errors import ArgumentError, UnknownNameError
 
 
@@ -25,7 +26,8 @@ class ImageEncoder(nn.Module):
 
     Args:
         network: returns ``(N, …)``.
-        size: height and width of the images that it takes; smaller ones are padded with 0.
+        size: height and width of the images that it takes; smaller ones are padded with 0, larger ones cut, below and
+            on the right.
         shape: height, width and channels of the images.
         width: of the output.
     """
@@ -119,12 +121,39 @@ def backbone(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, tuple[i
     return create_backbone(name, **changes), size
 
 
-def image_encoder(name: str, shape: tuple[int, int, int], width: int) -> ImageEncoder:
-    """Build an image encoder by name. Raises :class:`UnknownNameError` with the nearest name."""
+def pretrained_backbone(stored: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple[nn.Module, tuple[int, int]]:
+    """Build the backbone of a file of pretraining, whose header is ``stored``; also the size of its images.
+
+    Raises :class:`ArgumentError` for images of another size or number of channels than those of pretraining.
+    """
+    arguments, size = stored["arguments"], stored["size"]
+    expected = (size, size, arguments["channels"])
+    if shape != expected:
+        raise ArgumentError(
+            f"encoder_weights: found images of shape {shape}, expected {expected}, that of the pretraining: make the "
+            "environment with this size and number of stacked frames"
+        )
+    tuples: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in arguments.items()}
+    seen = tuples["image_size"]
+    return BACKBONES[stored["backbone"]](**tuples), (seen, seen) if isinstance(seen, int) else seen
+
+
+def image_encoder(
+    name: str, shape: tuple[int, int, int], width: int, stored: Mapping[str, Any] | None = None
+) -> ImageEncoder:
+    """Build an image encoder by name, or that of a file of pretraining by its header.
+
+    Raises :class:`UnknownNameError` with the nearest name.
+    """
+    network: nn.Module
+    if stored is not None:
+        network, size = pretrained_backbone(stored, shape)
+        return ImageEncoder(network, size, shape, width)
     if name in NETWORKS:
-        network: nn.Module = NETWORKS[name](shape[2])
+        network = NETWORKS[name](shape[2])
         network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
-        return ImageEncoder(network, shape[:2], shape, width)
+        return ImageEncoder(network, (shape[0], shape[1]), shape, width)
     if name in preset_names():
-        return ImageEncoder(*backbone(name, shape), shape, width)
+        network, size = backbone(name, shape)
+        return ImageEncoder(network, size, shape, width)
     raise UnknownNameError("encoder", name, [*NETWORKS, *preset_names(), "mlp"])

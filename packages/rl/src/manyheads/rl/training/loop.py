@@ -242,8 +242,7 @@ def fit_agent(
     if task.target is not None:
         metrics["reached"] = float(reached is not None)
         metrics["steps_to_target"] = float(training.steps if reached is None else reached)
-    mean = training.mean_return
-    metrics |= {"training_return": math.nan if mean is None else mean, "steps": float(training.steps)}
+    metrics["steps"] = float(training.steps)
     parameters = sum(one.numel() for one in policy.parameters())
     if folder is not None:
         about = {"experiment": experiment.description(), "seed": seed, "metrics": metrics}

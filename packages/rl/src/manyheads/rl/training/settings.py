@@ -70,7 +70,7 @@ class AgentModel:
     encoder_depth: int = 1
     """Linear maps of the MLP."""
     encoder_weights: str | None = None
-    """Safetensors file with a pretrained network for images."""
+    """File with a pretrained network for images: of manyheads rl pretrain, or the tensors of ``encoder``."""
     frozen: bool = False
     """Do not train the network for images."""
     normalise_observations: bool = False
@@ -94,8 +94,16 @@ class AgentModel:
             found[key] = value
         return found
 
-    def build(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Policy:
-        """Build the policy for one environment's spaces; torch is seeded before the call."""
+    def build(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        pretrained: Mapping[str, Any] | None = None,
+    ) -> Policy:
+        """Build the policy for one environment's spaces; torch is seeded before the call.
+
+        ``pretrained`` is the header of a file of pretraining, to build its network without the file.
+        """
         encoder = build_encoder(
             self.encoder,
             observation_space,
@@ -104,17 +112,24 @@ class AgentModel:
             normalise=self.normalise_observations,
             weights=self.encoder_weights,
             frozen=self.frozen,
+            stored=pretrained,
         )
         core = build_core(self.core, self.width, depth=self.depth, **self.core_options())
         head = ActionHead(action_space, self.width)
         previous = {"previous_action": self.previous_action, "previous_reward": self.previous_reward}
         return Policy(encoder, core, head, **previous)
 
-    def seeded(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], seed: int) -> Policy:
+    def seeded(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        seed: int,
+        pretrained: Mapping[str, Any] | None = None,
+    ) -> Policy:
         """Build the policy from a seed, without a change of the global generator."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.build(observation_space, action_space)
+            return self.build(observation_space, action_space, pretrained)
 
 
 @dataclass(frozen=True)

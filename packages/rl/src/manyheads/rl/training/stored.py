@@ -69,6 +69,7 @@ def save_policy(
         "model": plain({name: getattr(model, name) for name in model.__dataclass_fields__}),
         "observation_space": space_to_json(observation_space),
         "action_space": space_to_json(action_space),
+        "pretrained": plain(policy.encoder.stored),
         "about": plain(about),
     }
     save_tensors(path, policy.state_dict(), header, kind=KIND)
@@ -86,7 +87,7 @@ def load_policy(
         stored = {**header["model"], "encoder_weights": None}
         model = from_json(AgentModel, stored, place="model")
         seen, acted = (space_from_json(header[name]) for name in ("observation_space", "action_space"))
-        policy = model.seeded(seen, acted, 0)
+        policy = model.seeded(seen, acted, 0, header["pretrained"])
         policy.load_state_dict(dict(checked_tensors(tensors, policy.state_dict())))
         return policy.eval(), model, seen, acted, header["about"]
     except (KeyError, TypeError, ValueError, ManyheadsError) as error:
