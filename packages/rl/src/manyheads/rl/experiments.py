@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from manyheads.lab.training.experiment import Experiment
+from manyheads.rl.pretraining.experiments import experiments as pretraining_experiments
 
 
 def experiments() -> list[Experiment]:
     """Return all experiments."""
-    return []
+    return pretraining_experiments()

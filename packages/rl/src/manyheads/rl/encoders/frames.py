@@ -52,6 +52,18 @@ class FrameEncoder(nn.Module):
         """D."""
         return self.network.dim
 
+    @property
+    def stack(self) -> int:
+        """S."""
+        return self.network.channels
+
+    def with_random_weights(self, seed: int) -> FrameEncoder:
+        """Return an encoder of the same arguments with new random weights."""
+        arguments = {name: one for name, one in self.network.config.items() if name not in ("classes", "image_size")}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return FrameEncoder(self.size, arguments).eval()
+
     def encode(self, frames: Tensor) -> Encoded:
         """Return features of the patches, and the pooled vector, of ``(B, S, H, W)``.
 

@@ -33,7 +33,7 @@ from manyheads.rl.pretraining.methods import Views
 from manyheads.rl.pretraining.evaluate import evaluate
 
 STRONG = Augmentation(jitter=0.4, blur=(0.1, 0.6), blur_probability=0.3, solarise_probability=0.2)
-LIGHT = Augmentation(jitter=0.2)
+LIGHT = Augmentation()
 
 
 @dataclass(frozen=True)
