@@ -28,9 +28,9 @@ class PretrainingModel:
     """Blocks of the encoder."""
     heads: int = 4
     """Attention heads."""
-    patch: int = 7
+    patch: int = 14
     """Side of a patch in pixels."""
-    pool: Literal["token", "mean"] = "mean"
+    pool: Literal["token", "mean"] = "token"
     """The representation: the class token (published), or the mean of the patches."""
     projector: int = 256
     """Width of the three layers of the projector."""
@@ -67,7 +67,7 @@ class PretrainingModel:
         )
 
 
-SMALL = Budget(epochs=6, batch_size=128, keep="last", checkpoint_every=200)
+SMALL = Budget(epochs=2, batch_size=128, keep="last", checkpoint_every=200)
 ADAM = Optimiser("adamw", 1e-3, weight_decay=0.05, schedule="one-cycle", clip_norm=1.0)
 
 
