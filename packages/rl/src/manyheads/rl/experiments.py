@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from manyheads.lab.training.experiment import Experiment
+from manyheads.rl.pretraining.experiments import experiments as pretraining_experiments
 from manyheads.rl.training.learner import AgentOptimiser
 from manyheads.rl.training.ppo import PPO
 from manyheads.rl.training.settings import AgentExperiment, AgentModel, Option, StepBudget, Task
@@ -57,6 +58,7 @@ def experiments() -> list[Experiment]:
             optimiser=AgentOptimiser(6e-4),
             until_target=False,
         ),
+        *pretraining_experiments(),
     ]
 
 

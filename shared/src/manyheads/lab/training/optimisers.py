@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class Optimiser:
     """Settings of the optimiser and its learning-rate schedule."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    """For adam and adamw only."""
+    """For adam and adamw only; the first is the momentum of lars."""
     schedule: Literal["constant", "halving", "cosine", "one-cycle", "steps", "plateau"] = "constant"
     """The learning-rate schedule.
 
@@ -40,5 +40,9 @@ class Optimiser:
         rate, decay = self.learning_rate, self.weight_decay
         if self.name == "sgd":
             return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+        if self.name == "lars":
+            from manyheads.lab.training.lars import Lars
+
+            return Lars(model.parameters(), lr=rate, weight_decay=decay, momentum=self.betas[0])
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
         return kind(model.parameters(), lr=rate, weight_decay=decay, betas=self.betas)
