@@ -40,6 +40,10 @@ WORDS = (
 )
 INT8 = ("arabic-lmuformer", "arabic-spiking-lmuformer")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+MEMORY_TASKS = (
+    *("tmaze10-gtrxl", "tmaze10-none", "tmaze50-gtrxl", "tmaze50-lstm", "repeat4-gtrxl"),
+    *("cartpole-hidden-gtrxl", "cartpole-hidden-none"),
+)
 
 JOBS: dict[str, list[str]] = {
     "block_transformer": ["python benchmarks/block_transformer.py --csv {csv}"],
@@ -156,6 +160,10 @@ JOBS: dict[str, list[str]] = {
     "recsys_movielens": [
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),
         f"manyheads report --root {RUNS}/ml --csv {{csv}}",
+    ],
+    "rl_tasks": [
+        *(f"manyheads rl train {name} --root {RUNS}/rl_tasks" for name in MEMORY_TASKS),
+        f"manyheads report --root {RUNS}/rl_tasks --csv {{csv}}",
     ],
     "recsys_throughput": ["python benchmarks/recsys_speed.py deepfm dcnv2 vanilla+ hiformer+ --csv {csv}"],
 }

@@ -27,6 +27,7 @@ from manyheads.core.state import State
 from manyheads.lab.data.fields import from_json
 from manyheads.lab.progress import progress as show_progress
 from manyheads.rl.encoders.observations import is_single, single, to_tensors
+from manyheads.rl.environments.vector import CheckedVectorEnv, make
 from manyheads.rl.policies import Policy
 from manyheads.rl.training.episodes import play_episodes
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
@@ -75,14 +76,11 @@ class Agent:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        self._environments: VectorEnv | None = _opened(environment, environments, environment_options)
-        model, chosen, optimiser = _split(algorithm, {**_parts(self._environments), **settings, "core": core})
-        seen, acted = self._environments.single_observation_space, self._environments.single_action_space
+        opened = _opened(environment, environments, environment_options)
+        model, chosen, optimiser = _split(algorithm, {**_parts(opened), **settings, "core": core})
+        seen, acted = opened.single_observation_space, opened.single_action_space
         self._take(model.seeded(seen, acted, seed), model, seen, acted)
-        name = environment if isinstance(environment, str) else type(environment).__name__
-        self._training: Training | None = Training(
-            self._environments, self.policy, chosen, optimiser, seed=seed, name=name
-        )
+        self._training: Training | None = Training(opened, self.policy, chosen, optimiser, seed=seed, name=opened.name)
 
     def _take(self, policy: Policy, model: AgentModel, seen: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
         self.policy, self.model = policy, model
@@ -209,17 +207,16 @@ class Agent:
         policy, model, seen, acted, _ = load_policy(path)
         agent = cls.__new__(cls)
         agent._take(policy, model, seen, acted)
-        agent._environments = agent._training = None
+        agent._training = None
         if environment is None:
             return agent
         for name in settings:
             if name in AgentModel.__dataclass_fields__:
                 raise ArgumentError(f"{name}: found {settings[name]!r}, expected none: the network is that of the file")
-        agent._environments = _opened(environment, environments, environment_options)
-        _, chosen, optimiser = _split(algorithm, {**_parts(agent._environments), **settings})
-        agent._check_spaces(agent._environments, str(path))
-        name = environment if isinstance(environment, str) else type(environment).__name__
-        agent._training = Training(agent._environments, policy, chosen, optimiser, seed=seed, name=name)
+        opened = _opened(environment, environments, environment_options)
+        _, chosen, optimiser = _split(algorithm, {**_parts(opened), **settings})
+        agent._check_spaces(opened, str(path))
+        agent._training = Training(opened, policy, chosen, optimiser, seed=seed, name=opened.name)
         return agent
 
     def load_weights(self, path: str | Path) -> None:
@@ -238,8 +235,7 @@ class Agent:
                 )
 
 
-def _opened(environment: Environment, count: int, options: Mapping[str, Any] | None) -> VectorEnv:
-    from manyheads.rl.environments.vector import make
+def _opened(environment: Environment, count: int, options: Mapping[str, Any] | None) -> CheckedVectorEnv:
 
     own = isinstance(environment, VectorEnv | gym.Env)
     return make(environment, None if own else count, **(options or {}))

@@ -18,8 +18,9 @@ from manyheads.rl.training.settings import AgentExperiment, AgentModel, Option, 
 CONSTANT = AgentOptimiser(decay="constant")
 # The answer to a card is paid at once: credit that reaches further is noise.
 CARDS = PPO(discount=0.9, trace=0.9, rewards="normalised")
-# Rewards of one for each step: returns up to 100 would swamp the loss of the policy.
-BALANCE = PPO(entropy_weight=0.003, rewards="normalised")
+# Rewards of one for each step: returns up to 200 would swamp the loss of the policy. With a discount of 0.99, a cart
+# that drifts off the track within 200 steps is not corrected in one of five trainings.
+BALANCE = PPO(discount=0.995, entropy_weight=0.003, rewards="normalised")
 
 
 def experiments() -> list[Experiment]:
@@ -32,6 +33,8 @@ def experiments() -> list[Experiment]:
         objective=BALANCE,
         optimiser=AgentOptimiser(),
         until_target=False,
+        # 1 to 5 were seen with a discount of 0.99
+        seeds=(6, 7, 8, 9, 10),
     )
     reactive = AgentModel("none", depth=1, encoder_depth=2)
     return [
@@ -80,7 +83,7 @@ def _experiment(
     objective: PPO | None = None,
     optimiser: AgentOptimiser = CONSTANT,
     until_target: bool = True,
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5),
 ) -> AgentExperiment:
-    return AgentExperiment(
-        name, task, model, objective or PPO(), optimiser, StepBudget(steps, until_target=until_target)
-    )
+    budget = StepBudget(steps, until_target=until_target)
+    return AgentExperiment(name, task, model, objective or PPO(), optimiser, budget, seeds)
