@@ -157,6 +157,8 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads recsys train ml-100k-time-{model} --root {RUNS}/ml" for model in (*BASELINES, "hiformer+")),
         f"manyheads report --root {RUNS}/ml --csv {{csv}}",
     ],
+    "rl_order": ["python benchmarks/rl_order.py --csv {csv}"],
+    "rl_pretraining": [f"python benchmarks/rl_pretraining.py --root {RUNS}/rl-pretraining --csv {{csv}}"],
     "recsys_throughput": ["python benchmarks/recsys_speed.py deepfm dcnv2 vanilla+ hiformer+ --csv {csv}"],
 }
 
