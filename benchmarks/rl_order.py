@@ -1,12 +1,13 @@
 """What order heads can learn: ``python benchmarks/rl_order.py --csv FILE``.
 
 Pong, 30,000 frames of random play, a quarter of them held out in whole episodes; triples at t - 3, t, t + 3, half of
-them in the order of time. On states: the four RAM positions of three successive frames, the heads linear (published),
-a sum of three MLPs, one for each place (what any encoder with the linear head is), and an MLP on the concatenation;
-then the same on triples with the ball in sight throughout, where the stream is not stationary: a ball flies away from
-its serve, so that the places differ in their marginal distribution. On pixels: a small encoder is trained for 150 steps of 128 triples by the order term alone. ``shortcut`` has the published
-views: the centre is strongly augmented, its neighbours are not; ``no shortcut`` has the triple as it is. The encoder
-with the shortcut is scored in its own setting, and on triples as they are.
+them in the order of time. On states: the four RAM positions of three successive frames, the heads linear (published), a
+sum of three MLPs, one for each place (what any encoder with the linear head is), and an MLP on the concatenation; then
+the same on triples with the ball in sight throughout, where the stream is not stationary: a ball flies away from its
+serve, so that the places differ in their marginal distribution. On pixels: a small encoder is trained for 150 steps of
+128 triples by the order term alone. ``shortcut`` has the published views: the centre is strongly augmented, its
+neighbours are not; ``no shortcut`` has the triple as it is. The encoder with the shortcut is scored in its own setting,
+and on triples as they are.
 
 Columns: balanced accuracy on held-out triples with its 95 % bootstrap interval over episodes; CPU seconds.
 """
