@@ -165,6 +165,8 @@ JOBS: dict[str, list[str]] = {
         *(f"manyheads rl train {name} --root {RUNS}/rl_tasks" for name in MEMORY_TASKS),
         f"manyheads report --root {RUNS}/rl_tasks --csv {{csv}}",
     ],
+    "rl_order": ["python benchmarks/rl_order.py --csv {csv}"],
+    "rl_pretraining": [f"python benchmarks/rl_pretraining.py --root {RUNS}/rl-pretraining --csv {{csv}}"],
     "recsys_throughput": ["python benchmarks/recsys_speed.py deepfm dcnv2 vanilla+ hiformer+ --csv {csv}"],
 }
 

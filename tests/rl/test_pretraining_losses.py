@@ -117,7 +117,7 @@ def test_the_covariance_of_uncorrelated_dimensions_is_zero_and_a_collapsed_one_h
 def test_a_triple_in_the_order_of_time_has_target_0_and_every_other_order_occurs_equally():
     triples = torch.arange(3.0).repeat(12_000, 1)[:, :, None]
     shuffled = losses.shuffle_triples(triples, generator=torch.Generator().manual_seed(0))
-    found = {order: 0 for order in itertools.permutations(range(3))}
+    found = dict.fromkeys(itertools.permutations(range(3)), 0)
     for order, target in zip(shuffled.triples[:, :, 0].int().tolist(), shuffled.target.tolist(), strict=True):
         found[tuple(order)] += 1
         assert target == float(order != [0, 1, 2])
@@ -134,6 +134,4 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ArgumentError, match="temperature"):
         losses.contrastive(A, B, 0)
     with pytest.raises(ArgumentError, match="found 1 views"):
-        losses.distillation(
-            STUDENT[:1], TEACHER[:1], CENTRE, student_temperature=0.1, teacher_temperature=0.04
-        )
+        losses.distillation(STUDENT[:1], TEACHER[:1], CENTRE, student_temperature=0.1, teacher_temperature=0.04)

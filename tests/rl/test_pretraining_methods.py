@@ -9,7 +9,7 @@ from torch import nn
 from manyheads.core.errors import ArgumentError, CheckpointError
 from manyheads.rl.encoders.frames import FrameEncoder
 from manyheads.rl.pretraining.experiments import PretrainingModel, experiments
-from manyheads.rl.pretraining.methods import Contrast, Distillation, JointEmbedding, OrderHead, Views, mlp
+from manyheads.rl.pretraining.methods import Contrast, Distillation, JointEmbedding, OrderHead, mlp
 from manyheads.rl.pretraining.objective import PretrainingLoss
 
 

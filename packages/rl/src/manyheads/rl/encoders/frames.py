@@ -45,7 +45,8 @@ class FrameEncoder(nn.Module):
         if not 1 <= patch <= size:
             raise ArgumentError(f"encoder: patch: found {patch}, expected 1 to the size of a frame, {size}")
         self.size, self.seen = size, size // patch * patch
-        self.network = ViT(**{**arguments, "classes": None, "image_size": self.seen})
+        given: dict[str, Any] = {**arguments, "classes": None, "image_size": self.seen}
+        self.network = ViT(**given)
 
     @property
     def width(self) -> int:

@@ -84,12 +84,11 @@ def blur(images: Tensor, sigma: tuple[float, float], probability: float, generat
     weights = (-(taps**2) / (2 * drawn[at, None] ** 2)).exp()
     weights = weights / weights.sum(1, keepdim=True)
     made = images[at]
-    for axis in (2, 3):
-        sides = (0, 0, TAPS, TAPS) if axis == 2 else (TAPS, TAPS, 0, 0)
+    for axis, sides in ((2, (0, 0, TAPS, TAPS)), (3, (TAPS, TAPS, 0, 0))):
         size, padded = made.shape[axis], functional.pad(made, sides, mode="replicate")
-        made = sum(
-            weights[:, tap, None, None, None] * padded.narrow(axis, tap, size) for tap in range(2 * TAPS + 1)
-        )  # ty: ignore[invalid-assignment]
+        made = torch.zeros_like(made)
+        for tap in range(2 * TAPS + 1):
+            made += weights[:, tap, None, None, None] * padded.narrow(axis, tap, size)
     return images.index_copy(0, at, made)
 
 

@@ -27,7 +27,7 @@ from manyheads.lab.progress import progress as show_progress
 from manyheads.rl.pretraining.recording import Recording
 
 Policy = Callable[[np.ndarray, bool], int]
-"""From the observation ``(S, H, W)`` and whether it is the first of an episode to an index of the minimal action set."""
+"""From the observation ``(S, H, W)``, and whether it begins an episode, to an index of the minimal action set."""
 
 STACK = 3
 # Screens of the longest episode, the standard limit of Atari.
@@ -95,7 +95,9 @@ class Emulator:
         self.ale.setInt("random_seed", seed)
         self.ale.setFloat("repeat_action_probability", 0.0)
         self.ale.setInt("max_num_frames_per_episode", EPISODE_SCREENS)
-        self.ale.loadROM(roms.get_rom_path(game))
+        rom = roms.get_rom_path(game)
+        assert rom is not None
+        self.ale.loadROM(rom)
         self.ale.reset_game()
         self.actions = self.ale.getMinimalActionSet()
         self.size, self.skip = size, skip
@@ -247,4 +249,6 @@ def _finished_episodes(path: Path | None, settings: dict[str, Any], frames: int)
 
 def _parts(recording: Recording) -> Iterator[dict[str, np.ndarray]]:
     for start, end in recording.bounds:
-        yield {name: getattr(recording, name)[start:end] for name in ("frames", "actions", "rewards", "episodes", "ram")}
+        yield {
+            name: getattr(recording, name)[start:end] for name in ("frames", "actions", "rewards", "episodes", "ram")
+        }

@@ -53,6 +53,10 @@ class ProbePart:
     def __len__(self) -> int:
         return len(self.centres(self.held))
 
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return triples of the held-out episodes."""
+        return TriplePart(self.recording, self.centres(self.held), self.gap, self.stack).batch(indices)
+
     def centres(self, episodes: np.ndarray) -> np.ndarray:
         """Return the centres of all triples of these episodes."""
         return self.recording.centres(stack=self.stack, gap=self.gap, episodes=episodes)

@@ -88,7 +88,9 @@ def distillation(
     """
     views = len(teacher)
     if views < 2 or len(student) < views:
-        raise ArgumentError(f"distillation: found {views} views of the teacher, expected 2 or more, also of the student")
+        raise ArgumentError(
+            f"distillation: found {views} views of the teacher, expected 2 or more, also of the student"
+        )
     targets = ((teacher - centre) / teacher_temperature).softmax(-1)
     logs = (student / student_temperature).log_softmax(-1)
     pairs = [-(targets[i] * logs[j]).sum(-1).mean() for i in range(views) for j in range(len(student)) if i != j]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ def mlp(widths: Iterable[int], *, last_bias: bool = False, last_norm: bool = Fal
     """Return linear maps with batch norm and ReLU between them; the last is linear, or normed without an affine map."""
     sizes = list(widths)
     layers: list[nn.Module] = []
-    for place, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for place, (before, after) in enumerate(pairwise(sizes)):
         last = place == len(sizes) - 2
         layers.append(nn.Linear(before, after, bias=last_bias if last else True))
         if not last:
@@ -221,8 +222,8 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = PrototypeHead(encoder.width, hidden, bottleneck, prototypes)
-        self.teacher = Follower(nn.Sequential(self.encoder, self.head), momentum)
+        self.prototype_head = PrototypeHead(encoder.width, hidden, bottleneck, prototypes)
+        self.teacher = Follower(nn.Sequential(self.encoder, self.prototype_head), momentum)
         self.centre_momentum = centre_momentum
         self.temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
         self.register_buffer("centre", torch.zeros(prototypes))
@@ -230,8 +231,8 @@ class Distillation(nn.Module):
     def forward(self, views: Views) -> dict[str, Tensor]:
         """Return the term ``distillation``; in training also move teacher and centre."""
         if self.training:
-            self.teacher.follow(nn.Sequential(self.encoder, self.head))
-        student = torch.stack([self.head(self.encoder(view)) for view in views.pair])
+            self.teacher.follow(nn.Sequential(self.encoder, self.prototype_head))
+        student = torch.stack([self.prototype_head(self.encoder(view)) for view in views.pair])
         teacher = torch.stack([self.teacher(view) for view in views.pair])
         loss = losses.distillation(student, teacher, self.centre, **self.temperatures)
         if self.training:

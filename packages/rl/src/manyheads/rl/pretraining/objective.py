@@ -1,11 +1,17 @@
 """The objective of pretraining: views of each triple, the weighted sum of the terms, probes and collapse measures.
 
-Differs from the published TOV-VICReg (2209.10901 and its code): the order head is an MLP; half of the triples keep their
-order (published: one of six); "in order" is t - k, t, t + k (the code has t, t - k, t + k); the triple is seen as it is,
-and its centre is the second view of VICReg (published: two strong views, and the strong view in the triple, by which
-the linear head tells the centre); there is no crop, which hides where an object is, and no hue, grayscale or flip; the
-views of t - k and t + k are not projected; triples never cross an episode. ``views="published"`` and the model's ``head="linear",
-shortcut=True`` give back the published term.
+Differs from the published TOV-VICReg (2209.10901 and its code):
+
+- the order head is an MLP, with a batch norm before it; ``head="linear"`` is the published one;
+- half of the triples keep their order, one of six as published; "in order" is t - k, t, t + k (the code has t, t - k,
+  t + k);
+- the triple is seen as it is, and its centre is the second view of VICReg. Published are two strong views, one of them
+  in the triple, by which the linear head tells the centre (``views="published"``, ``shortcut=True``);
+- there is no crop, which hides where an object is, and no hue, grayscale or flip;
+- the views of t - k and t + k are not projected; triples never cross an episode.
+
+Of MoCo v3 and DINO: the momentum of the average is constant, the temperature of the teacher too, and DINO has two views
+of full size.
 """
 
 from __future__ import annotations
@@ -29,8 +35,8 @@ from manyheads.rl.pretraining.augment import (
     Augmentation,
 )
 from manyheads.rl.pretraining.data import ProbePart
-from manyheads.rl.pretraining.methods import Views
 from manyheads.rl.pretraining.evaluate import evaluate
+from manyheads.rl.pretraining.methods import Views
 
 # A crop makes a representation indifferent to the place of ball and paddle.
 STRONG = Augmentation(jitter=0.4, blur=(0.1, 0.6), blur_probability=0.3, solarise_probability=0.2)

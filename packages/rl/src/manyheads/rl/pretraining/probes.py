@@ -4,8 +4,8 @@
     action   multinomial logistic regression, balanced accuracy
     order    MLP on the features of a triple, balanced accuracy: each triple once in order and once in another
 
-The episode is the unit of every interval: 95 % of bootstrap resamples of the held-out episodes. All scores are sums over
-episodes, so that two encoders are compared on the same resamples.
+The episode is the unit of every interval: 95 % of bootstrap resamples of the held-out episodes. All scores are sums
+over episodes, so that two encoders are compared on the same resamples.
 
 Axes: n frames, d width, e episodes, r resamples, l labels.
 """
@@ -24,7 +24,7 @@ from torch.nn import functional
 from manyheads.core.errors import ArgumentError
 from manyheads.rl.encoders.frames import FrameEncoder
 from manyheads.rl.pretraining.games import Label
-from manyheads.rl.pretraining.losses import ORDERS
+from manyheads.rl.pretraining.losses import ORDERS, order_loss, shuffle_triples
 from manyheads.rl.pretraining.methods import OrderHead
 from manyheads.rl.pretraining.recording import Recording
 
@@ -192,6 +192,7 @@ def _alternate(rows: np.ndarray) -> np.ndarray:
     return np.arange(len(rows)) >= 3 * len(rows) // 4
 
 
+@torch.enable_grad()
 def action_probe(
     features: tuple[Tensor, Tensor],
     actions: tuple[np.ndarray, np.ndarray],
@@ -226,8 +227,10 @@ def action_probe(
 def _class_score(target: np.ndarray, found: np.ndarray, episodes: np.ndarray, classes: int) -> ClassScore:
     numbers = np.unique(episodes)
     counts = np.zeros((len(numbers), classes, 2))
-    np.add.at(counts, (np.searchsorted(numbers, episodes), target, 0), 1.0)
-    np.add.at(counts, (np.searchsorted(numbers, episodes), target, 1), (found == target).astype(float))
+    for row, episode in enumerate(numbers):
+        for one in range(classes):
+            at = (episodes == episode) & (target == one)
+            counts[row, one] = at.sum(), (found[at] == one).sum()
     return ClassScore(counts)
 
 
@@ -256,12 +259,11 @@ def order_probe(
     return order_score(network, held, episodes)
 
 
+@torch.enable_grad()
 def train_order(
     network: nn.Module, triples: Tensor, *, steps: int, rate: float, generator: torch.Generator, batch: int = 256
 ) -> None:
     """Train an order head by Adam; half of each batch is in the order of time."""
-    from manyheads.rl.pretraining.losses import order_loss, shuffle_triples
-
     optimiser = torch.optim.Adam(network.parameters(), rate)
     for _ in range(steps):
         chosen = torch.randint(len(triples), (batch,), generator=generator)
