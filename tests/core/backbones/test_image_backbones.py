@@ -145,7 +145,7 @@ def test_bad_images_raise_in_words(name):
 def test_weights_without_their_head_start_other_classes():
     model, other = create_backbone("vit-nano", classes=10), create_backbone("vit-nano", classes=3)
     head = other.head.weight.detach().clone()
-    with pytest.raises(CheckpointError, match="head.bias: found shape .* load them with head=False"):
+    with pytest.raises(CheckpointError, match=r"head.bias: found shape .* load them with head=False"):
         other.load_weights(model.state_dict())
     other.load_weights(model.state_dict(), head=False)
     assert torch.equal(other.patches.project.weight, model.patches.project.weight)
