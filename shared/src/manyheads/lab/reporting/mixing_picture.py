@@ -1,4 +1,4 @@
-"""A picture of what a layer attends to: its mixing matrix, or, where it has none, what its outputs depend on."""
+"""Draw the mixing matrix of a layer, or the influence of inputs on outputs if the layer has no mixing matrix."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from manyheads.lab.reporting.layer_costs import grid_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DIM = 48  # which many numbers of heads divide
+# Width of the drawn layers; a multiple of many numbers of heads.
+DIM = 48
+# Tokens after which the input repeats.
 PERIOD = 8
 SHADES = " ░▒▓█"
 
 
 @dataclass(frozen=True)
 class View:
-    """``matrix (H, T, S)`` of one layer on one input; ``kind`` is ``mixing matrix`` or ``influence``."""
+    """The ``matrix (H, T, S)`` of one layer on one input; ``kind`` is ``mixing matrix`` or ``influence``."""
 
     layer: Layer
     example: str
@@ -34,10 +36,17 @@ class View:
 
 
 def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed: int = 0) -> View:
-    """A fresh layer in one of its registered configurations, looked at on :func:`motif`.
+    """Build a layer with random weights in one of its example configurations and run it on :func:`motif`.
 
-    Raises :class:`UnknownNameError` for an unknown layer or example, :class:`ArgumentError` for fewer than 2 tokens or
-    more than the configuration takes.
+    Args:
+        name: the layer.
+        example: the name of the example configuration; the first by default.
+        tokens: the number of tokens, 2 to 512.
+        seed: of weights and input.
+
+    Raises:
+        UnknownNameError: an unknown layer or example.
+        ArgumentError: fewer than 2 tokens, or more than the configuration accepts.
     """
     if not 2 <= tokens <= 512:
         raise ArgumentError(f"tokens: found {tokens}, expected 2 to 512")
@@ -60,7 +69,7 @@ def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed:
 
 
 def motif(tokens: int, dim: int, seed: int) -> Tensor:
-    """``(T, D)``: eight random tokens over and over with some noise, so that attention to content shows as stripes."""
+    """Return ``(T, D)``: eight random tokens, repeated with noise; content-based attention then shows as stripes."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(PERIOD, dim, generator=generator)
     noise = torch.randn(tokens, dim, generator=generator)
@@ -68,7 +77,7 @@ def motif(tokens: int, dim: int, seed: int) -> Tensor:
 
 
 def draw(view: View, *, heads: int = 4) -> Figure:
-    """Heat maps of the first heads: row an output token, column an input token."""
+    """Draw one heat map per head for the first ``heads`` heads; rows are output tokens, columns are input tokens."""
     from matplotlib.figure import Figure
 
     shown = view.matrix[:heads]
@@ -94,7 +103,7 @@ def draw(view: View, *, heads: int = 4) -> Figure:
 
 
 def shade(view: View, *, widest: int = 64) -> str:
-    """The same as text, all heads averaged."""
+    """Draw the mean over all heads as text, cut to the first ``widest`` rows and columns."""
     matrix = view.matrix.abs().mean(0)[:widest, :widest]
     scaled = (matrix / matrix.max().clamp_min(1e-12)).sqrt() * (len(SHADES) - 1)
     lines = ["".join(SHADES[round(v)] * 2 for v in row) for row in scaled.tolist()]
