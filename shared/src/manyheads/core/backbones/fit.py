@@ -479,7 +479,7 @@ class ImageFIT(ImageBackbone):
         deviations=(
             "here the pooled vector is the mean of the tokens by default, as positions within a window are learned",
             "latents are interpolated for images of another size (bicubic)",
-            "the sizes of the paper are not in its code, so that no preset has one of them",
+            "there are no presets of the published sizes, as the authors' code does not contain them",
         ),
     )
 
