@@ -129,7 +129,7 @@ def show(
         return _show_image(layer, image, place, example, 24 if tokens is None else tokens, seed, plot)
     if query is not None:
         raise ArgumentError("query: found a place without a picture, expected --image photo.png beside it")
-    view = view_layer(layer, example=example, tokens=32 if tokens is None else tokens, seed=seed)
+    view = view_layer(layer, example=example, tokens=tokens, seed=seed)
     if plot is not None:
         write_figure(plot, draw(view))
     sums = view.matrix.sum(-1)

@@ -39,22 +39,23 @@ class View:
     grid: tuple[int, ...]
 
 
-def view_layer(name: str, *, example: str | None = None, tokens: int = 32, seed: int = 0) -> View:
+def view_layer(name: str, *, example: str | None = None, tokens: int | None = None, seed: int = 0) -> View:
     """Build a layer with random weights in one of its example configurations and run it on :func:`motif`.
 
     Args:
         name: the layer.
         example: the name of the example configuration; the first by default.
-        tokens: the number of tokens, 2 to 512.
+        tokens: the number of tokens, 2 to 512; by default 32, or 256 cells of a grid.
         seed: of weights and input.
 
     Raises:
         UnknownNameError: an unknown layer or example.
         ArgumentError: fewer than 2 tokens, or more than the configuration accepts.
     """
+    kind = find_layer(name)
+    tokens = (32 if 1 in kind.info.grid_ranks else 256) if tokens is None else tokens
     if not 2 <= tokens <= 512:
         raise ArgumentError(f"tokens: found {tokens}, expected 2 to 512")
-    kind = find_layer(name)
     examples = kind.info.at_length(tokens)
     label = next(iter(examples)) if example is None else example
     if label not in examples:
