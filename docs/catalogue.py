@@ -1,9 +1,9 @@
-"""Writes the catalogue of layers and image backbones: ``python docs/catalogue.py [LAYER …] [--check]``.
+"""Write the catalogue of layers and image backbones: ``python docs/catalogue.py [LAYER …] [--check]``.
 
-One page and one picture a layer in ``docs/layers``, the table of all in ``docs/layers/index.md`` and in the README; a
-page for each image backbone in ``docs/backbones`` and their table; the parts of both in ``docs/deviations.md``, and the
-navigation of the site. A picture that exists is drawn anew only where
-its layer is named. ``--check`` changes nothing and fails where a page is not what the registry says.
+It writes one page and one picture per layer in ``docs/layers``, one page per image backbone in ``docs/backbones``, the
+tables of layers and backbones, their deviations in ``docs/deviations.md``, and the navigation of the site. It draws an
+existing picture again only if its layer is named. ``--check`` writes nothing and fails if a page differs from the
+registry.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from manyheads.lab.reporting.mixing_picture import DIM, draw, view_layer
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/manyheads/manyheads/blob/main"
-# layers of sequences, and of grids with as many cells
+# lengths of sequences, and grids with the same number of cells
 RESULTS = [ROOT / "benchmarks" / "results" / f"{name}.csv" for name in ("layers", "layers_grid")]
-# the first row counts: softmax is in both
+# softmax is in both files: its row in the first one is used
 BENCH = list(
     {
         (row["layer"], row["length"]): row
@@ -41,51 +41,59 @@ BENCH = list(
         for row in csv.DictReader(path.open())
     }.values()
 )
-TOKENS = 32  # of an example and a picture
+# Tokens of an example and of a picture.
+TOKENS = 32
 PAGES = ROOT / "docs" / "layers"
 PICTURES = PAGES / "pictures"
 BACKBONE_PAGES = ROOT / "docs" / "backbones"
 MARK = "<!-- written by docs/catalogue.py -->"
-WIDTH = 80  # characters of an example that fit into its box
+# Longest line of an example in characters.
+WIDTH = 80
 
-# Layer -> where it is the default, and why.
+# For each layer: the networks in which it is the default, and the reason.
 USED = {
-    "auto-correlation": ("forecasting: `autoformer`", "it finds the period of a series, which no pair of tokens shows"),
-    "axial": ("core: `AxialTransformer`", "rows and columns in turn, for grids too large for full attention"),
-    "ffnified": ("core: `ffnet`", "near pixels matter most, at linear cost"),
-    "fourier-block": ("forecasting: `fedformer`", "a few frequencies hold most of a periodic series"),
-    "fourier-cross": ("forecasting: `fedformer`", "it relates the frequencies of the past and of the forecast"),
-    "gpsa": ("core: `convit`", "it starts as a convolution, so that small training sets suffice"),
-    "halo": ("core: `halonet`", "near pixels matter most, with weights that depend on content"),
-    "heterogeneous": ("recsys: `heterogeneous`", "each field means something else and has its own projections"),
-    "hiformer": ("recsys: `hiformer`", "each pair of fields has its own projection"),
-    "lif": ("kws: the spiking networks, as a function", "spikes are sparse, so that a step costs few additions"),
-    "lmu": ("kws: LMUFormer, as a block", "a window of the past in a small state, trained in parallel"),
-    "prob-sparse": ("forecasting: `informer`", "few queries have attention that is not uniform"),
-    "sg-attention": ("core: `sg-former`", "few keys where the image is dull, many where it is not"),
+    "auto-correlation": (
+        "forecasting: `autoformer`",
+        "finds the period of a series, which scores of token pairs cannot",
+    ),
+    "axial": ("core: `AxialTransformer`", "alternates rows and columns, for grids too large for full attention"),
+    "ffnified": ("core: `ffnet`", "weights near pixels most, at linear cost"),
+    "fourier-block": ("forecasting: `fedformer`", "represents a periodic series by a few frequencies"),
+    "fourier-cross": ("forecasting: `fedformer`", "relates the frequencies of the past to those of the forecast"),
+    "gpsa": ("core: `convit`", "starts as a convolution, so that small training sets suffice"),
+    "halo": ("core: `halonet`", "attends to near pixels, with weights that depend on content"),
+    "heterogeneous": (
+        "recsys: `heterogeneous`",
+        "has separate projections for each field, as fields differ in meaning",
+    ),
+    "hiformer": ("recsys: `hiformer`", "has a separate projection for each pair of fields"),
+    "lif": ("kws: the spiking networks, as a function", "gives sparse spikes, so that a step costs few additions"),
+    "lmu": ("kws: LMUFormer, as a block", "keeps a window of the past in a small state and trains in parallel"),
+    "prob-sparse": ("forecasting: `informer`", "computes only the few queries whose attention is not uniform"),
+    "sg-attention": ("core: `sg-former`", "uses few keys in uniform regions of an image, many in detailed regions"),
     "softmax": (
         "forecasting: `transformer`, `patchtst`, `itransformer`; recsys: `vanilla`; core: `vit`, `tnt`, `fit`",
-        "the baseline of every comparison",
+        "is the baseline of every comparison",
     ),
-    "spectral-gate": ("core: `spectformer`", "a filter of the whole image at N log N cost, for periodic texture"),
+    "spectral-gate": ("core: `spectformer`", "filters the whole image at N log N cost, for periodic texture"),
 }
 
 
 def uses() -> str:
-    """The table of the domains and backbones that use each layer, and why."""
-    rows = ["| layer | default in | because |", "|---|---|---|"]
+    """Return the table of the networks in which each layer is the default."""
+    rows = ["| layer | default in | reason, or use |", "|---|---|---|"]
     for name, kind in LAYERS.items():
         place, reason = USED.get(name, ("", ""))
         if not place:
-            place, reason = "none: by name in any network", f"for: {kind.info.good_for}"
+            place, reason = "none", f"use: {kind.info.good_for}"
         rows.append(f"| [`{name}`]({name}.md) | {place} | {reason} |")
     return "\n".join(rows)
 
 
 def page(kind: type[Layer]) -> str:
-    """The page of a layer: use, formula, arguments, properties, measured cost, example, picture, deviations."""
+    """Return the page of a layer: use, formula, arguments, properties, cost, example, picture, deviations."""
     info, name = kind.info, kind.info.name
-    view = "what each output is made of" if info.linear_in_value else "how strongly each output depends on each input"
+    view = "mixing matrix" if info.linear_in_value else "influence of each input on each output"
     facts = {
         "paper": paper(info.title, info.arxiv),
         "proof": proof(kind),
@@ -137,7 +145,7 @@ $$
 
 ![{name}: {view}](pictures/{name}.png)
 
-*A fresh layer on tokens that repeat every eight: {view} (`manyheads show {name}`).*
+*Random weights, input with period 8 tokens: {view} (`manyheads show {name}`).*
 
 ## Differs from the paper
 
@@ -148,7 +156,7 @@ $$
 
 
 def reference(kind: type[Layer]) -> str:
-    """The mark of the reference of a layer's module; a link to it on the pages of its other layers."""
+    """Return the mark of the reference of a layer's module, or a link to the page that has this mark."""
     first = next(name for name, other in LAYERS.items() if other.__module__ == kind.__module__)
     if first == kind.info.name:
         return f"<!-- reference: {kind.__module__} -->"
@@ -156,7 +164,7 @@ def reference(kind: type[Layer]) -> str:
 
 
 def proof(kind: type[Layer]) -> str:
-    """Links to the layer, its slow reference and its tests."""
+    """Return links to the layer, its oracle and its tests."""
     module = kind.__module__.rpartition(".")[2]
     tests = f"tests/core/layers/{module}"
     links = {"source": f"shared/src/manyheads/core/layers/{module}.py", "oracle": f"{tests}/oracle.py", "tests": tests}
@@ -165,7 +173,7 @@ def proof(kind: type[Layer]) -> str:
 
 
 def definition(kind: type[Configured]) -> str:
-    """The docstring of the module without its title and its deviations, as Markdown."""
+    """Return the docstring of the module as Markdown, without its title and its deviations."""
     text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
     parts = [part for part in text.split("\n\n")[1:] if not part.startswith("Differs from the paper")]
     blocks = [_code(part) if part.startswith("    ") else _prose(part) for part in parts]
@@ -177,13 +185,13 @@ def _code(part: str) -> str:
 
 
 def _prose(part: str) -> str:
-    """A paragraph of a docstring as Markdown; indented lines inside it become code."""
+    """Return a paragraph of a docstring as Markdown; indented lines become code."""
     text = re.sub(r"``([^`]+)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", part))
     return re.sub(r"((?:\n {4}.*)+)", lambda found: f"\n\n{_code(found[1].strip(chr(10)))}\n", text)
 
 
 def arguments(kind: type[Configured]) -> str:
-    """A table of the arguments, from the fields of the class."""
+    """Return the table of the arguments, from the fields of the class."""
     rows = ["| argument | default | meaning |", "|---|---|---|"]
     texts = documentation(kind)
     for one in kind.arguments:
@@ -194,12 +202,12 @@ def arguments(kind: type[Configured]) -> str:
 
 
 def measured(name: str) -> str:
-    """Rows of the committed benchmark: seconds, bytes and the speed against softmax of the same causality."""
+    """Return the committed benchmark of a layer: time, memory and speed-up over softmax of the same causality."""
     found = [row for row in BENCH if row["layer"].split(" (")[0] == name and row["length"] in ("1024", "4096", "16384")]
     if not found:
-        return "The benchmark does not measure it (`manyheads bench layers`)."
+        return "The benchmark does not measure this layer (`manyheads bench layers`)."
     rows = [
-        "| measured | tokens | forward, ms | backward, ms | peak, MB | speed against softmax |",
+        "| measured | tokens | forward, ms | backward, ms | peak, MB | speed-up over softmax |",
         "|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -207,12 +215,12 @@ def measured(name: str) -> str:
         speed = f"{float(row['speedup']):.2f}" if row["speedup"] else "-"
         cells = [row["layer"], row["length"], *times, f"{int(row['peak_bytes']) / 1e6:.3g}", speed]
         rows.append(f"| {' | '.join(cells)} |")
-    rows += ["", "One row of width 128 on one thread of a CPU ([how, and all layers](cost.md))."]
+    rows += ["", "Batch size 1, width 128, one thread of a CPU ([method, and all layers](cost.md))."]
     return "\n".join(rows)
 
 
 def snippet(kind: type[Layer]) -> str:
-    """Runs as it stands: a whole input, a stream where the layer can, its mixing matrix where it has one."""
+    """Return a script that runs: a whole input, then a stream and the mixing matrix if the layer has them."""
     info = kind.info
     examples = list(info.at_length(TOKENS).values())
     config = examples[0]
@@ -245,12 +253,12 @@ def snippet(kind: type[Layer]) -> str:
     if info.linear_in_value:
         lines += ["", "from manyheads.core.methods.mixing_matrix import mixing_matrix", ""]
         given = "layer, x" if width is None else "layer, x, context=context"
-        lines += ["# (B, heads, outputs, inputs): what each output is made of", f"matrix = mixing_matrix({given})"]
+        lines += ["# (B, heads, outputs, inputs)", f"matrix = mixing_matrix({given})"]
     return "\n".join(lines)
 
 
 def creation(variable: str, name: str, dim: int, config: Mapping[str, Any]) -> str:
-    """One line, or a line an argument where it would be too long."""
+    """Return the call on one line, or with one argument per line if it would be too long."""
     given = [f'"{name}"', f"dim={dim}", *(f"{key}={value!r}".replace("'", '"') for key, value in config.items())]
     line = f"{variable} = create({', '.join(given)})"
     if len(line) <= WIDTH:
@@ -263,7 +271,7 @@ def paper(title: str, arxiv: str) -> str:
 
 
 def backbone_page(kind: type[ImageBackbone]) -> str:
-    """The page of an image backbone: use, equation, presets, arguments, example, deviations."""
+    """Return the page of an image backbone: use, equation, presets, arguments, example, deviations."""
     info, name = kind.info, kind.info.name
     module = kind.__module__.rpartition(".")[2]
     source = f"{SOURCE}/shared/src/manyheads/core/backbones/{module}.py"
@@ -328,7 +336,7 @@ def _side(kind: type[ImageBackbone]) -> int:
 
 
 def presets(kind: type[ImageBackbone]) -> str:
-    """A table of the presets: parameters beside the published number, strides and widths of the features."""
+    """Return the table of the presets: parameters, published parameters, strides and widths of the features."""
     rows = ["| preset | parameters | published | strides | widths |", "|---|---|---|---|---|"]
     for preset in kind.info.presets:
         with torch.device("meta"):
@@ -355,13 +363,13 @@ def backbone_table() -> str:
 
 
 def deviations(infos: Iterable[LayerInfo | BackboneInfo], folder: str) -> str:
-    """All deviations: a heading for each paper, and below it each list after links to the pages that it is about."""
+    """Return all deviations: one heading per paper, then each list below the links to the pages it applies to."""
     papers: dict[str, list[LayerInfo | BackboneInfo]] = {}
     for info in infos:
         papers.setdefault(info.arxiv, []).append(info)
     parts = []
     for infos in papers.values():
-        # sentence -> layers, then layers -> sentences: layers of one paper share some of theirs
+        # sentence -> layers, then layers -> sentences, as layers of one paper share some deviations
         holders: dict[str, list[str]] = {}
         for info in infos:
             for sentence in info.deviations or ("None known.",):
@@ -401,7 +409,7 @@ def between(text: str, start: str, end: str, content: str) -> str:
 
 
 def wanted() -> dict[Path, str]:
-    """Every text that the catalogue owns, by path."""
+    """Return every text of the catalogue by path."""
     texts = {PAGES / f"{name}.md": page(kind) for name, kind in LAYERS.items()}
     for path, folder in ((PAGES / "index.md", ""), (ROOT / "README.md", "docs/layers/")):
         rows = table(folder, cost=folder == "")
@@ -415,7 +423,7 @@ def wanted() -> dict[Path, str]:
     texts[path] = between(texts[path], "<!-- backbones -->", "<!-- end of backbones -->", of_backbones)
     for name, kind in BACKBONES.items():
         own = BACKBONE_PAGES / f"{name}.md"
-        # a page written by hand stays
+        # do not overwrite a page that was written by hand
         if not own.is_file() or MARK in own.read_text():
             texts[own] = backbone_page(kind)
     path = BACKBONE_PAGES / "index.md"

@@ -1,6 +1,6 @@
-"""mkdocs hooks: formulas as MathML, and the reference of a layer's module below its page.
+"""mkdocs hooks: convert formulas to MathML, and add the reference of a module to the page of its layer.
 
-GitHub draws ``$$ … $$`` itself. The site needs no script for it: browsers draw MathML.
+GitHub renders ``$$ … $$``. Browsers render MathML without a script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REFERENCE = re.compile(r"<!-- reference: ([\w.]+) -->")
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with its formulas as MathML and its references expanded."""
-    # the converter knows no "aligned"
+    # latex2mathml does not support the environment "aligned"
     with_formulas = DISPLAY.sub(
         lambda found: convert(found[1].replace("{aligned}", "{split}"), display="block"), markdown
     )

@@ -1,4 +1,4 @@
-"""The battery fits every kind of layer, and each of its points fails on a layer that breaks it, in one and two axes."""
+"""Toy layers pass the test battery; each point fails on a layer that violates it, with one and two grid axes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_attention_over_an_image_in_raster_order_passes(config):
     assert {"oracle_and_layer_agree", "mixing_matrix_gives_the_output"} <= set(passed)
 
 
-def test_recurrent_layers_owe_the_stream_points():
+def test_streaming_points_apply_to_recurrent_layers():
     for layer in (MovingAverage, raster(MovingAverage)):
-        assert {"chunks_give_the_whole", "reset_is_as_if_run_apart"} <= set(points_of(Case(layer)))
+        assert {"chunks_equal_the_whole", "reset_equals_separate_sequences"} <= set(points_of(Case(layer)))
 
 
 def test_a_layer_of_fixed_height_and_width_is_checked_at_its_own_size():
@@ -68,13 +68,13 @@ def test_a_submodule_may_have_the_name_of_an_argument():
     assert Normed(6).config["norm"] is False
 
 
-def test_a_window_has_a_meaning_on_sequences_only():
+def test_a_window_is_accepted_on_sequences_only():
     layer = raster(SoftmaxAttention)(6, heads=2)
     with pytest.raises(MaskError, match=r"mask.window: found a grid of 2 axes, expected 1"):
         layer(torch.zeros(1, 2, 3, 6), mask=Mask(window=2))
 
 
-def test_crash_of_a_layer_names_the_point():
+def test_an_exception_in_a_layer_names_the_point():
     class Crashes(MovingAverage):
         def mix(self, x, state, context, mask):
             raise RuntimeError("shapes do not match")
@@ -93,7 +93,7 @@ class RoundsToFloat32(MovingAverage):
 
 
 class ReadsStorage(SoftmaxAttention):
-    """As a kernel that takes strides for granted."""
+    """Assumes contiguous memory, as some kernels do."""
 
     def mix(self, x, state, context, mask):
         return super().mix(x.as_strided(x.shape, torch.empty(x.shape).stride()), state, context, mask)
@@ -105,7 +105,7 @@ class WrongScale(SoftmaxAttention):
 
 
 class RoundsInHalf(MovingAverage):
-    """A sum that stands still in bfloat16."""
+    """Adds and subtracts 300, which loses digits in bfloat16."""
 
     def mix(self, x, state, context, mask):
         return super().mix((x + 300) - 300, state, context, mask)
@@ -178,7 +178,7 @@ class ShiftDropped(SoftmaxAttention):
 
 
 class ChoosesByTheFuture(MovingAverage):
-    """Which form a token takes depends on a later token: no derivative shows it."""
+    """A later token selects the form of a token; the derivative is 0."""
 
     def mix(self, x, state, context, mask):
         later = torch.cat([x[:, 1:], x[:, -1:]], 1)[..., :1]
@@ -186,21 +186,21 @@ class ChoosesByTheFuture(MovingAverage):
 
 
 class LeaksInsideARow(raster(MovingAverage)):
-    """Only a later column of the own row is seen: between rows all is well."""
+    """Reads later columns of its own row only; causal between rows."""
 
     def mix(self, x, state, context, mask):
         return super().mix(x + 0.1 * x.mean(2, keepdim=True), state, context, mask)
 
 
 class ChoosesByItsRow(raster(MovingAverage)):
-    """The same without a derivative."""
+    """Reads later columns of its own row through a selection, with derivative 0."""
 
     def mix(self, x, state, context, mask):
         return super().mix(torch.where(x[:, :, -1:, :1] > 0, x, 2 * x), state, context, mask)
 
 
 class SeesTooLittle(SoftmaxAttention):
-    """Claims full context and never looks at the first token."""
+    """Declares full context but never reads the first token."""
 
     def _whole(self, q, k, v, mask):
         v = torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, 1:]], 2)
@@ -223,7 +223,7 @@ class PaddingIgnored(SoftmaxAttention):
 
 
 class RootOfTheCount(MovingAverage):
-    """Divides by the number of real tokens: 0 in a padded row, whose output is set to 0 and whose gradient is NaN."""
+    """Divides by the number of valid tokens, 0 in a padded row: the output is set to 0 but the gradient is NaN."""
 
     def mix(self, x, state, context, mask):
         out = super().mix(x, state, context, mask)
@@ -246,7 +246,7 @@ class WindowOneTooShort(SoftmaxAttention):
 
 
 class StepOnItsOwn(MovingAverage):
-    """A step of its own that forgets to decay; chunks run through ``forward`` and are right."""
+    """Has its own step without the decay; chunks run through ``forward`` and are correct."""
 
     def step(self, x_t, state):
         mean = state.mean
@@ -264,7 +264,7 @@ class StateWrittenInPlace(SoftmaxAttention):
 
 
 class SharedClock(MovingAverage):
-    """The state of the first row decides for all."""
+    """Uses the state of the first row for all rows."""
 
     def mix(self, x, state, context, mask):
         return super().mix(x, AverageState(state.mean + 0.1 * state.mean[:1]), context, mask)
@@ -338,12 +338,12 @@ class ChunksAlone(SoftmaxAttention):
 
 CONTROLS = [
     (RoundsToFloat32, {}, "shape_and_dtype_are_kept"),
-    (ReadsStorage, CAUSAL, "non_contiguous_input_is_fine"),
+    (ReadsStorage, CAUSAL, "non_contiguous_input_gives_the_same_output"),
     (WrongScale, CAUSAL, "oracle_and_layer_agree"),
     (RoundsInHalf, {}, "bfloat16_is_close"),
     (CutGradient, {}, "gradcheck_passes"),
     (BatchLeak, CAUSAL, "batch_rows_are_independent"),
-    (HiddenPosition, PLAIN, "permutation_is_respected"),
+    (HiddenPosition, PLAIN, "permutation_equivariance_is_as_declared"),
     (HiddenMemory, {}, "evaluation_is_deterministic"),
     (ForgetsAnArgument, {"factor": 2.0}, "weights_and_configuration_round_trip"),
     (TakesAnyMask, WINDOW, "bad_input_is_refused"),
@@ -352,8 +352,8 @@ CONTROLS = [
     (ShiftDropped, CAUSAL, "future_does_not_change_the_past"),
     (ChoosesByTheFuture, {}, "future_does_not_change_the_past"),
     (SeesTooLittle, CAUSAL, "future_does_not_change_the_past"),
-    (MaskInverted, CAUSAL, "padding_is_as_if_absent"),
-    (PaddingIgnored, CAUSAL, "padding_is_as_if_absent"),
+    (MaskInverted, CAUSAL, "padded_tokens_equal_absent_tokens"),
+    (PaddingIgnored, CAUSAL, "padded_tokens_equal_absent_tokens"),
     (RootOfTheCount, {}, "fully_masked_rows_are_zero_with_finite_gradients"),
     (PaddingRead, CAUSAL, "padding_is_never_read"),
     (PaddingReadByGradient, CAUSAL, "padding_is_never_read"),
@@ -361,17 +361,17 @@ CONTROLS = [
     (PaddedOutputHasAGradient, CAUSAL, "padding_is_never_read"),
     (DetachedWhenEmpty, CAUSAL, "empty_input_gives_empty_output"),
     (EmptyContextIsNaN, CROSS, "empty_input_gives_empty_output"),
-    (ResetIgnored, CAUSAL, "reset_is_as_if_run_apart"),
-    (StepsAlone, CAUSAL, "without_state_a_stream_is_refused"),
-    (ChunksAlone, CAUSAL, "without_state_a_stream_is_refused"),
-    (WindowOneTooShort, WINDOW, "chunks_give_the_whole"),
-    (StepOnItsOwn, {}, "steps_give_the_whole"),
+    (ResetIgnored, CAUSAL, "reset_equals_separate_sequences"),
+    (StepsAlone, CAUSAL, "layer_without_state_refuses_streaming"),
+    (ChunksAlone, CAUSAL, "layer_without_state_refuses_streaming"),
+    (WindowOneTooShort, WINDOW, "chunks_equal_the_whole"),
+    (StepOnItsOwn, {}, "steps_equal_the_whole"),
     (StateWrittenInPlace, WINDOW, "nothing_is_changed_in_place"),
     (SharedClock, {}, "rows_of_a_state_are_independent"),
     (PaddingIgnored, WINDOW, "right_padding_leaves_the_state"),
     (DetachedState, WINDOW, "gradient_flows_through_the_state"),
     (GrowingForEver, {}, "state_does_not_grow"),
-    (DropsWhatDoesNotFit, GROWING, "growing_state_overflows_with_an_error"),
+    (DropsWhatDoesNotFit, GROWING, "full_growing_state_raises_an_error"),
 ]
 ON_IMAGES = [
     (TakesAnyGrid, {}, "bad_input_is_refused"),
@@ -393,11 +393,11 @@ def test_battery_fails_on(broken, config, point):
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_every_point_has_a_control_that_fails_it(rank):
+def test_every_point_has_a_negative_control(rank):
     assert {point for broken, _, point in EVERY if broken.info.grid_ranks == (rank,)} == set(POINTS)
 
 
-def test_check_layer_runs_every_usual_configuration_of_a_registered_layer():
+def test_check_layer_runs_every_example_configuration_of_a_registered_layer():
     usual = find_layer("softmax").info.at_length(7)
     assert check_layer("softmax", oracle=softmax_oracle).count("shape_and_dtype_are_kept") == len(usual)
 
@@ -407,7 +407,7 @@ def test_unknown_layer_names_the_nearest():
         create("sofmax", dim=8)
 
 
-def test_layers_are_listed_by_what_they_can():
+def test_layers_are_listed_by_capability():
     def names(**what):
         return [info.name for info in list_layers(**what)]
 

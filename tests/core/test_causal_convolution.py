@@ -50,7 +50,7 @@ def test_equals_the_sum_that_defines_it(kernel: int, stride: int, dilation: int,
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), SHAPES)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_chunks_give_the_whole(kernel: int, stride: int, dilation: int, frozen: bool) -> None:
+def test_chunks_equal_the_whole(kernel: int, stride: int, dilation: int, frozen: bool) -> None:
     layer = CausalConvolution(3, 4, kernel, stride=stride, dilation=dilation).double()
     if frozen:
         layer.freeze()
@@ -94,7 +94,7 @@ def test_planes_equal_the_sum_that_defines_them(stride: int) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_chunks_of_planes_give_the_whole(stride: int) -> None:
+def test_chunks_of_planes_equal_the_whole(stride: int) -> None:
     layer = CausalConvolution2d(2, 3, (3, 3), stride=stride, bin_stride=2).double()
     x = torch.randn(2, 8 * stride, 6, 2, dtype=torch.float64)
     whole, last = layer(x)

@@ -1,4 +1,4 @@
-"""Every registered layer, in every example configuration, passes every point of the battery that it owes."""
+"""Every registered layer passes the test battery in every example configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cases():
 
 
 def on_every_grid(layer, config, oracle, more):
-    """One case for each number of grid axes that the layer takes in this configuration."""
+    """Yield one case for each grid rank that the layer accepts in this configuration."""
     first = Case(layer, config, oracle=oracle, **more)
     yield first
     for rank in first.layer().grid_ranks:
@@ -32,7 +32,7 @@ def on_every_grid(layer, config, oracle, more):
 
 
 @pytest.mark.parametrize(("case", "point"), list(cases()))
-def test_layer_keeps_its_promises(case, point):
+def test_layer_passes_the_battery(case, point):
     POINTS[point].check(case)
 
 
@@ -49,7 +49,7 @@ def configurations(*, compiles):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), list(configurations(compiles=True)))
-def test_layer_that_says_so_compiles_whole(name, config):
+def test_layer_declared_as_compilable_compiles_to_one_graph(name, config):
     """One graph, forward and backward; the generated code itself is torch's concern."""
     case = Case(LAYERS[name], config, **CASES[name])
     layer, x = create(name, case.dim, **config).eval(), case.x().float().requires_grad_()
@@ -62,7 +62,7 @@ def test_layer_that_says_so_compiles_whole(name, config):
 
 
 @pytest.mark.parametrize(("name", "config"), list(configurations(compiles=False)))
-def test_layer_that_says_so_does_not_compile_whole(name, config):
+def test_layer_declared_as_not_compilable_does_not_compile_to_one_graph(name, config):
     case = Case(LAYERS[name], config, **CASES[name])
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):

@@ -1,4 +1,4 @@
-"""Small layers of the kinds that the core will hold, to see that interface and battery fit them."""
+"""Toy layers of each kind, to test the interface and the battery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AverageState(NamedTuple):
 
 
 class MovingAverage(Layer):
-    """Recurrent: ``h[t] = a h[t - 1] + (1 - a) x[t]``, with a learnt decay a width."""
+    """Recurrent: ``h[t] = a h[t - 1] + (1 - a) x[t]``, with a learnt decay per channel."""
 
     info = LayerInfo(
         name="toy-average",
@@ -52,7 +52,7 @@ class MovingAverage(Layer):
 
 
 class AxisMean(Layer):
-    """Two grid axes, stateless: each cell gets the mean of its row."""
+    """Two grid axes, no state: each cell becomes the mean of its row."""
 
     info = LayerInfo(
         name="toy-axis", title="toy", arxiv="", cost="", flops=lambda c, t: float(t), grid_ranks=(2,), positional=True
@@ -67,7 +67,7 @@ class AxisMean(Layer):
 
 
 class RowMixer(Layer):
-    """An image of fixed height and width: each row gets a learnt mix of all rows."""
+    """An image of fixed height and width: each row becomes a learnt mixture of all rows."""
 
     info = LayerInfo(
         name="toy-rows", title="toy", arxiv="", cost="", flops=lambda c, t: float(t), grid_ranks=(2,), positional=True
@@ -87,7 +87,7 @@ class RowMixer(Layer):
 
 
 class LineMixer(Layer):
-    """An image of fixed width and, unless it is given, of any height: each cell gets a learnt mix of its row."""
+    """An image of fixed width and of any height if none is given: each cell becomes a learnt mixture of its row."""
 
     info = LayerInfo(
         name="toy-lines",
@@ -101,9 +101,9 @@ class LineMixer(Layer):
         positional=True,
     )
     height: int | None = None
-    """Rows of every image; None for any number."""
+    """Number of rows of every image; None for any number."""
     width: int = argument(default=4, least=1)
-    """Columns of every image."""
+    """Number of columns of every image."""
 
     def setup(self):
         self.mixing = nn.Linear(self.width, self.width, bias=False)
@@ -113,7 +113,7 @@ class LineMixer(Layer):
 
 
 class Convolution(Layer):
-    """Strictly causal by FFT, not streamable, honours no mask."""
+    """Strictly causal convolution by FFT; no streaming, no mask."""
 
     info = LayerInfo(
         name="toy-conv",
@@ -136,7 +136,7 @@ class Convolution(Layer):
 
 
 def raster(kind):
-    """The same layer on an image: tokens in raster order, a stream of rows."""
+    """Return the same layer for images: tokens in raster order, streamed row by row."""
 
     class Raster(kind):
         info = replace(kind.info, grid_ranks=(2,))

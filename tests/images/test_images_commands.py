@@ -12,7 +12,7 @@ from PIL import Image
 from manyheads.core.backbones.presets import BACKBONES
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.images import ImageClassifier
-from manyheads.images.classifier import newest_classifier
+from manyheads.images.classifier import FILE, newest_classifier
 from manyheads.images.training.experiments import BackboneModel, experiments
 from manyheads.lab.cli.main import main
 from tests.images.test_pictures import labelled
@@ -85,6 +85,40 @@ def test_bad_input_is_one_line_and_status_2(here, capsys, arguments, words):
     assert "Traceback" not in err
 
 
+def test_changed_pictures_are_trained_on_again(here, capsys):
+    words = ["train", "folder-vit-nano", "data.folder=photos", "budget.batch_size=4", "budget.epochs=1", "--seeds", "1"]
+    labelled(here / "photos", count=8)
+    _, first, _ = run(capsys, *words)
+    _, again, err = run(capsys, *words)
+    assert again["hash"] == first["hash"]
+    assert "finished before, read from" in err
+    Image.new("RGB", (9, 7)).save(here / "photos" / "cat" / "new.png")
+    _, changed, _ = run(capsys, *words)
+    assert changed["hash"] != first["hash"]
+
+
+def test_a_classifier_of_a_smoke_test_is_taken_only_alone(tmp_path):
+    for name in ("digits-vit-nano", "digits-vit-nano-smoke"):
+        place = tmp_path / name / "0" / "seed-1" / FILE
+        place.parent.mkdir(parents=True)
+        place.touch()
+        assert newest_classifier(tmp_path).parts[-4] == "digits-vit-nano"
+    (tmp_path / "digits-vit-nano" / "0" / "seed-1" / FILE).unlink()
+    assert newest_classifier(tmp_path).parts[-4] == "digits-vit-nano-smoke"
+
+
+def test_bytes_pillow_images_and_numbers_give_the_same_prediction():
+    torch.manual_seed(0)
+    model = BACKBONES["vit"](classes=2, channels=3, dim=8, depth=1, heads=2, image_size=8, patch=4)
+    classifier = ImageClassifier(model, ["a", "b"], 8, [0.5] * 3, [0.25] * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    found = classifier.predict([pixels, Image.fromarray(pixels), pixels / 255])
+    assert found[0].probabilities == found[1].probabilities == found[2].probabilities
+    for one in ("photo.png", pixels, Image.fromarray(pixels)):
+        with pytest.raises(ArgumentError, match="expected a list of pictures"):
+            classifier.predict(one)
+
+
 def test_a_classifier_file_gives_the_same_predictions(tmp_path):
     torch.manual_seed(0)
     model = BACKBONES["vit"](classes=2, channels=1, dim=8, depth=1, heads=2, image_size=8, patch=4)
@@ -117,5 +151,7 @@ def test_a_layer_can_be_chosen_by_name():
     class Splits:
         facts = {"labels": ["a", "b"], "channels": 1, "image_size": 32}
 
+    small = BackboneModel("vit-tiny", layer="hyena-nd").build(Splits())
+    assert small.config["pool"] == "mean"
     built = BackboneModel("vit-nano", layer="axial").build(Splits())
     assert [one.config["axis"] for one in built.stack.layers] == [0, 1, 0]

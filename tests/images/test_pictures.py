@@ -118,6 +118,44 @@ def test_conversions_in_a_folder_are_counted_in_one_note_each(tmp_path):
     )
 
 
+def test_files_that_are_left_out_are_noted(tmp_path):
+    labelled(tmp_path)
+    (tmp_path / "cat" / "photo.heic").write_bytes(b"x")
+    (tmp_path / "cat" / "old").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "cat" / "old" / "0.png")
+    found = folder(tmp_path, 8, 3, (0.1, 0.25))
+    assert len(found.targets) == 8
+    assert found.notes == (
+        f"{tmp_path / 'cat' / 'photo.heic'}: left out: no picture by its name",
+        f"{tmp_path / 'cat' / 'old' / '0.png'}: left out: not in the folder of a label: label/file",
+    )
+
+
+def test_a_label_without_test_pictures_and_a_missing_validation_part_are_noted(tmp_path):
+    labelled(tmp_path, ("train",))
+    labelled(tmp_path, ("test",), ("cat",))
+    notes = folder(tmp_path, 8, 3, (0.1, 0.25)).notes
+    assert f"{tmp_path / 'test'}: no picture of dog" in notes
+    assert any("no folder validation" in note for note in notes)
+
+
+def test_printing_colours_are_converted_and_said(tmp_path):
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
+    picture = read_picture(tmp_path / "red.jpg", 3)
+    assert "CMYK" in picture.notes[0]
+    assert picture.pixels[0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.05)
+
+
+def test_the_digest_of_a_folder_follows_its_pictures(tmp_path):
+    labelled(tmp_path)
+    data = ImageData("folder", tmp_path)
+    before = data.content()
+    assert before == ImageData("folder", tmp_path).content() is not None
+    (tmp_path / "cat" / "0.png").write_bytes((tmp_path / "dog" / "0.png").read_bytes())
+    assert data.content() != before
+    assert ImageData("digits").content() is None
+
+
 def test_a_folder_that_is_split_already_stays_so(tmp_path):
     found = folder(labelled(tmp_path, ("train", "test")), 16, 1, (0.1, 0.25))
     assert {part: len(own) for part, own in found.parts.items()} == {"train": 8, "validation": 0, "test": 8}
@@ -126,7 +164,7 @@ def test_a_folder_that_is_split_already_stays_so(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"labels": ("cat",)}, "found 1 labels"),
+        ({"labels": ("cat",)}, "found 1 label, expected two"),
         ({"count": 2}, "found 2 pictures, expected three"),
         ({"labels": ()}, "found 0 labels"),
     ],
@@ -151,6 +189,7 @@ def test_a_label_of_the_test_part_that_training_lacks_raises(tmp_path):
         ({"channels": 2}, "data.channels: found 2"),
         ({"test_share": 1.0}, "leave something for training"),
         ({"shift": -1}, "image_size 32 and shift -1"),
+        ({"shift": 32}, "data.shift: found 32, expected less than the 32 pixels"),
     ],
 )
 def test_bad_settings_raise_in_words(given, words):

@@ -1,4 +1,4 @@
-"""The commands that draw a layer and measure layers."""
+"""The commands show and bench: pictures and costs of layers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def photo(tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_layer_that_takes_a_grid_or_a_sequence_alone_looks_at_a_photo(photo, name):
+def test_every_layer_for_a_grid_or_one_sequence_runs_on_a_photo(photo, name):
     if name == "fourier-cross":
         with pytest.raises(ArgumentError, match="a grid of 2 axes or a sequence alone"):
             look_from(name, photo, (0.5, 0.5), cells=6)
@@ -122,7 +122,7 @@ def test_every_layer_that_takes_a_grid_or_a_sequence_alone_looks_at_a_photo(phot
     assert look.shares.isfinite().all()
 
 
-def test_the_cells_of_an_axis_are_those_that_an_axial_layer_reads(photo):
+def test_an_axial_layer_reads_the_cells_of_one_axis(photo):
     look = look_from("axial", photo, (0.9, 0.1), cells=6)
     read = (look.shares.abs().sum(0) > 0).nonzero()
     assert read[:, 0].unique().tolist() == [3]
@@ -146,12 +146,12 @@ def test_show_draws_a_photo(photo, tmp_path, capsys):
         (["--tokens", "100"], "tokens: found 100, expected 2 to 64 cells"),
     ],
 )
-def test_a_place_outside_the_photo_raises_in_words(photo, capsys, arguments, words):
+def test_a_query_outside_the_photo_gives_an_error_message(photo, capsys, arguments, words):
     assert main(["show", "softmax", "--image", str(photo), *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_picture_has_the_cells_that_are_asked_for(photo, capsys):
+def test_a_picture_has_the_requested_number_of_cells(photo, capsys):
     assert main(["show", "softmax", "--image", str(photo), "--tokens", "32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shape"][2] == 32
 
@@ -161,7 +161,7 @@ def test_backbones_are_not_listed_by_properties_of_layers(capsys):
     assert "--backbones beside a choice of layers" in capsys.readouterr().err
 
 
-def test_list_backbones_says_parameters_and_levels(capsys):
+def test_list_backbones_gives_parameters_and_levels(capsys):
     assert main(["list", "--backbones", "--json"]) == 0
     found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["vit-small"]["parameters"] == found["vit-small"]["published"] == 22_050_664

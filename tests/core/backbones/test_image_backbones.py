@@ -142,13 +142,39 @@ def test_bad_images_raise_in_words(name):
             model(images)
 
 
+def test_weights_without_their_head_start_other_classes():
+    model, other = create_backbone("vit-nano", classes=10), create_backbone("vit-nano", classes=3)
+    head = other.head.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"head.bias: found shape .* load them with head=False"):
+        other.load_weights(model.state_dict())
+    other.load_weights(model.state_dict(), head=False)
+    assert torch.equal(other.patches.project.weight, model.patches.project.weight)
+    assert torch.equal(other.head.weight, head)
+    with pytest.raises(ArgumentError, match=r"state: found .*, expected tensors by name"):
+        other.load_weights("weights.safetensors")
+
+
+@pytest.mark.parametrize("layer", ["axial", "hyena-nd", "spectral-gate", "routing"])
+def test_a_preset_takes_another_layer(layer):
+    with torch.device("meta"):
+        model = create_backbone("vit-tiny", layer=layer, classes=5)
+    assert (model.config["pool"], model.config["layer"]) == ("mean", layer)
+
+
+def test_the_name_of_a_backbone_alone_lists_its_presets():
+    with pytest.raises(UnknownNameError, match=r"unknown backbone 'vit': .*vit-(tiny|small|base|nano)"):
+        create_backbone("vit")
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_weights_of_another_size_name_the_tensor_and_both_shapes(name):
     model = nano(name)
     state = dict(model.state_dict())
     key = next(reversed(state))
     state[key] = state[key].new_zeros(*state[key].shape, 2)
-    with pytest.raises(CheckpointError, match=f"{key}: found shape .*, expected shape .* another preset"):
+    with pytest.raises(
+        CheckpointError, match=f"{key}: found shape .*, expected shape .* (another preset|other classes)"
+    ):
         model.load_weights(state)
 
 

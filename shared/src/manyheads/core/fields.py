@@ -1,4 +1,4 @@
-"""Declare the arguments of a layer as fields of its class.
+"""Declare the arguments of a layer as fields of its class, like a dataclass.
 
     class Window(Layer):
         heads: int = heads_argument()
@@ -13,9 +13,9 @@
 
     Window(64, heads=4, causal=True)
 
-Name, type, default, bound and documentation stand in one place. The constructor is made from them: it checks every
-value, sets it as an attribute, then calls :meth:`Configured.setup`. Editors and type checkers know its signature
-(PEP 681), and ``help`` lists the fields as arguments.
+The constructor is generated from the fields. It checks every value, sets it as an attribute, then calls
+:meth:`Configured.setup`. Editors and type checkers know its signature (PEP 681), and ``help`` lists the fields as
+arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, dataclass_transform, get_origin
 
 from torch import nn
@@ -39,7 +39,7 @@ REQUIRED: Any = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a layer: type, default, bound and documentation."""
+    """One field of a layer: type, default and checks of an argument, or an attribute if ``init`` is False."""
 
     name: str = ""
     annotation: Any = Any
@@ -48,9 +48,10 @@ class Argument:
     least: int | None = None
     check: Callable[[str, Any, Any], None] | None = None
     keyword: bool = True
+    init: bool = True
 
     def value(self, layer: Configured, given: dict[str, Any]) -> Any:
-        """The value as given, the default, or for None the result of the factory; checked against the bound."""
+        """Return the given value, the default, or the result of the factory for None; checked."""
         value = given.get(self.name, self.default)
         if value is None and self.factory is not None:
             value = self.factory(layer)
@@ -60,13 +61,6 @@ class Argument:
         if self.check is not None:
             self.check(owner, layer, value)
         return value
-
-
-@dataclass(frozen=True)
-class _Attribute:
-    """The mark of :func:`attribute`."""
-
-    default: Any = REQUIRED
 
 
 def argument(
@@ -80,11 +74,11 @@ def argument(
     """Declare an argument of a layer.
 
     Args:
-        default: its value if it is left out; without default and factory the argument is required.
-        factory: computes the value from the arguments before it, ``factory(layer)``, if it is left out or None.
-        least: the smallest value; a smaller one raises :class:`ArgumentError`. None is not compared.
-        check: ``check(owner, layer, value)`` raises :class:`ArgumentError` for a value that does not fit.
-        kw_only: False for an argument that may be given by place.
+        default: the default value. An argument without default and factory is required.
+        factory: ``factory(layer)`` computes the value from earlier arguments if it is omitted or None.
+        least: smallest value; a smaller one raises :class:`ArgumentError`. None is accepted.
+        check: ``check(owner, layer, value)`` raises :class:`ArgumentError` for a wrong value.
+        kw_only: False for an argument that may be positional.
     """
     return Argument(
         default=None if factory is not None else default, factory=factory, least=least, check=check, keyword=kw_only
@@ -92,14 +86,14 @@ def argument(
 
 
 def attribute(*, default: Any = REQUIRED, init: Literal[False] = False) -> Any:
-    """Declare the type of an attribute that is no argument, such as a buffer that ``setup`` registers."""
-    return _Attribute(default)
+    """Declare an attribute that is not an argument, such as a buffer that ``setup`` registers."""
+    return Argument(default=default, init=init)
 
 
 def heads_argument(*, most: int = 8, least_width: int = 1, factory: Callable[[Any], Any] | None = None) -> Any:
-    """Declare the number of heads H: a divisor of ``dim`` that leaves heads of ``least_width`` or more.
+    """Declare the number of heads H, a divisor of ``dim`` with heads of width ``least_width`` or more.
 
-    Left out, it is the largest power of two up to ``most`` that does.
+    The default is the largest such power of two up to ``most``.
     """
 
     def largest(layer: Any) -> int:
@@ -119,12 +113,12 @@ def heads_argument(*, most: int = 8, least_width: int = 1, factory: Callable[[An
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(argument, attribute, heads_argument))
 class Configured(nn.Module):
-    """A module with a constructor made from the fields of its class. ``config`` holds every argument by name."""
+    """A module with a constructor generated from the fields of its class. ``config`` has every argument by name."""
 
     arguments: ClassVar[tuple[Argument, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Collect the fields, and make the constructor unless the class has its own."""
+        """Collect the fields, and generate the constructor unless the class has its own."""
         super().__init_subclass__(**kwargs)
         own = _own_arguments(cls)
         inherited = {one.name: one for one in cls.arguments}
@@ -138,39 +132,35 @@ class Configured(nn.Module):
 
     @classmethod
     def display_name(cls) -> str:
-        """Its name in error messages."""
+        """Return the name in error messages."""
         return getattr(getattr(cls, "info", None), "name", cls.__name__)
 
     def setup(self) -> None:
-        """Build parameters and submodules from the arguments, which are attributes; compare arguments with each other.
+        """Build parameters and submodules from the arguments, which are attributes, and check combinations of them.
 
-        A setup may replace an argument by the value that is used: ``config`` holds the value after it.
+        ``setup`` may replace an argument by another value; ``config`` then has the new value.
         """
 
 
 def _own_arguments(cls: type) -> dict[str, Argument]:
-    """The fields that the class itself declares, in order, without marks left on the class."""
+    """Return the arguments that the class itself declares, in order; remove their values from the class."""
     found: dict[str, Argument] = {}
-    plain = "__init__" not in cls.__dict__  # else only what is declared as an argument is one
+    # a class with its own constructor has only the arguments that are declared with argument()
+    plain = "__init__" not in cls.__dict__
     for name, annotation in inspect.get_annotations(cls, locals=SHAPED, eval_str=True).items():
         declared = cls.__dict__.get(name, REQUIRED)
-        if isinstance(declared, Argument | _Attribute):
-            delattr(cls, name)  # a class attribute would hide a buffer or a submodule of that name
-        if isinstance(declared, _Attribute):
-            if declared.default is not REQUIRED:
-                setattr(cls, name, declared.default)
-            continue
-        if annotation is ClassVar or get_origin(annotation) is ClassVar:
-            continue
-        if not (plain or isinstance(declared, Argument)):
-            continue
-        given = declared if isinstance(declared, Argument) else Argument(default=declared)
+        if not isinstance(declared, Argument):
+            if not plain or annotation is ClassVar or get_origin(annotation) is ClassVar:
+                continue
+            declared = Argument(default=declared)
         if name in cls.__dict__:
-            delattr(cls, name)  # a plain default would hide a submodule of that name too
-        optional = annotation | None if given.factory is not None else annotation
-        found[name] = Argument(
-            name, optional, given.default, given.factory, given.least, given.check, keyword=given.keyword
-        )
+            # a class attribute would hide a buffer or a submodule of the same name
+            delattr(cls, name)
+        if declared.init:
+            optional = annotation | None if declared.factory is not None else annotation
+            found[name] = replace(declared, name=name, annotation=optional)
+        elif declared.default is not REQUIRED:
+            setattr(cls, name, declared.default)
     return found
 
 
@@ -187,7 +177,7 @@ def _constructor(cls: type[Configured]) -> Callable[..., None]:
             setattr(self, one.name, values[one.name])
         self.config = dict(values)
         self.setup()
-        # a submodule may have taken the name of its argument: then the argument itself is kept
+        # a submodule may have replaced an argument of the same name; config then keeps the argument
         self.config.update({name: self.__dict__[name] for name in values if name in self.__dict__})
 
     parameter = inspect.Parameter
@@ -201,7 +191,7 @@ def _constructor(cls: type[Configured]) -> Callable[..., None]:
 
 
 def _within_memory(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor, with an :class:`ArgumentError` in place of torch's error for weights that do not fit."""
+    """Wrap a constructor: weights that do not fit into memory raise :class:`ArgumentError`, not an error of torch."""
 
     @functools.wraps(init)
     def run(self: Configured, *args: Any, **kwargs: Any) -> None:
@@ -219,7 +209,7 @@ def _within_memory(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def documentation(cls: type[Configured]) -> dict[str, str]:
-    """The documentation of each argument by name, from the text below its field; empty without source code."""
+    """Return the documentation of each argument, the string below its field; empty without source code."""
     found: dict[str, str] = {}
     for kind in reversed(cls.__mro__):
         if issubclass(kind, Configured):
@@ -229,7 +219,7 @@ def documentation(cls: type[Configured]) -> dict[str, str]:
 
 @functools.cache
 def _texts(module: str) -> dict[str, dict[str, str]]:
-    """Class -> field -> text, of a module."""
+    """Return the documentation of the fields of a module: class -> field -> text."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError):
@@ -251,7 +241,7 @@ def _texts(module: str) -> dict[str, dict[str, str]]:
 
 
 def _with_arguments(cls: type[Configured]) -> str | None:
-    """The docstring of the class, with its fields as a section ``Args``."""
+    """Return the docstring of the class with its arguments as a section ``Args``."""
     lines = [f"{name}: {' '.join(text.split())}" for name, text in documentation(cls).items() if text]
     if not cls.__dict__.get("__doc__") or not lines:
         return cls.__doc__

@@ -188,7 +188,7 @@ class MemoryNotNormed(GTrXL):
 
 @pytest.mark.parametrize(
     ("broken", "point"),
-    [(QueriesNotNormed, "oracle_and_layer_agree"), (MemoryNotNormed, "chunks_give_the_whole")],
+    [(QueriesNotNormed, "oracle_and_layer_agree"), (MemoryNotNormed, "chunks_equal_the_whole")],
 )
 def test_battery_fails_on(broken, point):
     case = Case(broken, {"heads": 2, "memory": 3}, oracle=gtrxl_oracle)

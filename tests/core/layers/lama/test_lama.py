@@ -287,9 +287,9 @@ class HiddenForgotten(LowRankAttentionPooling):
     ("broken", "config", "point"),
     [
         (PaddingEncoded, {}, "oracle_and_layer_agree"),
-        (PaddingEncoded, {}, "padding_is_as_if_absent"),
-        (HiddenForgotten, {"causal": True, "max_len": 14}, "chunks_give_the_whole"),
-        (HiddenForgotten, {"causal": True, "context": "learned"}, "chunks_give_the_whole"),
+        (PaddingEncoded, {}, "padded_tokens_equal_absent_tokens"),
+        (HiddenForgotten, {"causal": True, "max_len": 14}, "chunks_equal_the_whole"),
+        (HiddenForgotten, {"causal": True, "context": "learned"}, "chunks_equal_the_whole"),
     ],
 )
 def test_battery_fails_on(broken, config, point):

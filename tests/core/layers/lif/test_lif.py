@@ -190,7 +190,7 @@ class MembraneForgotten(LIF):
 
 
 @pytest.mark.parametrize(
-    ("broken", "point"), [(Silent, "oracle_and_layer_agree"), (MembraneForgotten, "chunks_give_the_whole")]
+    ("broken", "point"), [(Silent, "oracle_and_layer_agree"), (MembraneForgotten, "chunks_equal_the_whole")]
 )
 def test_battery_fails_on(broken, point):
     with pytest.raises(AssertionError):

@@ -244,7 +244,7 @@ class ResetsOfTheFirstRow(LegendreMemoryUnit):
 @pytest.mark.parametrize(
     ("broken", "point"),
     [
-        (InitialStateForgotten, "chunks_give_the_whole"),
+        (InitialStateForgotten, "chunks_equal_the_whole"),
         (InitialStateForgotten, "gradient_flows_through_the_state"),
         (ResetsOfTheFirstRow, "oracle_and_layer_agree"),
     ],

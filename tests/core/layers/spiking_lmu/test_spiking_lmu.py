@@ -56,7 +56,7 @@ def test_neurons_fire_where_the_battery_runs(label):
 
 
 @pytest.mark.parametrize(("case", "point"), list(calibrated_cases()))
-def test_calibrated_layer_keeps_its_promises(case, point):
+def test_calibrated_layer_passes_the_battery(case, point):
     assert min(rates(case.layer()(case.x())).values()) > 0.01
     POINTS[point].check(case)
 

@@ -115,7 +115,7 @@ def test_padding_on_two_sides_is_as_if_cut_off():
     torch.testing.assert_close(y[:, :3, :4], layer(x[:, :3, :4]).y, rtol=0, atol=1e-12)
 
 
-def test_chunks_give_the_whole():
+def test_chunks_equal_the_whole():
     layer, x = shaken(create("subpixel", dim=6, heads=2)), normal(2, 4, 5, 6)
     expected = layer(x).y
     layer.chunk = 3

@@ -308,9 +308,9 @@ class EpisodesMixed(TransformerXL):
     ("broken", "point"),
     [
         (EmptySlotsAttended, "oracle_and_layer_agree"),
-        (WindowDropped, "chunks_give_the_whole"),
+        (WindowDropped, "chunks_equal_the_whole"),
         (WindowDropped, "oracle_and_layer_agree"),
-        (EpisodesMixed, "reset_is_as_if_run_apart"),
+        (EpisodesMixed, "reset_equals_separate_sequences"),
     ],
 )
 def test_battery_fails_on(broken, point):

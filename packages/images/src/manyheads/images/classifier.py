@@ -14,14 +14,16 @@ from manyheads.core.backbones.image import ImageBackbone
 from manyheads.core.backbones.presets import BACKBONES
 from manyheads.core.errors import ArgumentError, CheckpointError, DataError
 from manyheads.lab.data.fields import plain
-from manyheads.lab.data.pictures import read_picture, resized
+from manyheads.lab.data.pictures import converted, read_picture, resized
 from manyheads.lab.data.storage import checked_tensors, load_tensors, save_tensors
+from manyheads.lab.training.run import newest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
 KIND, FILE = "image classifier", "classifier.safetensors"
-_FIX = "train one again (manyheads images train digits-vit-nano)"
+_FIX = "train it again (manyheads images train)"
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,16 @@ class ImageClassifier:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {type(error).__name__}: {error}: {_FIX}") from error
 
-    def predict(self, pictures: Sequence[str | Path | np.ndarray]) -> list[Prediction]:
-        """Classify picture files, or arrays ``(H, W)`` or ``(H, W, C)`` of numbers from 0 to 1.
+    def predict(self, pictures: Sequence[str | Path | np.ndarray | Image]) -> list[Prediction]:
+        """Classify picture files, Pillow images, or arrays ``(H, W)`` or ``(H, W, C)``: bytes, or numbers from 0 to 1.
 
-        Raises :class:`DataError` for a file that is no picture, :class:`ArgumentError` for an array of another form.
+        Raises :class:`DataError` for a file that is no picture, :class:`ArgumentError` for an array of another form and
+        for one picture that is not in a list.
         """
+        if isinstance(pictures, str | Path | np.ndarray) or hasattr(pictures, "getbands"):
+            raise ArgumentError(
+                f"pictures: found one {type(pictures).__name__}, expected a list of pictures: put it in brackets"
+            )
         found = []
         for place, picture in enumerate(pictures):
             pixels, notes, name = self._read(picture, place)
@@ -102,12 +109,16 @@ class ImageClassifier:
             found.append(Prediction(name, {self.labels[i]: float(scores[i]) for i in order}, notes))
         return found
 
-    def _read(self, picture: str | Path | np.ndarray, place: int) -> tuple[np.ndarray, tuple[str, ...], str]:
+    def _read(self, picture: str | Path | np.ndarray | Image, place: int) -> tuple[np.ndarray, tuple[str, ...], str]:
         channels = self.model.channels
         if isinstance(picture, str | Path):
             read = read_picture(Path(picture), channels)
             return read.pixels, read.notes, str(picture)
-        pixels = np.asarray(picture, np.float32)
+        if not isinstance(picture, np.ndarray) and hasattr(picture, "getbands"):
+            read = converted(picture, channels, f"pictures[{place}]")
+            return read.pixels, read.notes, f"pictures[{place}]"
+        given = np.asarray(picture)
+        pixels = given.astype(np.float32) / 255 if given.dtype == np.uint8 else np.asarray(given, np.float32)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.shape[2] != channels or 0 in pixels.shape:
             raise ArgumentError(
@@ -115,7 +126,8 @@ class ImageClassifier:
             )
         if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
             raise ArgumentError(
-                f"pictures[{place}]: found numbers outside 0 to 1, expected pixels divided by the largest"
+                f"pictures[{place}]: found {given.dtype} numbers outside 0 to 1, expected bytes (uint8), or pixels "
+                "divided by the largest possible one"
             )
         return pixels, (), f"pictures[{place}]"
 
@@ -136,7 +148,10 @@ def _tuples(value: Any) -> Any:
 
 def newest_classifier(root: Path = Path("runs")) -> Path:
     """Return the newest classifier file below ``root``. Raises :class:`DataError` if there is none."""
-    found = sorted(root.glob(f"*/*/seed-*/{FILE}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise DataError(f"{root}: found no {FILE}: train one (manyheads images train digits-vit-nano) or use --model")
-    return found[-1]
+    found = newest(root, FILE)
+    if found is None:
+        raise DataError(
+            f"{root}: found no {FILE}: train one (manyheads images train folder-vit-nano data.folder=photos) or name "
+            "one with --model"
+        )
+    return found

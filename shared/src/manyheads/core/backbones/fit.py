@@ -1,7 +1,8 @@
 r"""FIT: Far-reaching Interleaved Transformers (2305.12689): local layers within groups, global layers over latents.
 
-Data are t groups of n tokens, ``x (B, t, n, D_x)``; each group has m latents, ``z (B, t, m, D_z)``, which start as
-learned vectors. A schedule such as "(2)4(2)4(2)" names the stages ``(x_i)l_i``: x_i local layers, l_i global layers.
+The input is t groups of n tokens, ``x (B, t, n, D_x)``. Each group has m latents, ``z (B, t, m, D_z)``, which are
+initialised with learned vectors. A schedule such as "(2)4(2)4(2)" lists the stages ``(x_i)l_i``: x_i local layers, l_i
+global layers.
 
     x_g <- local(x_g)                        x_i pre-norm layers (attention, MLP) within each group
     z_g <- z_g + A(LN z_g, LN x_g)           read, if l_i > 0: m queries over n keys of the same group
@@ -12,24 +13,23 @@ A is multi-head attention of width ``min(D_x, D_z)`` with ``min(H_x, H_z)`` head
 ``LN z``. Three forms:
 
     FIT                 an encoder; with ``outputs`` and ``context_dim`` a decoder such as the denoiser of the paper
-    AutoregressiveFIT   a language model: local layers are causal, a latent sees its own group and earlier groups, and
-                        group g is written from the latents of group g - 1 (group 0 from zeros), because the latents of
-                        a group have read its last token
+    AutoregressiveFIT   a language model: local layers are causal, a latent attends to its own group and earlier groups,
+                        and the write of group g attends to the latents of group g - 1 (zeros for group 0), because the
+                        latents of a group have read its last token
     ImageFIT            an image backbone: tokens are patches, groups are square windows of patches
 
-Cost: local ``N n D``, read and write ``N m D``, global ``(t m)^2 D`` per layer. With ``n ~ N^(1/3)`` and constant m all
-of it is ``O(N^(4/3))``, in time and in memory.
+Cost: local ``N n D``, read and write ``N m D``, global ``(t m)^2 D`` per layer. With ``n ~ N^(1/3)`` and constant m the
+total is ``O(N^(4/3))`` in time and memory.
 
-The position of a token within its group is the same in every group: groups differ by their latents alone, so that the
-first local layers cannot tell them apart.
+Positions count within a group. Only the latents distinguish groups, so the first local layers cannot distinguish them.
 
 Axes: b batch, g groups, n tokens of a group, m latents of a group, t tokens of all groups, c inputs, d width, k
 outputs, v vocabulary, s context tokens.
 
-Differs from the paper's code: stages without global layers are allowed anywhere, and skip read and write; m = 0 leaves
-a plain Transformer in each group; sinusoidal positions are not divided by the number of positions, so that a longer
-input changes none of them; no drop path, no second input ``y``, and in the decoder no MLP after reading and no
-conditioning on earlier latents.
+Differs from the paper's code: any stage may be without global layers, and then has no read and no write; m = 0 gives a
+plain Transformer in each group; sinusoidal positions are not divided by the number of positions, so a longer input
+does not change them; no drop path, no second input ``y``; the decoder has no MLP after reading and no conditioning on
+earlier latents.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def parse_schedule(schedule: str) -> Schedule:
 
 
 class BlockCausalAttention(HeadAttention):
-    """Softmax attention over groups of ``group`` tokens: a token sees its own group and earlier groups."""
+    """Softmax attention over groups of ``group`` tokens: a token attends to its own group and earlier groups."""
 
     info = SoftmaxAttention.info
 
@@ -129,7 +129,7 @@ class GroupRead(nn.Module):
         self.output = nn.Linear(inner, dim)
 
     def forward(self, x: Float[Tensor, "r n d"], context: Float[Tensor, "r s c"]) -> Float[Tensor, "r n d"]:
-        """Add what each token reads from the context of its row."""
+        """Return x plus the attention of its tokens to the context of the same row."""
         read = self.context_norm(context)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -244,20 +244,20 @@ class Interleaved(nn.Module):
     def forward(
         self, x: Float[Tensor, "b g n d"], z: Float[Tensor, "b g m e"], context: Float[Tensor, "b s c"] | None = None
     ) -> tuple[Float[Tensor, "b g n d"], Float[Tensor, "b g m e"]]:
-        """Tokens and latents after all stages, before the last norms."""
+        """Return tokens and latents after all stages, before the last norms."""
         for stage in self.stages:
             x, z = stage(x, z, context, self.source)
         return x, z
 
     def source(self, z: Float[Tensor, "b g m e"]) -> Float[Tensor, "b g m e"]:
-        """The latents that each group is written from: its own, or in the causal form those of the group before it."""
+        """Return the latents that the write of each group reads: its own, or those of the group before if causal."""
         return torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1) if self.causal else z
 
 
 class _Places(nn.Module):
-    """Positions of the tokens of a group, and the first latents of each group.
+    """Positions of the tokens of a group, and initial latents of each group.
 
-    Learned ones are kept for ``groups`` groups of ``size`` tokens; smaller inputs take the first of them.
+    Learned positions exist for ``groups`` groups of ``size`` tokens; smaller inputs use the first of them.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class _Places(nn.Module):
             raise ArgumentError(f"{owner}: latent_dim: found {dims[1]} with positions='sinusoidal', expected 2 or more")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x (B, t, n, D_x)`` with positions, and latents ``(B, t, m, D_z)``."""
+        """Return ``x (B, t, n, D_x)`` with positions, and the initial latents ``(B, t, m, D_z)``."""
         batch, groups, size, _ = x.shape
         if self.kind == "learned":
             for name, found, most in (("tokens in a group", size, len(self.x)), ("groups", groups, len(self.z))):
@@ -294,18 +294,11 @@ class _Places(nn.Module):
         return x + place.to(x), z.to(x).expand(batch, -1, -1, -1)
 
 
-class FIT(Configured):
-    """An encoder of groups of tokens, or a decoder to K numbers for each token; see the module for the equations.
-
-    Raises:
-        ArgumentError: a schedule of another form, numbers below 1, heads that do not divide, learned positions without
-            ``groups``; in ``forward`` an input of other shape, or more groups or tokens than there are positions.
-    """
+class GroupedTokens(Configured):
+    """Base of :class:`FIT` and :class:`AutoregressiveFIT`: arguments, positions and stages."""
 
     schedule: str = argument(kw_only=False)
     """Stages, such as "(2)4(2)4(2)"."""
-    inputs: int = argument(least=1)
-    """C, numbers of a token."""
     dim: int = argument(least=1)
     """D_x."""
     latent_dim: int = argument(least=1)
@@ -317,21 +310,16 @@ class FIT(Configured):
     latents: int = argument(default=4, least=0)
     """m of each group; 0 for local layers alone."""
     group_size: int = argument(default=16, least=1)
-    """n for which positions are learned; an input may have fewer. Sinusoidal ones take any number."""
+    """n, the largest number of tokens in a group with learned positions."""
     groups: int | None = argument(default=None, least=1)
-    """t for which latents are learned; an input may have fewer."""
+    """t, the largest number of groups; required for learned positions."""
     positions: Positions = "learned"
-    """Of tokens and latents."""
+    """Positions of tokens and latents. Sinusoidal positions have no largest number."""
     expansion: float = 4.0
     """Hidden width of the feed-forward networks over the width."""
-    outputs: int | None = argument(default=None, least=1)
-    """K: a linear map of the normed tokens, as in the denoiser; None for the tokens themselves."""
-    context_dim: int | None = argument(default=None, least=1)
-    """Width of a context, such as a class or a time, that the latents read in each stage."""
 
-    def setup(self) -> None:
+    def _build(self, *, causal: bool = False, context_dim: int | None = None) -> None:
         dims = (self.dim, self.latent_dim)
-        self.stem, self.stem_norm = nn.Linear(self.inputs, self.dim), _norm(self.dim)
         self.places = _Places(
             self.positions, dims, size=self.group_size, groups=self.groups, latents=self.latents, owner="fit"
         )
@@ -341,13 +329,35 @@ class FIT(Configured):
             (self.heads, self.latent_heads),
             latents=self.latents,
             expansion=self.expansion,
-            context_dim=self.context_dim,
+            causal=causal,
+            context_dim=context_dim,
         )
-        self.x_norm, self.z_norm = _norm(self.dim), _norm(self.latent_dim)
+        self.x_norm = _norm(self.dim)
+
+
+class FIT(GroupedTokens):
+    """An encoder of groups of tokens, or a decoder to K numbers for each token; see the module for the equations.
+
+    Raises:
+        ArgumentError: a schedule of another form, numbers below 1, heads that do not divide, learned positions without
+            ``groups``; in ``forward`` an input of other shape, or more groups or tokens than there are positions.
+    """
+
+    inputs: int = argument(least=1)
+    """C, numbers of a token."""
+    outputs: int | None = argument(default=None, least=1)
+    """K: a linear map of the normed tokens, as in the denoiser; None for the tokens themselves."""
+    context_dim: int | None = argument(default=None, least=1)
+    """Width of a context, such as a class or a time, that the latents read in each stage."""
+
+    def setup(self) -> None:
+        self.stem, self.stem_norm = nn.Linear(self.inputs, self.dim), _norm(self.dim)
+        self._build(context_dim=self.context_dim)
+        self.z_norm = _norm(self.latent_dim)
         self.output = nn.Identity() if self.outputs is None else nn.Linear(self.dim, self.outputs)
 
     def forward(self, x: Float[Tensor, "b g n c"], *, context: Float[Tensor, "b s c2"] | None = None) -> Encodings:
-        """Tokens ``(B, t, n, D_x)`` or ``(B, t, n, K)``, and latents ``(B, t, m, D_z)``."""
+        """Return tokens ``(B, t, n, D_x)`` or ``(B, t, n, K)``, and latents ``(B, t, m, D_z)``."""
         if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[-1] != self.inputs or not x.is_floating_point():
             raise ArgumentError(f"fit: x: found {describe(x)}, expected floats (B, groups, tokens, {self.inputs})")
         if (context is None) != (self.context_dim is None):
@@ -364,59 +374,27 @@ class FIT(Configured):
         return _from_pix2seq(state, self.latents)
 
 
-class AutoregressiveFIT(Configured):
+class AutoregressiveFIT(GroupedTokens):
     """A language model; see the module for the equations.
 
-    ``logits[:, i]`` depends on the tokens up to i and predicts token ``i + 1``.
+    ``logits[:, i]`` depends on the tokens up to i and predicts token ``i + 1``. The last group of an input may be
+    short. To attend to earlier groups, the schedule needs local layers in its last stage and global layers before them.
 
     Raises:
         ArgumentError: as :class:`FIT`; in ``forward`` ids of another shape, or more tokens than there are positions.
     """
 
-    schedule: str = argument(kw_only=False)
-    """Stages, such as "(2)4(2)4(2)". The last one needs local layers, and one before it global layers, for the past
-    groups to be seen."""
     vocabulary: int = argument(least=1)
     """V."""
-    dim: int = argument(least=1)
-    """D_x."""
-    latent_dim: int = argument(least=1)
-    """D_z."""
-    heads: int = argument(default=4, least=1)
-    """H_x; divides ``dim``."""
-    latent_heads: int = argument(default=4, least=1)
-    """H_z; divides ``latent_dim``."""
-    latents: int = argument(default=4, least=0)
-    """m of each group."""
-    group_size: int = argument(default=16, least=1)
-    """n; the last group of an input may be short."""
-    groups: int | None = argument(default=None, least=1)
-    """t for which latents are learned; an input may have fewer."""
-    positions: Positions = "learned"
-    """Of tokens and latents; sinusoidal ones take any number of groups."""
-    expansion: float = 4.0
-    """Hidden width of the feed-forward networks over the width."""
     tied: bool = True
     """The output matrix is the embedding."""
     bias: bool = True
     """A bias of the logits."""
 
     def setup(self) -> None:
-        dims = (self.dim, self.latent_dim)
         self.embed = nn.Embedding(self.vocabulary, self.dim)
         nn.init.trunc_normal_(self.embed.weight, std=0.02)
-        self.places = _Places(
-            self.positions, dims, size=self.group_size, groups=self.groups, latents=self.latents, owner="fit"
-        )
-        self.body = Interleaved(
-            self.schedule,
-            dims,
-            (self.heads, self.latent_heads),
-            latents=self.latents,
-            expansion=self.expansion,
-            causal=True,
-        )
-        self.x_norm = _norm(self.dim)
+        self._build(causal=True)
         self.output = nn.Linear(self.dim, self.vocabulary, bias=self.bias)
         nn.init.trunc_normal_(self.output.weight, std=0.02)
         if self.bias:
@@ -425,7 +403,7 @@ class AutoregressiveFIT(Configured):
             self.output.weight = self.embed.weight
 
     def forward(self, ids: Int[Tensor, "b t"], *, group_size: int | None = None) -> Float[Tensor, "b t v"]:
-        """Logits ``(B, T, V)``; ``group_size`` is n if it differs from that of the model."""
+        """Return the logits ``(B, T, V)``; ``group_size`` replaces the n of the model."""
         size, tokens = self.group_size if group_size is None else group_size, ids.shape[-1]
         if ids.dim() != 2 or size < 1:
             raise ArgumentError(f"fit: found ids {tuple(ids.shape)} in groups of {size}, expected (B, T) in 1 or more")
@@ -436,7 +414,7 @@ class AutoregressiveFIT(Configured):
         return self.output(self.x_norm(x)).flatten(1, 2)[:, :tokens]
 
     def loss(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of every token but the first."""
+        """Return the mean cross-entropy of every token except the first."""
         return functional.cross_entropy(self(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
     def from_reference(self, state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
@@ -450,7 +428,7 @@ class AutoregressiveFIT(Configured):
 class ImageFIT(ImageBackbone):
     """FIT over an image: tokens are patches, groups are square windows of patches; see the module for the equations.
 
-    Features are the normed tokens, at the stride of a patch.
+    The features are the normed tokens; their stride is the patch.
 
     Raises:
         ArgumentError: an image that is no multiple of patch times window, heads that do not divide, a schedule of
@@ -479,7 +457,7 @@ class ImageFIT(ImageBackbone):
         deviations=(
             "here the pooled vector is the mean of the tokens by default, as positions within a window are learned",
             "latents are interpolated for images of another size (bicubic)",
-            "the sizes of the paper are not in its code, so that no preset has one of them",
+            "there are no presets of the published sizes, as the authors' code does not contain them",
         ),
     )
 
@@ -496,7 +474,7 @@ class ImageFIT(ImageBackbone):
     latents: int = argument(default=8, least=1)
     """m of each window."""
     image_size: int | tuple[int, ...] = 256
-    """Height and width of the images for which latents are learned."""
+    """Height and width of the images of the learned latents."""
     patch: int = argument(default=4, least=1)
     """Side of a patch in pixels."""
     window: int = argument(default=8, least=1)
@@ -504,8 +482,8 @@ class ImageFIT(ImageBackbone):
     expansion: float = 4.0
     """Hidden width of the feed-forward networks over the width."""
     pool: Literal["tokens", "latents"] = "tokens"
-    """What the head reads: the mean of the tokens or of the latents, which are best read if the schedule ends with
-    global layers."""
+    """Input of the head: the mean of the tokens, or of the latents. For latents, the schedule should end with global
+    layers."""
 
     def setup(self) -> None:
         height, width = pair(self.image_size, "image_size", "fit")
@@ -533,7 +511,8 @@ class ImageFIT(ImageBackbone):
     def encode(self, images: Float[Tensor, "b c h w"]) -> Encoded:
         x, side = self.stem_norm(self.patches(images)), self.window
         down, right = x.shape[1] // side, x.shape[2] // side
-        x = x.unflatten(2, (right, side)).unflatten(1, (down, side)).transpose(2, 3)  # (B, down, right, side, side, D)
+        # (B, down, right, side, side, D)
+        x = x.unflatten(2, (right, side)).unflatten(1, (down, side)).transpose(2, 3)
         x = x.flatten(3, 4).flatten(1, 2) + self.x_places
         z = interpolated(self.z_places.flatten(2), (down, right)).view(-1, self.latents, self.latent_dim)
         x, z = self.body(x, z.expand(x.shape[0], -1, -1, -1))
@@ -545,7 +524,8 @@ class ImageFIT(ImageBackbone):
     def from_reference(self, state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
         """Rename and reshape the variables of pix2seq's ``FIT`` over windows of patches, for ``load_weights``.
 
-        The numbers of a patch are in the order (row, column, channel). ``head`` is ours and keeps its weights.
+        The numbers of a patch are in the order (row, column, channel). ``head`` is not in pix2seq,
+        and it keeps its weights.
         """
         found = _from_pix2seq(state, self.latents)
         kernel, bias = found.pop("stem.weight"), found.pop("stem.bias")

@@ -111,20 +111,26 @@ class ImageBackbone(Configured):
         """Rename and reshape a state dict of the authors' code for ``load_weights``."""
         raise ArgumentError(f"{self.info.name}: from_reference: this backbone has no map from other code")
 
-    def load_weights(self, state: Mapping[str, Shaped[Tensor, "..."]]) -> None:
-        """Load tensors by name.
+    def load_weights(self, state: Mapping[str, Shaped[Tensor, "..."]], *, head: bool = True) -> None:
+        """Load tensors by name; ``head=False`` leaves the head as it is, for other classes than those of the weights.
 
-        Raises :class:`CheckpointError` naming the first tensor that is missing, unexpected or of another shape.
+        Raises :class:`ArgumentError` for anything but tensors by name, :class:`CheckpointError` naming the first tensor
+        that is missing, unexpected or of another shape.
         """
+        if not isinstance(state, Mapping):
+            raise ArgumentError(
+                f"{self.info.name}: state: found {describe(state)}, expected tensors by name: "
+                "safetensors.torch.load_file reads them from a file"
+            )
         own = self.state_dict()
+        if not head:
+            kept = {name: tensor for name, tensor in own.items() if name.startswith("head.")}
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | kept
         for name in sorted(set(own) | set(state)):
             found = "nothing" if name not in state else f"shape {tuple(state[name].shape)}"
             expected = "nothing" if name not in own else f"shape {tuple(own[name].shape)}"
             if found != expected:
-                raise CheckpointError(
-                    f"{self.info.name}: {name}: found {found}, expected {expected}: these are the weights of another "
-                    "preset"
-                )
+                raise CheckpointError(f"{self.info.name}: {name}: found {found}, expected {expected}: {_cause(name)}")
         self.load_state_dict(dict(state))
 
     def _checked(self, images: Tensor) -> Tensor:
@@ -148,6 +154,13 @@ class ImageBackbone(Configured):
         if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
             raise ArgumentError(f"{name}: images: found {images.dtype}, expected {weight.dtype} as the weights")
         return images
+
+
+def _cause(name: str) -> str:
+    """Why the tensor of that name may have another shape."""
+    if name.startswith("head."):
+        return "these are weights for other classes: load them with head=False, or build the model with their classes"
+    return "these are the weights of another preset, image size or number of channels"
 
 
 def pair(size: int | tuple[int, ...], name: str, owner: str) -> tuple[int, int]:

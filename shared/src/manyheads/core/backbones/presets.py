@@ -36,14 +36,19 @@ def find_backbone(name: str) -> tuple[type[ImageBackbone], dict[str, Any]]:
             kind = BACKBONES[name[:place]]
             if name[place + 1 :] in kind.info.presets:
                 return kind, dict(kind.info.presets[name[place + 1 :]])
-    raise UnknownNameError("backbone", name, dict.fromkeys(preset_names()))
+    own = [preset for preset in preset_names() if name and preset.startswith(f"{name}-")]
+    raise UnknownNameError("backbone", name, dict.fromkeys(own or preset_names()))
 
 
 @checked
 def create_backbone(name: str, **changes: Any) -> ImageBackbone:
     """Build a backbone by name of a preset: ``create_backbone("vit-small", classes=10, channels=1)``.
 
+    With another ``layer``, what the preset says for its own one, ``options`` and ``pool``, is dropped.
+
     Raises :class:`UnknownNameError`, and :class:`ArgumentError` for arguments that do not fit.
     """
     kind, arguments = find_backbone(name)
+    if changes.get("layer", arguments.get("layer")) != arguments.get("layer"):
+        arguments = {key: value for key, value in arguments.items() if key not in ("options", "pool")}
     return kind(**{**arguments, **changes})

@@ -111,8 +111,8 @@ class ViT(ImageBackbone):
         if self.pool == "token":
             if 1 not in layers[0].grid_ranks or layers[0].grid is not None:
                 raise ArgumentError(
-                    f"vit: pool: found 'token' with the layer {self.layer!r}, expected 'mean': it takes no sequence of "
-                    "any length, and a class token has no place on a grid"
+                    f"vit: pool: found 'token' with the layer {self.layer!r}, expected pool='mean': this layer takes "
+                    "grids or one length only, and a class token has no place there"
                 )
             self.class_token = nn.Parameter(torch.randn(self.dim) * 0.02)
             self.class_position = nn.Parameter(torch.randn(self.dim) * 0.02)

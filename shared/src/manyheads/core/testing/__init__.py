@@ -1,8 +1,8 @@
-"""The battery that every layer passes: ``check_layer`` for one layer, :data:`POINTS` to run each point as a test.
+"""The test battery of every layer: ``check_layer`` checks one layer, :data:`POINTS` gives each point as a test.
 
-A point is a function of a :class:`Case`; it raises :class:`AssertionError` that says what was violated. ``applies``
-tells which points a configuration must pass, by its capabilities. Shapes are small and odd on purpose, weights are
-large, so that mistakes show.
+A point is a function of a :class:`Case`. It raises :class:`AssertionError` with the property that does not hold.
+``applies`` selects the points that a configuration must pass, by its capabilities. Shapes are small and odd and weights
+are large, so that errors show.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["POINTS", "Case", "Oracle", "Point", "check_layer", "points_of"]
 
 @dataclass(frozen=True)
 class Point:
-    """One property and the configurations that owe it."""
+    """One property and the configurations that must have it."""
 
     check: Callable[[Case], None]
     applies: Callable[[Case, Layer], bool]
@@ -51,25 +51,25 @@ POINTS: Mapping[str, Point] = {
     point.name: point
     for point in (
         Point(whole.shape_and_dtype_are_kept, _always),
-        Point(whole.non_contiguous_input_is_fine, _always),
+        Point(whole.non_contiguous_input_gives_the_same_output, _always),
         Point(whole.oracle_and_layer_agree, lambda case, layer: case.oracle is not None),
         Point(whole.bfloat16_is_close, _always),
         Point(whole.gradcheck_passes, lambda case, layer: not layer.info.surrogate),
         Point(whole.batch_rows_are_independent, _always),
-        Point(whole.permutation_is_respected, lambda case, layer: layer.causality == "no"),
+        Point(whole.permutation_equivariance_is_as_declared, lambda case, layer: layer.causality == "no"),
         Point(whole.evaluation_is_deterministic, _always),
         Point(whole.weights_and_configuration_round_trip, _always),
         Point(whole.bad_input_is_refused, _always),
         Point(whole.mixing_matrix_gives_the_output, lambda case, layer: layer.linear_in_value),
         Point(whole.future_does_not_change_the_past, _causal),
-        Point(whole.padding_is_as_if_absent, _masked("padding")),
+        Point(whole.padded_tokens_equal_absent_tokens, _masked("padding")),
         Point(whole.fully_masked_rows_are_zero_with_finite_gradients, _masked("padding")),
         Point(whole.padding_is_never_read, lambda case, layer: bool({"padding", "context_padding"} & set(layer.masks))),
         Point(whole.empty_input_gives_empty_output, _always),
-        Point(whole.reset_is_as_if_run_apart, _masked("reset")),
-        Point(streaming.without_state_a_stream_is_refused, lambda case, layer: layer.state_kind == "none"),
-        Point(streaming.chunks_give_the_whole, _streams),
-        Point(streaming.steps_give_the_whole, _streams),
+        Point(whole.reset_equals_separate_sequences, _masked("reset")),
+        Point(streaming.layer_without_state_refuses_streaming, lambda case, layer: layer.state_kind == "none"),
+        Point(streaming.chunks_equal_the_whole, _streams),
+        Point(streaming.steps_equal_the_whole, _streams),
         Point(streaming.nothing_is_changed_in_place, _streams),
         Point(streaming.rows_of_a_state_are_independent, _streams),
         Point(
@@ -81,22 +81,28 @@ POINTS: Mapping[str, Point] = {
             lambda case, layer: _streams(case, layer) and layer.state_carries_gradient,
         ),
         Point(streaming.state_does_not_grow, _streams),
-        Point(streaming.growing_state_overflows_with_an_error, lambda case, layer: layer.state_kind == "growing"),
+        Point(streaming.full_growing_state_raises_an_error, lambda case, layer: layer.state_kind == "growing"),
     )
 }
 
 
 def points_of(case: Case) -> list[str]:
-    """The names of the points that this configuration owes."""
+    """Return the names of the points that this configuration must pass."""
     layer = case.layer()
     return [name for name, point in POINTS.items() if point.applies(case, layer)]
 
 
 def check_layer(layer: str | type[Layer], config: Mapping[str, Any] | None = None, **case: Any) -> list[str]:
-    """Runs every point that applies; returns their names, raises :class:`AssertionError` at the first that fails.
+    """Run every point that applies and return the names of these points.
 
-    ``layer`` is a registered name (then, without ``config``, its usual configurations are checked) or a class; ``case``
-    are further fields of :class:`Case`, ``oracle`` among them.
+    Args:
+        layer: a registered name or a class.
+        config: arguments of the layer. Without it, a registered layer is checked in its example configurations and a
+            class with its default arguments.
+        case: further fields of :class:`Case`, such as ``oracle``.
+
+    Raises:
+        AssertionError: at the first point that fails.
     """
     if isinstance(layer, str):
         layer = find_layer(layer)

@@ -1,4 +1,4 @@
-"""One layer in one configuration, the inputs that the points of the battery use, and how they compare."""
+"""The case of the test battery: one layer in one configuration, its inputs, and the comparisons of the points."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Oracle = Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor, "Tensor | No
 
 @dataclass(frozen=True)
 class Case:
-    """One layer in one configuration, with the inputs that the points use.
+    """One layer in one configuration, with the inputs of the points.
 
-    ``grid`` is the size of each grid axis: the layer's own where it is fixed, else small and odd unless given. Tokens
-    are counted in raster order, the last axis fastest. A stream runs along the first axis: one step is a token of a
-    sequence, a row of an image.
+    ``grid`` is the size of each grid axis. The default is the layer's own size along a fixed axis and a small odd size
+    along the others. Tokens are counted in raster order; the last axis is the fastest. A stream runs along the first
+    axis: one step is one token of a sequence or one row of an image.
 
-    ``oracle(parameters, config, x, context, mask) -> y`` is the slow reference: float64, differentiable, no state.
-    ``parameters`` holds the layer's buffers too.
+    ``oracle(parameters, config, x, context, mask) -> y`` is the slow reference in float64, differentiable and without
+    state. ``parameters`` also contains the buffers of the layer.
     """
 
     layer_class: type[Layer]
@@ -50,7 +50,7 @@ class Case:
         return torch.Generator().manual_seed(self.seed + offset)
 
     def layer(self, dtype: torch.dtype = torch.float64) -> Layer:
-        """Fresh, in eval mode, with large weights."""
+        """Build the layer in evaluation mode with large random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             made = self.layer_class(self.dim, **self.config)
@@ -78,22 +78,22 @@ class Case:
 
     @property
     def free(self) -> tuple[bool, ...]:
-        """For each grid axis whether the layer takes any size of it."""
+        """For each grid axis: whether the layer accepts any size."""
         fixed = self.layer().grid
         return (True,) * len(self.grid) if fixed is None else tuple(size is None for size in fixed)
 
     @property
     def steps(self) -> int:
-        """Steps of a stream: the size of the first grid axis."""
+        """Number of steps of a stream: the size of the first grid axis."""
         return self.grid[0]
 
     @property
     def row(self) -> int:
-        """Tokens a step."""
+        """Number of tokens per step."""
         return math.prod(self.grid[1:])
 
     def masks(self) -> dict[str, Mask]:
-        """One mask for each restriction that the configuration honours, and all of padding and reset together."""
+        """Return one mask for each kind that the configuration supports, and one with padding and reset together."""
         layer = self.layer()
         reset = torch.rand(self.batch, self.tokens, generator=self.generator(4)) < 0.3
         padding = torch.rand(self.batch, self.tokens, generator=self.generator(5)) < 0.7

@@ -1,6 +1,6 @@
-"""Points about states: chunks against the whole, rows of the batch, padding, gradients, size.
+"""Points about states: chunked against whole input, rows of the batch, padding, gradients, size.
 
-A stream runs along the first grid axis, so that a chunk of an image is some of its rows; masks are by token.
+A stream runs along the first grid axis: a chunk of an image is a block of its rows. Masks are given per token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _stream(layer: Layer, x: Tensor, sizes: Iterable[int], mask: Mask | None = N
     return torch.cat(outputs, 1), state
 
 
-def chunks_give_the_whole(case: Case) -> None:
+def chunks_equal_the_whole(case: Case) -> None:
     layer, x = case.layer(), case.x()
     for name, mask in {"no mask": None, **case.masks()}.items():
         whole = layer(x, mask=mask)
@@ -48,7 +48,7 @@ def chunks_give_the_whole(case: Case) -> None:
             close_states(state, whole.state, f"chunks {sizes} ({name})")
 
 
-def steps_give_the_whole(case: Case) -> None:
+def steps_equal_the_whole(case: Case) -> None:
     layer, x = case.layer(), case.x()
     whole, state = layer(x), layer.init_state(case.batch, dtype=x.dtype)
     for t in range(case.steps):
@@ -71,7 +71,7 @@ def nothing_is_changed_in_place(case: Case) -> None:
 
 
 def rows_of_a_state_are_independent(case: Case) -> None:
-    """Selecting rows commutes with streaming, also for rows at different times."""
+    """Selecting rows of a state commutes with streaming, also for rows at different times."""
     layer, x = case.layer(), case.x()
     states = [_stream(layer, x[i : i + 1], [i + 1])[1] for i in range(case.batch)]
     joined = trees.concat(states)
@@ -118,7 +118,7 @@ def state_does_not_grow(case: Case) -> None:
     assert len(sizes) == 1, f"the state has {sorted(sizes)} bytes over time"
 
 
-def growing_state_overflows_with_an_error(case: Case) -> None:
+def full_growing_state_raises_an_error(case: Case) -> None:
     layer = case.layer()
     room = case.config["max_len"]
     full = layer(case.x(grid=(room // case.row, *case.grid[1:]))).state
@@ -126,8 +126,8 @@ def growing_state_overflows_with_an_error(case: Case) -> None:
     refuses(StateError, lambda: layer(more, full), str(room), "one step more than there is room for")
 
 
-def without_state_a_stream_is_refused(case: Case) -> None:
-    """The message names the arguments that give a state, and with them there is one."""
+def layer_without_state_refuses_streaming(case: Case) -> None:
+    """The error names the arguments that give the layer a state, and the layer has a state with these arguments."""
     layer, x = case.layer(), case.x()
     ways = layer.info.streams_with
     names = [f"{key}={value!r}" for way in ways for key, value in way.items() if layer.config.get(key) != value]

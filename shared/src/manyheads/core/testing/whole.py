@@ -1,4 +1,4 @@
-"""Points about one call on whole inputs: shapes, agreement with the oracle, gradients, masks, causality."""
+"""Points about one call on whole inputs: shapes, equality with the oracle, gradients, masks, causality."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def shape_and_dtype_are_kept(case: Case) -> None:
             assert not y.isnan().any(), "NaN"
 
 
-def non_contiguous_input_is_fine(case: Case) -> None:
+def non_contiguous_input_gives_the_same_output(case: Case) -> None:
     layer, x = case.layer(), case.x()
     strided = x.transpose(0, -1).contiguous().transpose(0, -1)
     close(layer(strided, context=case.context()).y, layer(x, context=case.context()).y, "strided input", 1e-12)
 
 
 def oracle_and_layer_agree(case: Case) -> None:
-    """Outputs and all gradients: 1e-10 in float64, 1e-5 (outputs) in float32; without a mask and with each."""
+    """Outputs and all gradients agree to 1e-10 in float64, outputs to 1e-5 in float32, without and with each mask."""
     for name, mask in {"no mask": Mask(), **case.masks()}.items():
         _compare_with_oracle(case, name, mask)
 
@@ -70,7 +70,8 @@ def bfloat16_is_close(case: Case) -> None:
     y = half(x.bfloat16(), context=None if context is None else context.bfloat16()).y.double()
     assert y.isfinite().all(), "bfloat16: not finite"
     if layer.info.discontinuous:
-        return  # rounding may select otherwise
+        # rounding may change the selection
+        return
     error = ((y - expected).square().mean() / expected.square().mean()).sqrt().item()
     assert error < 3e-2, f"bfloat16: relative RMS {error:.3g}"
 
@@ -94,8 +95,8 @@ def batch_rows_are_independent(case: Case) -> None:
         close(alone, y[row : row + 1], f"row {row} alone", 1e-12)
 
 
-def permutation_is_respected(case: Case) -> None:
-    """Content-only layers commute with a permutation of the tokens; positional ones must not."""
+def permutation_equivariance_is_as_declared(case: Case) -> None:
+    """A layer without positions is equivariant to permutations of the tokens; a positional layer is not."""
     layer, x, context = case.layer(), case.x(), case.context()
     order = torch.randperm(case.tokens, generator=case.generator(9))
     flat = x.flatten(1, -2)
@@ -157,7 +158,7 @@ def bad_input_is_refused(case: Case) -> None:
 
 
 def future_does_not_change_the_past(case: Case) -> None:
-    """No derivative, and no change either: what a layer selects can leak without a derivative."""
+    """Future tokens have no derivative and no effect: a selection can leak the future without a derivative."""
     layer, x = case.layer(), case.x()
     jacobian = influence(layer, x[:1])[0]
     reach = layer.info.lookahead
@@ -177,15 +178,15 @@ def future_does_not_change_the_past(case: Case) -> None:
 
 
 def mixing_matrix_gives_the_output(case: Case) -> None:
-    """The input of the output projection is the recovered matrix times the values."""
+    """The recovered mixing matrix times the values is the input of the output projection."""
     layer, x, context = case.layer(), case.x(), case.context()
     for name, mask in {"no mask": Mask(), **case.masks()}.items():
         matrix, values, mixed = recover(layer, x, context=context, mask=mask)
         close(torch.einsum("bhts,bshe->bthe", matrix, values), mixed, f"matrix times values ({name})")
 
 
-def padding_is_as_if_absent(case: Case) -> None:
-    """Padding changes nothing: a sequence gives what its real tokens give, an image what its unpadded part gives."""
+def padded_tokens_equal_absent_tokens(case: Case) -> None:
+    """A padded sequence gives the outputs of its valid tokens alone; a padded image those of its unpadded part."""
     layer, x, context = case.layer(), case.x(), case.context()
     for axis in range(1, 1 + len(case.grid)):
         if case.free[axis - 1]:
@@ -221,7 +222,7 @@ def fully_masked_rows_are_zero_with_finite_gradients(case: Case) -> None:
         assert grad.isfinite().all(), f"gradient of {name} is not finite for a fully masked input"
 
 
-def reset_is_as_if_run_apart(case: Case) -> None:
+def reset_equals_separate_sequences(case: Case) -> None:
     layer, x = case.layer(), case.x()
     for at in range(case.steps):
         reset = torch.zeros(case.batch, case.tokens, dtype=torch.bool)
@@ -235,7 +236,7 @@ FILLS = (float("nan"), float("inf"), float("-inf"), 1e30)
 
 
 def padding_is_never_read(case: Case) -> None:
-    """Whatever padded tokens hold, and whatever gradient comes back to them, all else is equal to the last bit."""
+    """The content of padded tokens and their upstream gradient change no other output and no gradient by one bit."""
     for name, mask in case.masks().items():
         if mask.padding is None and mask.context_padding is None:
             continue
@@ -250,7 +251,7 @@ def padding_is_never_read(case: Case) -> None:
 
 
 def _with_padding(case: Case, mask: Mask, fill: float, upstream: float, training: bool) -> dict[str, Tensor]:
-    """Output, statistics, state and gradients, with ``fill`` in the padding and ``upstream`` as its gradient."""
+    """Return outputs, statistics, state and gradients with ``fill`` as padding and ``upstream`` as its gradient."""
     layer, x, context = case.layer().train(training), case.x(), case.context()
     weights = torch.randn(x.shape, generator=case.generator(8), dtype=torch.float64)
     if mask.padding is not None:
@@ -273,7 +274,7 @@ def _with_padding(case: Case, mask: Mask, fill: float, upstream: float, training
 
 
 def empty_input_gives_empty_output(case: Case) -> None:
-    """A batch of no rows, a sequence of no tokens; a context of no tokens is as one that is all padding."""
+    """Empty batches and empty grids give empty outputs; an empty context equals one that is all padding."""
     layer, context = case.layer(), case.context()
     shapes = [(0, case.grid)]
     if case.free[0]:

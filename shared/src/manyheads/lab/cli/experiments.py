@@ -139,7 +139,9 @@ def report_text(report: Report, folder: Path) -> Any:
     rows = []
     for name, mean in report.mean.items():
         sd = report.sd[name]
-        ours = f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+        # counts have no decimals
+        count = all(float(metrics[name]).is_integer() for metrics in report.metrics.values()) and not sd
+        ours = f"{mean:,.0f}" if count else f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
         rows.append((name, ours, len(report.seeds), f"{published[name]:g}" if name in published else ""))
     source = f"{report.source['paper']}, {report.source['table']}" if report.source else ""
     closing = f"{report.parameters:,} parameters, {report.cpu_seconds:.1f} CPU s; {folder}"

@@ -60,6 +60,7 @@ def list_layers(
 def _list_backbones() -> Outcome:
     """The presets of the image backbones, built without memory for their weights."""
     import torch
+    from rich.console import Group
 
     from manyheads.core.backbones.presets import BACKBONES, create_backbone
     from manyheads.lab.reporting.tables import table
@@ -89,8 +90,9 @@ def _list_backbones() -> Outcome:
                 }
             )
             cells = (", ".join(map(str, strides)), ", ".join(map(str, widths)))
-            rows.append((f"{name}-{preset}", info.arxiv, f"{parameters:,}", *cells, info.title))
-    return Outcome(document, table(("name", "arXiv", "parameters", "strides", "widths", "paper"), rows))
+            rows.append((f"{name}-{preset}", info.arxiv, f"{parameters:,}", *cells))
+    header = ("name", "arXiv", "parameters", "strides", "widths")
+    return Outcome(document, Group(table(header, rows), "parameters with 1,000 classes and 3 channels"))
 
 
 def show(
@@ -100,7 +102,7 @@ def show(
     example: str | None = None,
     tokens: int | None = None,
     image: Path | None = None,
-    query: tuple[float, float] = (0.5, 0.5),
+    query: tuple[float, float] | None = None,
     seed: int = 0,
     plot: Path | None = None,
 ) -> Outcome:
@@ -114,7 +116,7 @@ def show(
         example: name of one of its registered configurations; the first by default.
         tokens: number of tokens, 32 by default; of a picture, cells along its longer side, 24 by default.
         image: picture file; its cells are the tokens, with their colour, place and texture.
-        query: the place of the one cell, from the top and from the left, 0 to 1.
+        query: with --image: the place of the one cell, from the top and from the left, 0 to 1; the middle by default.
         seed: random seed of weights and tokens.
         plot: picture file to write (.png, .svg or .pdf).
     """
@@ -123,8 +125,11 @@ def show(
 
     check_suffix("--plot", plot, (".png", ".svg", ".pdf"))
     if image is not None:
-        return _show_image(layer, image, query, example, 24 if tokens is None else tokens, seed, plot)
-    view = view_layer(layer, example=example, tokens=32 if tokens is None else tokens, seed=seed)
+        place = (0.5, 0.5) if query is None else query
+        return _show_image(layer, image, place, example, 24 if tokens is None else tokens, seed, plot)
+    if query is not None:
+        raise ArgumentError("query: found a place without a picture, expected --image photo.png beside it")
+    view = view_layer(layer, example=example, tokens=tokens, seed=seed)
     if plot is not None:
         write_figure(plot, draw(view))
     sums = view.matrix.sum(-1)

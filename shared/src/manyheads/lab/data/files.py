@@ -6,6 +6,8 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
+import hashlib
 import io
 import os
 import secrets
@@ -107,6 +109,31 @@ def write_figure(path: Path, figure: Figure) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "manyheads"}):
         figure.savefig(picture, format=kind, dpi=140, metadata=undated.get(kind))
     write_atomically(path, picture.getvalue())
+
+
+def digest_of(path: Path | None) -> str | None:
+    """Return 16 hexadecimal digits for a file, or for all files below a folder by name; None if there is none.
+
+    They change with any byte and any name. Hidden files are left out.
+    """
+    if path is None or not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(path).as_posix()
+        if any(part.startswith(".") for part in file.relative_to(path).parts):
+            continue
+        status = file.stat()
+        whole.update(f"{name}\0{_digest_of_file(file.resolve(), status.st_size, status.st_mtime_ns)}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """The hash of a file, read once while size and time of change stay the same."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_suffix(name: str, path: Path | None, allowed: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from manyheads.lab.install import missing
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 LARGEST = 100_000_000  # pixels
@@ -39,8 +40,6 @@ def read_picture(path: Path, channels: int) -> Picture:
         DataError: an absent file, one that is no picture, more than 100 million pixels, floating point pixels.
         MissingPackageError: Pillow is not installed.
     """
-    import numpy as np
-
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
@@ -62,17 +61,29 @@ def read_picture(path: Path, channels: int) -> Picture:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: found no picture, expected one of {', '.join(SUFFIXES)}") from error
+        raise DataError(
+            f"{path}: found no picture inside (its name does not count), expected one of {', '.join(SUFFIXES)}"
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: found a damaged picture ({error}): put a good copy there") from error
+    picture = converted(image, channels, str(path))
+    return Picture(picture.pixels, (*notes, *picture.notes))
+
+
+def converted(image: Image.Image, channels: int, name: str) -> Picture:
+    """Convert a Pillow image to grey (1 channel) or colour (3); see :func:`read_picture`. ``name`` is for errors."""
+    import numpy as np
+    from PIL import Image
+
+    notes: list[str] = []
     if image.mode in _DEEP:
         values = np.asarray(image, dtype=np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: found pixels of 32 bits, expected 8 or 16: convert it")
+            raise DataError(f"{name}: found pixels of 32 bits, expected 8 or 16: convert it")
         notes.append("16 bits a channel, reduced to 8")
         image = Image.fromarray((values // 257).astype(np.uint8))
     if image.mode == "F":
-        raise DataError(f"{path}: found floating point pixels, expected 8 or 16 bits: convert it")
+        raise DataError(f"{name}: found floating point pixels, expected 8 or 16 bits: convert it")
     if image.has_transparency_data:
         notes.append("transparent pixels laid on white")
         image = image.convert("RGBA")
@@ -83,7 +94,9 @@ def read_picture(path: Path, channels: int) -> Picture:
     grey = image.mode in ("1", "L")
     if grey and channels == 3:
         notes.append("grey, repeated in three channels")
-    if not grey and channels == 1:
+    if image.mode == "CMYK":
+        notes.append("four printing colours (CMYK), converted to " + ("grey" if channels == 1 else "RGB"))
+    elif not grey and channels == 1:
         notes.append("colour, converted to grey")
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
     return Picture(pixels[..., None] if channels == 1 else pixels, tuple(notes))

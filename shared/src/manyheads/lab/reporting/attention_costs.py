@@ -1,13 +1,13 @@
-"""Benchmark the ways to run attention: tile schedules, decoding over a cache, and a sequence over processes.
+"""Benchmark the ways to run attention: tile schedules, split decoding, and sequence parallelism.
 
-One row per case; the column ``part`` separates three parts:
+Each case gives one row. The column ``part`` is one of:
 
-    schedule  makespan, in tiles, of stream-K and of the schedules it is compared with; counted, not timed
-    decode    one query per head over a cache of N tokens, two methods that take turns: shortest wall time of many turns
-              and the load of the machine (wall time, as the gain comes from several threads)
-    sequence  T tokens on one process (naive with all scores stored, then the fused kernel) and on two (gloo): largest
-              error against float64, bytes sent and predicted, largest tensor and block of scores, CPU seconds of a
-              process
+    schedule  makespan in tiles of stream-K and of two other schedules; counted, not timed
+    decode    one query per head over a cache of N tokens: SDPA and split decoding alternate; shortest wall time, and
+              the load of the machine. Wall time, because the gain comes from several threads
+    sequence  T tokens on one process (naive with stored scores, then the fused kernel) and on two processes (gloo):
+              largest error against float64, bytes sent and bytes predicted, largest tensor and block of scores, CPU
+              seconds per process
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from manyheads.core.functional import attention, flash_attention_schedule, flash
 from manyheads.core.methods.lean_decode import decode_splits, split_decode
 
 Row = dict[str, Any]
-# Workers of the schedules; keys of a tile.
+# Number of workers of the schedules; number of keys per tile.
 WORKERS, TILE = 108, 256
 SCHEDULES = {
     "batch 1, 32 heads, 4,096 tokens": ([4096], 32),
@@ -37,7 +37,7 @@ SCHEDULES = {
     "batch 4, 32 heads, 16,384 tokens": ([16384] * 4, 32),
     "batch 5, 64 heads, 100 to 12,000 tokens": ([100, 1000, 3000, 6000, 12000], 64),
 }
-# Batch, heads, heads of the cache, tokens.
+# Batch size, query heads, key-value heads, tokens.
 DECODES = (
     (1, 1, 1, 1024),
     (1, 1, 1, 4096),
@@ -50,10 +50,10 @@ DECODES = (
     (1, 8, 1, 16384),
     (1, 8, 2, 16384),
 )
-# Time limit for the turns of one case of decoding.
+# Time limit of one decoding case, in seconds.
 SECONDS = 6.0
 HEADS, WIDTH, RANKS = 2, 64, 2
-# Kind, causal, balanced; the kinds naive and blocked run on one process.
+# Kind, causal, balanced; naive and blocked run on one process.
 WAYS = (
     ("naive", False, False),
     ("blocked", False, False),
@@ -73,12 +73,12 @@ def bench_attention_run(
     threads: int = 2,
     advance: Callable[[str], None] = lambda item: None,
 ) -> list[Row]:
-    """Run all cases and return the rows.
+    """Run all cases and return their rows.
 
     Args:
         lengths: sequence lengths in tokens, multiples of 4.
-        turns: repetitions of each decoding method.
-        threads: threads for decoding.
+        turns: largest number of repetitions of each decoding method.
+        threads: number of threads for decoding.
         advance: called with the name of each case.
     """
     advance("schedules")

@@ -1,7 +1,7 @@
-"""A picture of where one cell of a photo looks in a layer with random weights.
+"""Draw the attention of one cell of a photo in a layer with random weights.
 
-The photo is cut into cells. A token is a random linear map of colour, place and texture of its cell, so that cells
-which look alike, or lie near each other, give similar tokens.
+The photo is divided into cells of 8 x 8 pixels, one token each. A token is a random linear map of the colour, the
+texture and the position of its cell. Similar cells and neighbouring cells have similar tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from manyheads.core.layer import Layer
 from manyheads.core.methods.mixing_matrix import mixing_matrix
 from manyheads.core.registry import find_layer
 from manyheads.lab.data.pictures import read_picture, resized
-from manyheads.lab.reporting.mixing_picture import DIM, SHADES
+from manyheads.lab.reporting.mixing_picture import DIM, SHADES, described
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-PIXELS = 8  # of a side of a cell
+# Side of a cell in pixels.
+PIXELS = 8
+# Words of the caption for each kind of map.
+SAYS = {"mixing matrix": "attention of", "influence": "influence on"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """``shares (H, rows, columns)``: how much of each cell the cell ``query`` (row, column) reads, for each head."""
+    """The attention ``shares (H, rows, columns)`` of the cell ``query`` (row, column) to each cell, for each head."""
 
     layer: Layer
     example: str
@@ -46,12 +49,20 @@ class Look:
 def look_from(
     name: str, image: Path, query: tuple[float, float], *, example: str | None = None, cells: int = 24, seed: int = 0
 ) -> Look:
-    """Build a layer for the cells of a photo and find what the cell at ``query`` reads.
+    """Build a layer for the cells of a photo and return the attention of the cell at ``query``.
 
-    ``query`` is a place from the top and from the left, 0 to 1. ``cells`` counts the cells of the longer side.
+    Args:
+        name: the layer.
+        image: the file of the photo.
+        query: distance from the top and from the left, as fractions of height and width from 0 to 1.
+        example: the name of the example configuration; the first by default.
+        cells: number of cells along the longer side, 2 to 64.
+        seed: of weights and tokens.
 
-    Raises :class:`UnknownNameError` for an unknown layer or example, :class:`ArgumentError` for a place outside the
-    photo, cells outside 2 to 64 or a layer that takes no grid, :class:`DataError` for a file that is no picture.
+    Raises:
+        UnknownNameError: an unknown layer or example.
+        ArgumentError: a query outside the photo, cells out of range, or a layer for neither grids nor single sequences.
+        DataError: a file that cannot be read as a picture.
     """
     if not 2 <= cells <= 64:
         raise ArgumentError(f"tokens: found {cells}, expected 2 to 64 cells along the longer side of the picture")
@@ -59,7 +70,7 @@ def look_from(
         raise ArgumentError(f"query: found {query}, expected two numbers from 0 to 1: from the top and from the left")
     picture = read_picture(image, 3)
     height, width = picture.pixels.shape[:2]
-    # even counts, which most windows and blocks divide
+    # most windows and blocks need even numbers of cells
     rows, columns = (max(2, 2 * round(cells * side / max(height, width) / 2)) for side in (height, width))
     photo = resized(picture.pixels, (rows * PIXELS, columns * PIXELS))
     kind = find_layer(name)
@@ -69,7 +80,7 @@ def look_from(
         raise UnknownNameError(f"example of {name}", label, examples)
     options = dict(examples[label])
     for argument in kind.arguments:
-        # the sizes of the photo, in place of those of the example
+        # drop the sizes of the example; layer_for_grid sets those of the photo
         if argument.name in kind.info.sizes and (argument.default is REQUIRED or argument.name in options):
             options.pop(argument.name, None)
     with torch.random.fork_rng(devices=[]):
@@ -83,7 +94,7 @@ def look_from(
     number = place[0] * columns + place[1]
     if layer.linear_in_value:
         matrix = mixing_matrix(layer, x)[0]
-        # a layer whose outputs all read alike has one row
+        # a layer with equal weights for all outputs has a matrix of one row
         shares, what = matrix[:, min(number, matrix.shape[1] - 1)], "mixing matrix"
     else:
         shares, what = _influence(layer, x, number)[None], "influence"
@@ -91,7 +102,7 @@ def look_from(
 
 
 def _tokens(photo: Tensor, rows: int, columns: int, seed: int) -> Tensor:
-    """``(1, rows, columns, DIM)``."""
+    """Return the tokens of a photo, ``(1, rows, columns, DIM)``."""
     parts = photo.view(rows, PIXELS, columns, PIXELS, 3).permute(0, 2, 1, 3, 4).flatten(2, 3)
     down, right = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = 2 * math.pi * torch.stack([down / rows, right / columns], -1)
@@ -102,7 +113,7 @@ def _tokens(photo: Tensor, rows: int, columns: int, seed: int) -> Tensor:
 
 
 def _influence(layer: Layer, x: Tensor, number: int) -> Tensor:
-    """The norm of the derivative of one output by each token, for a random direction of the output's width."""
+    """Return the influence of each token on output ``number``: the norm of 8 random projections of the Jacobian."""
     source = x.clone().requires_grad_()
     y = layer(source).y.flatten(1, -2)[0, number]
     total = torch.zeros(x[..., 0].numel())
@@ -113,7 +124,7 @@ def _influence(layer: Layer, x: Tensor, number: int) -> Tensor:
 
 
 def draw(look: Look, *, heads: int = 4) -> Figure:
-    """The photo with the cell marked, and for the first heads how much of each cell it reads."""
+    """Draw the photo with the marked cell, and one attention map per head for the first ``heads`` heads."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -135,12 +146,12 @@ def draw(look: Look, *, heads: int = 4) -> Figure:
         corner = (look.query[1] * PIXELS - 0.5, look.query[0] * PIXELS - 0.5)
         axes.add_patch(Rectangle(corner, PIXELS, PIXELS, fill=False, edgecolor="cyan", linewidth=1.5))
         axes.set_axis_off()
-    figure.suptitle(f"{look.layer.info.name} ({look.example}): {look.kind} of the marked cell", fontsize="medium")
+    figure.suptitle(f"{described(look.layer, look.example)}: {SAYS[look.kind]} the marked cell", fontsize="medium")
     return figure
 
 
 def shade(look: Look) -> str:
-    """The same as text, all heads averaged; ``+`` marks the cell."""
+    """Draw the mean over all heads as text; ``++`` marks the cell."""
     matrix = look.shares.abs().mean(0)
     scaled = (matrix / matrix.max().clamp_min(1e-12)).sqrt() * (len(SHADES) - 1)
     lines = []
@@ -149,5 +160,5 @@ def shade(look: Look) -> str:
         if row == look.query[0]:
             marks[look.query[1]] = "++"
         lines.append("".join(marks))
-    head = f"{look.layer.info.name} ({look.example}): {look.kind} of the cell marked ++, random weights"
+    head = f"{described(look.layer, look.example)}: {SAYS[look.kind]} the cell ++, random weights"
     return "\n".join([head, *lines])

@@ -1,10 +1,11 @@
-"""Benchmark of the layers: time, memory and FLOPs against length, with the bounds of the machine and softmax attention.
+"""Benchmark the layers: time, memory and FLOPs against length, beside the roofline bound and softmax attention.
 
-- Time: on a CPU process time on one thread, the minimum over repetitions; on a GPU wall time after synchronising.
-- Memory: the peak of the bytes in torch's allocator during one forward and backward, without parameters and input.
-- FLOPs: from the cost function of each layer.
-- Fraction of the bound: the larger of FLOPs over the measured float32 GEMM rate and moved bytes (input, output,
-  parameters) over the measured copy bandwidth, divided by the measured forward time.
+- Time: process time of one thread on a CPU, wall time after synchronisation on a GPU; the minimum over repetitions.
+- Memory: peak bytes in torch's allocator during one forward and backward pass, without parameters and input.
+- FLOPs: the cost function of each layer.
+- Fraction of the bound: the roofline time divided by the measured forward time. The roofline time is the larger of
+  FLOPs over the measured float32 GEMM rate and moved bytes (input, output, parameters) over the measured copy
+  bandwidth.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports on stderr when it starts and stops
+# otherwise the profiler writes to stderr at every start and stop
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
@@ -25,14 +27,16 @@ from manyheads.core.layer import Layer
 from manyheads.core.registry import LAYERS, create, find_layer
 
 DIM = 128
-MEMORY = 4 << 30  # bytes that one measurement may be expected to take
-SECONDS = 60.0  # and the seconds of one forward and backward
+# Limits of one measurement, as predicted from the shorter lengths: peak bytes, and seconds of forward and backward.
+MEMORY = 4 << 30
+SECONDS = 60.0
+# Layer that the speed-up refers to, for each causality.
 BASELINE = {"no": "softmax", "weak": "softmax (causal)", "strict": "softmax (causal)"}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured rates of a device: float32 GEMM FLOP/s, copied bytes/s (read and written); one thread on a CPU."""
+    """Measured rates of a device: float32 GEMM in FLOP/s, copy in bytes/s (read plus written); one thread on a CPU."""
 
     device: torch.device
     gemm: float
@@ -40,7 +44,7 @@ class Rates:
 
 
 def machine_rates(device: torch.device) -> Rates:
-    """Measures both rates on sizes that do not fit into the caches."""
+    """Measure both rates on tensors larger than the caches."""
     a = torch.randn(1024, 1024, device=device)
     gemm = 2 * 1024**3 / _seconds(lambda: a @ a, device)
     big = torch.randn(16 << 20, device=device)
@@ -54,12 +58,23 @@ def bench_layers(
     device: str = "cpu",
     advance: Callable[[str], None] = lambda item: None,
 ) -> list[dict[str, Any]]:
-    """One row a layer configuration and length; softmax attention is always among them, as the yardstick.
+    """Measure each configuration of each layer at each length; softmax attention is always included as the baseline.
 
-    ``slope`` is the log-log slope of forward time between this length and the one before, ``speedup`` the time of
-    softmax attention of the same causality over this layer's, forward and backward together. A length that would take
-    more than 4 GB or a minute, judged by the lengths before, is left out. Raises :class:`UnknownNameError`, and
-    :class:`ArgumentError` for a device that is not there.
+    Args:
+        names: layers; all registered ones by default.
+        lengths: numbers of tokens. A length is left out if its cost, extrapolated from the length before, exceeds 4 GB
+            or one minute.
+        device: ``cpu`` or ``cuda``.
+        advance: called with the name of each measurement.
+
+    Returns:
+        One row per configuration and length. ``slope`` is the log-log slope of the forward time from the length before.
+        ``speedup`` is the time of softmax attention of the same causality divided by the time of this layer, forward
+        plus backward.
+
+    Raises:
+        UnknownNameError: an unknown layer.
+        ArgumentError: no lengths, a length below 1, or a device that does not exist.
     """
     wanted = {"softmax": find_layer("softmax")} | {name: find_layer(name) for name in (names or LAYERS)}
     if any(length < 1 for length in lengths) or not lengths:
@@ -104,7 +119,7 @@ def _bench_one(
 
 
 def grid_of(length: int, rank: int) -> tuple[int, ...]:
-    """The most even grid of powers of two (and what is left over) with so many cells."""
+    """Return the most even grid with ``length`` cells whose sides, except the last, are powers of two."""
     if rank == 1:
         return (length,)
     side = 1 << (length.bit_length() - 1) // rank
@@ -180,7 +195,7 @@ def _allocations(run: Callable[[], Any]) -> Iterator[int]:
 
 
 def _seconds(run: Callable[[], Any], device: torch.device, *, least: float = 0.1, most: int = 20) -> float:
-    """The fastest of three runs or more, until ``least`` seconds are spent."""
+    """Return the shortest time of at least three runs, repeated for at least ``least`` seconds."""
     run()
     best, spent = math.inf, 0.0
     for turn in range(most):

@@ -43,7 +43,11 @@ class Splits:
 
 
 class DataConfig(Protocol):
-    """Settings of a data set, which can open it."""
+    """Settings of a data set, which can open it.
+
+    A config that names files of the user may also have ``content() -> str | None``: a digest of these files, which
+    enters the hash of the experiment, so that changed files never give an old result.
+    """
 
     def open(self) -> Splits: ...
 
@@ -126,7 +130,10 @@ class Experiment:
 
         Seeds and source are left to the report, as they do not determine a single run.
         """
-        return {f.name: _describe(getattr(self, f.name)) for f in fields(self) if f.name not in ("seeds", "source")}
+        parts = {f.name: _describe(getattr(self, f.name)) for f in fields(self) if f.name not in ("seeds", "source")}
+        content = getattr(self.data, "content", None)
+        digest = content() if callable(content) else None
+        return parts if digest is None else {**parts, "content": digest}
 
     @property
     def hash(self) -> str:

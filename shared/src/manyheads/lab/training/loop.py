@@ -341,7 +341,9 @@ def whole_batches(train: Part, budget: Budget, fabric: Fabric) -> int:
         )
     batches = len(train) // budget.batch_size
     if batches < 1:
-        raise ArgumentError(f"batch_size: found {budget.batch_size}, the train part has only {len(train)} examples")
+        count = len(train)
+        cure = f": use at most that (budget.batch_size={count})" if count else ""
+        raise ArgumentError(f"batch_size: found {budget.batch_size}, the train part has only {count} examples{cure}")
     return batches
 
 

@@ -91,7 +91,10 @@ def _run_seed(
     done = folder / "result.json"
     if resume and done.exists():
         try:
-            return SeedResult(**load_document(done, kind=RESULT, fix="computed again from what is whole"))
+            finished = SeedResult(**load_document(done, kind=RESULT, fix="computed again from what is whole"))
+            if progress and first_process():
+                print(f"{experiment.name}, seed {folder.name[5:]}: finished before, read from {done}", file=sys.stderr)
+            return finished
         except (CheckpointError, TypeError) as error:
             warnings.warn(str(error), ManyheadsWarning, stacklevel=2)
     if first_process():
@@ -101,6 +104,12 @@ def _run_seed(
     if first_process():
         save_document(done, plain(asdict(result)), kind=RESULT)
     return result
+
+
+def newest(root: Path, name: str) -> Path | None:
+    """Return the newest file of that name in the seeds below ``root``; one of a smoke test if there is no other."""
+    found = root.glob(f"*/*/seed-*/{name}")
+    return max(found, key=lambda path: (not path.parts[-4].endswith("-smoke"), path.stat().st_mtime), default=None)
 
 
 def write_json(path: Path, value: Any) -> None:

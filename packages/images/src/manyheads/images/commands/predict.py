@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from manyheads.images.classifier import Prediction
 
 
+# pictures in a plot
+MOST = 16
+
+
 def predict(
     pictures: tuple[Path, ...], /, *, model: Path | None = None, top: int = 3, plot: Path | None = None
 ) -> Outcome:
@@ -25,7 +29,7 @@ def predict(
         pictures: picture files (.png, .jpg, …).
         model: classifier file of a training run; the newest below runs/ by default.
         top: number of labels to print for each picture.
-        plot: picture file to write (.png, .svg or .pdf): each picture with the probabilities of its labels.
+        plot: picture file to write (.png, .svg or .pdf): the first 16 pictures with the probabilities of their labels.
     """
     from manyheads.images.classifier import ImageClassifier, newest_classifier
     from manyheads.lab.data.files import check_suffix, write_figure
@@ -44,7 +48,9 @@ def predict(
         for note in one.notes:
             print(f"note: {one.file}: {note}", file=sys.stderr)
     if plot is not None:
-        write_figure(plot, draw(found[:16], top))
+        write_figure(plot, draw(found[:MOST], top))
+        if len(found) > MOST:
+            print(f"note: {plot}: the first {MOST} of {len(found)} pictures", file=sys.stderr)
     rows = [
         (one.file, one.label, ", ".join(f"{name} {share:.3f}" for name, share in list(one.probabilities.items())[:top]))
         for one in found
@@ -63,6 +69,7 @@ def draw(predictions: list[Prediction], top: int) -> Figure:
     for row, one in zip(figure.subplots(len(predictions), 2, squeeze=False), predictions, strict=True):
         row[0].imshow(read_picture(Path(one.file), 3).pixels)
         row[0].set_axis_off()
+        row[0].set_title(f"{Path(one.file).name}: {one.label}", fontsize="small")
         labels = list(one.probabilities)[:top][::-1]
         row[1].barh(labels, [one.probabilities[label] for label in labels])
         row[1].set(xlim=(0, 1), xlabel="probability" if one is predictions[-1] else "")

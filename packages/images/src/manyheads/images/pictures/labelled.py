@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Labelled:
     parts: dict[str, np.ndarray]
     """Part -> indices."""
     notes: tuple[str, ...] = ()
-    """What was converted on reading."""
+    """What was converted and what left out on reading."""
 
 
 def digits(size: int, shares: tuple[float, float]) -> Labelled:
@@ -53,12 +52,20 @@ def folder(root: Path, size: int, channels: int, shares: tuple[float, float]) ->
         raise DataError(f"{root}: found no folder, expected one with a subfolder of pictures for each label")
     inside = {path.name for path in root.iterdir() if path.is_dir()}
     divided = {"train", "test"} <= inside <= set(PARTS)
-    files = {part: _files(root / part) for part in PARTS if part in inside} if divided else {"": _files(root)}
+    notes: list[str] = []
+    places_of = {part: root / part for part in PARTS if part in inside} if divided else {"": root}
+    files = {part: _files(place, notes) for part, place in places_of.items()}
     first = files["train" if divided else ""]
     labels = tuple(sorted(first))
     if len(labels) < 2:
-        raise DataError(f"{root}: found {len(labels)} labels, expected a subfolder of pictures for each of two or more")
+        raise DataError(
+            f"{root}: found {len(labels)} label{'' if len(labels) == 1 else 's'}, expected two or more, each a "
+            f"subfolder of pictures ({', '.join(SUFFIXES)})"
+        )
     converted: Counter[str] = Counter()
+    for part, found in files.items():
+        if part and (absent := sorted(set(first) - set(found))):
+            notes.append(f"{root / part}: no picture of {', '.join(absent)}")
     pixels, targets, places = [], [], []
     for part, found in files.items():
         for label, paths in sorted(found.items()):
@@ -77,8 +84,12 @@ def folder(root: Path, size: int, channels: int, shares: tuple[float, float]) ->
     if divided:
         own = np.array(places)
         parts = {part: np.flatnonzero(own == part) for part in PARTS}
-    notes = tuple(f"{root}: {count} of {len(numbers)} pictures: {what}" for what, count in converted.items())
-    return Labelled(np.stack(pixels), numbers, labels, parts, notes)
+    notes += [f"{root}: {count} of {len(numbers)} pictures: {what}" for what, count in converted.items()]
+    if divided and "validation" not in inside:
+        notes.append(
+            f"{root}: found no folder validation beside train and test: no choice of weights, no early stopping"
+        )
+    return Labelled(np.stack(pixels), numbers, labels, parts, tuple(notes))
 
 
 def split(targets: np.ndarray, shares: tuple[float, float], *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,19 +109,26 @@ def split(targets: np.ndarray, shares: tuple[float, float], *, seed: int = 0) ->
     return {part: np.array(sorted(found), dtype=np.int64) for part, found in chosen.items()}
 
 
-def _files(root: Path) -> dict[str, list[Path]]:
-    """Label -> picture files, hidden ones left out."""
-    found = {}
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
-            own = _pictures(path.iterdir())
-            if own:
-                found[path.name] = own
+def _files(root: Path, notes: list[str]) -> dict[str, list[Path]]:
+    """Label -> picture files. Files that are left out enter the notes; hidden ones are skipped."""
+    found: dict[str, list[Path]] = {}
+    others, misplaced = [], []
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if any(part.startswith(".") for part in parts) or not path.is_file():
+            continue
+        known = path.suffix.lower() in SUFFIXES
+        if known and len(parts) == 2:
+            found.setdefault(parts[0], []).append(path)
+        elif known:
+            misplaced.append(path)
+        else:
+            others.append(path)
+    for paths, why in ((others, "no picture by its name"), (misplaced, "not in the folder of a label: label/file")):
+        if paths:
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            notes.append(f"{paths[0]}{more}: left out: {why}")
     return found
-
-
-def _pictures(paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:

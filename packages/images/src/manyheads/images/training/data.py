@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from manyheads.core.errors import ArgumentError
 from manyheads.images.pictures.labelled import Labelled, digits, folder
+from manyheads.lab.data.files import digest_of
 from manyheads.lab.training.experiment import Splits
 
 
@@ -76,6 +77,10 @@ class ImageData:
     test_share: float = 0.25
     """Share of each label for the test part."""
 
+    def content(self) -> str | None:
+        """Return the digest of the pictures of a folder; None for a set that is known by name."""
+        return digest_of(self.folder) if self.set == "folder" else None
+
     def open(self) -> Splits:
         """Read the pictures. Raises :class:`DataError` and :class:`ArgumentError`."""
         self._check()
@@ -99,6 +104,11 @@ class ImageData:
         if self.image_size < 1 or self.shift < 0:
             raise ArgumentError(
                 f"data: found image_size {self.image_size} and shift {self.shift}, expected 1 or more and 0 or more"
+            )
+        if self.shift >= self.image_size:
+            raise ArgumentError(
+                f"data.shift: found {self.shift}, expected less than the {self.image_size} pixels of a side "
+                f"(data.shift={self.image_size // 16})"
             )
         if not (self.validation_share >= 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
             raise ArgumentError(

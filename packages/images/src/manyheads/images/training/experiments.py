@@ -28,7 +28,8 @@ class BackboneModel:
     name: str = "vit-nano"
     """Backbone and preset, such as "vit-nano" (manyheads list --backbones)."""
     layer: str | None = None
-    """The layer that mixes the tokens, for a backbone around any layer; its own by default."""
+    """The layer that mixes the tokens, for a backbone around any layer; its own by default. With a chosen layer, the
+    head reads the mean of the tokens."""
 
     def build(self, splits: Splits) -> nn.Module:
         """Build the backbone for the labels, channels and size of the pictures.

@@ -1,4 +1,4 @@
-"""The keyword networks by name."""
+"""Keyword networks by name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,12 @@ __all__ = [
 
 
 def config_from_json(data: Mapping[str, Any]) -> NetworkConfig:
-    """The config that :meth:`NetworkConfig.to_json` wrote; raises :class:`UnknownNameError` for an unknown kind."""
+    """Read a config from the output of :meth:`NetworkConfig.to_json`.
+
+    Raises:
+        ArgumentError: no kind, or a wrong field.
+        UnknownNameError: an unknown kind.
+    """
     values = dict(data)
     kind = values.pop("kind", None)
     if not isinstance(kind, str):

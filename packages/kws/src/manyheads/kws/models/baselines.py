@@ -1,9 +1,12 @@
 """Baselines for LMUFormer: a small residual convolutional network, and a network around any layer of the core.
 
-``ResidualCNN``: a stem, then blocks ``relu(x + N(conv(relu(N(conv(x))))))`` of kernel 3 whose dilation doubles from
-block to block, all causal. ``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` around a layer by
-name, such as ``softmax`` with a window, the control for the Legendre memory. The stem is that of LMUFormer. Neither
-spikes, unless the layer does, whose own batch norms are not folded.
+``ResidualCNN``: a stem, then causal blocks ``relu(x + N(conv(relu(N(conv(x))))))`` of kernel 3 with dilations 1, 2, 4 …
+
+``LayerNetwork``: a stem, then blocks ``x += layer(N(x)); x += ffn(x)`` around a registered layer. ``softmax`` with a
+window is the control for the Legendre memory.
+
+N is batch norm. Both use the stem of LMUFormer. Both are without spikes, unless the layer spikes; batch norms inside
+the layer are not folded.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from manyheads.kws.models.staged import Stage, Staged
 from manyheads.kws.models.stem import Stem
 
 Option = bool | int | float | str
-OPTIONS: Mapping[str, Mapping[str, Option]] = {  # what makes a layer strictly causal and of constant state
+# Default arguments that make a layer strictly causal with a state of constant size.
+OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "softmax": {"heads": 4, "causal": True, "window": 48},
     "transformer-xl": {"heads": 4, "memory": 48},
     "gtrxl": {"heads": 4, "memory": 48},
@@ -40,20 +44,20 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {  # what makes a layer strictly c
 
 @dataclass(frozen=True)
 class ResidualCNNConfig(NetworkConfig):
-    """A small causal residual network; its four blocks see 60 steps, 1.2 s at a stride of 2."""
+    """A small causal residual network. The receptive field of four blocks is 60 steps, 1.2 s at stride 2."""
 
     kind: ClassVar[str] = "residual-cnn"
 
     stem: Literal["1d", "2d"] = "2d"
     channels: int = 48
     kernels: tuple[int, ...] = (5, 5, 3)
-    """Of the "1d" stem."""
+    """Kernel sizes of the "1d" stem."""
     stride: Literal[1, 2] = 2
-    """Frames a step."""
+    """Frames per step."""
     lookahead: int = 0
-    """Frames that the stem may look ahead."""
+    """Look-ahead of the stem in frames."""
     depth: int = 4
-    """Blocks; the n-th has dilation 2^(n - 1)."""
+    """Number of blocks; the n-th has dilation 2^(n - 1)."""
     dropout: float = 0.0
 
     def make(self, bins: int, labels: Sequence[str]) -> ResidualCNN:
@@ -61,7 +65,7 @@ class ResidualCNNConfig(NetworkConfig):
 
 
 class ConvolutionBlock(Stage):
-    """``relu(x + N(conv(relu(N(conv(x))))))``."""
+    """Residual block: ``relu(x + N(conv(relu(N(conv(x))))))``."""
 
     def __init__(self, name: str, channels: int, dilation: int) -> None:
         super().__init__()
@@ -109,40 +113,41 @@ class ResidualCNN(Staged):
 
 @dataclass(frozen=True)
 class LayerNetworkConfig(NetworkConfig):
-    """A network around any strictly causal layer of the core whose state does not grow."""
+    """A network around any registered layer that is strictly causal and has a state of constant size."""
 
     kind: ClassVar[str] = "layer"
 
     layer: str = "softmax"
-    """A name of ``manyheads list --causal strict --streaming``."""
+    """Name of the layer, from ``manyheads list --causal strict --streaming``."""
     options: dict[str, Option] = field(default_factory=dict)
-    """The layer's own arguments, over the defaults that make it causal and its state constant."""
+    """Arguments of the layer; they replace the defaults that make it causal with a constant state."""
     stem: Literal["1d", "2d"] = "2d"
     channels: int = 64
     kernels: tuple[int, ...] = (5, 5, 3)
-    """Of the "1d" stem."""
+    """Kernel sizes of the "1d" stem."""
     stride: Literal[1, 2] = 2
-    """Frames a step."""
+    """Frames per step."""
     lookahead: int = 0
-    """Frames that the stem may look ahead."""
+    """Look-ahead of the stem in frames."""
     depth: int = 1
+    """Number of blocks."""
     ratio: int = 3
-    """Width of the feed-forward network over the channels."""
+    """Width of the feed-forward network divided by the channels."""
     dropout: float = 0.0
 
     def make(self, bins: int, labels: Sequence[str]) -> LayerNetwork:
         return LayerNetwork(self, bins, labels)
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # release 0.1 had norm and layer in the block itself
+        # in release 0.1 the block itself contained norm and layer
         new = {"norm": "mixer.layer_norm", "layer": "mixer.layer"}
         old = re.compile(r"^(blocks\.\d+)\.(norm|layer)\.")
         return {old.sub(lambda m: f"{m[1]}.{new[m[2]]}.", name): tensor for name, tensor in tensors.items()}
 
 
 class LayerBlock(Stage):
-    """A residual block with batch norm around the layer, then the feed-forward network of LMUFormer beside a residual
-    path; its norms stand after its products."""
+    """A residual block with batch norm around the layer, then a residual feed-forward network as in LMUFormer, with its
+    norms after the linear maps."""
 
     def __init__(self, prefix: str, layer: Layer, channels: int, ratio: int) -> None:
         super().__init__()
@@ -178,7 +183,7 @@ class LayerNetwork(Staged):
 
     Raises:
         UnknownNameError: a layer that the core does not have.
-        ArgumentError: one that is not strictly causal as configured, or whose state grows; arguments it does not take.
+        ArgumentError: a layer that is not strictly causal as configured, a growing state, or unknown arguments.
     """
 
     def __init__(self, config: LayerNetworkConfig, bins: int, labels: Sequence[str]) -> None:
@@ -192,7 +197,7 @@ class LayerNetwork(Staged):
 
 
 def streaming_layer(config: LayerNetworkConfig) -> Layer:
-    """The layer, once it is known to stream."""
+    """Build the layer; raise :class:`ArgumentError` if it is not strictly causal with a state of constant size."""
     options = {**OPTIONS.get(config.layer, {}), **config.options}
     kind = find_layer(config.layer)
     layer = kind(config.channels, **options)

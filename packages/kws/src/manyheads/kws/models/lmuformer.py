@@ -1,4 +1,4 @@
-"""LMUFormer (2402.04882), as published and as it streams, with spikes and without.
+"""LMUFormer (2402.04882), as published and for streaming, with and without spikes.
 
     x = stem(frames);   for each block  x += mixer(x);  x += ffn(x);   logits = head(x)
 
@@ -8,14 +8,20 @@
             W_2 S(N(W_1 S(N(x)) + b_1)) + b_2                              with
     head    W x + b;  with spikes W S(N(x)) + b
 
-N batch norm, f ReLU; with spikes S, leaky integrate-and-fire neurons along the steps, stands for f, on m and at the
-mixer's entry (threshold 0.5). Shapes: B batch, T steps, D channels, K memories, q order.
+N is batch norm, f is ReLU, S are leaky integrate-and-fire neurons along the steps. With spikes, S replaces f and is
+also applied to m and to the input of the mixer (threshold 0.5). Shapes: B batch, T steps, D channels, K memories,
+q order.
 
-``published=True`` is the arithmetic of the paper's code: no N on u and h without spikes, batch norm after the ReLU of
-the stem. Otherwise h has its N, and the stem's N comes before its ReLU. Differs from the paper: convolutions are
-left-padded unless a look-ahead is asked for (5 frames centre all convolutions of the published size); more than one
-memory, the "2d" stem and a stride are ours; the memory is linear and spikes after it, as in the code and unlike the
-figure. The body of the paper could not be read.
+``published=True`` is the arithmetic of the authors' code: u and h have no N without spikes, and the batch norm of the
+stem follows its ReLU. Otherwise h has an N, and the batch norm of the stem precedes its ReLU.
+
+Differs from the paper:
+
+- Convolutions are padded on the left, unless a look-ahead is given. A look-ahead of 5 frames centres all convolutions
+  of the published network.
+- More than one memory, the "2d" stem and the stride are additions.
+- The memory is linear and spikes follow it, as in the code; the figure of the paper differs.
+- The text of the paper was not available; the source is the code.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ from manyheads.kws.models.stem import Stem
 
 @dataclass(frozen=True)
 class LMUFormerConfig(NetworkConfig):
-    """The family; the defaults are a small streaming network."""
+    """LMUFormer; the defaults give a small streaming network."""
 
     kind: ClassVar[str] = "lmuformer"
 
@@ -46,33 +52,33 @@ class LMUFormerConfig(NetworkConfig):
     channels: int = 64
     """Width D."""
     kernels: tuple[int, ...] = (5, 5, 3)
-    """Of the "1d" stem."""
+    """Kernel sizes of the "1d" stem."""
     stride: Literal[1, 2] = 2
-    """Frames a step."""
+    """Frames per step."""
     lookahead: int = 0
-    """Frames that the stem may look ahead; a multiple of the stride."""
+    """Look-ahead of the stem in frames; a multiple of the stride."""
     depth: int = 1
-    """Blocks."""
+    """Number of blocks."""
     order: int = 16
-    """q: numbers that each memory holds."""
+    """Order q of the Legendre memories."""
     window: int = 40
-    """Steps that a memory reaches back."""
+    """Window theta of the Legendre memories, in steps."""
     memories: int = 8
-    """K."""
+    """Number of memories K."""
     ratio: int = 3
-    """Width of the feed-forward network over D."""
+    """Width of the feed-forward network divided by D."""
     spiking: bool = False
     dropout: float = 0.0
-    """Before the head."""
+    """Dropout before the head."""
     published: bool = False
-    """The arithmetic of the paper's code."""
+    """Use the arithmetic of the authors' code."""
 
     def make(self, bins: int, labels: Sequence[str]) -> LMUFormer:
         return LMUFormer(self, bins, labels)
 
 
 class Block(Stage):
-    """Mixer and feed-forward network, each beside a residual path."""
+    """Mixer and feed-forward network, each with a residual connection."""
 
     def __init__(self, prefix: str, config: LMUFormerConfig) -> None:
         super().__init__()
@@ -112,7 +118,7 @@ class LMUFormer(Staged):
     """See the module and :class:`LMUFormerConfig`.
 
     Raises:
-        ArgumentError: sizes below 1, a stride other than 1 or 2, a look-ahead that the convolutions cannot take.
+        ArgumentError: sizes below 1, a stride other than 1 or 2, or a look-ahead beyond that of the convolutions.
     """
 
     config: LMUFormerConfig

@@ -1,4 +1,4 @@
-"""The two parts of an LMUFormer block: the mixer around Legendre memories, and the feed-forward network."""
+"""The two parts of an LMUFormer block: the mixer with Legendre memories, and the feed-forward network."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from manyheads.kws.models.sites import Site, SpikeSite, fold_after, fold_alone, 
 
 
 class LegendreMixer(nn.Module):
-    """``(B, T, D) -> (B, T, D)``: see :mod:`manyheads.kws.models.lmuformer`. With one memory, without the map after it
-    and the spikes before it, it is the core's layer ``lmu``, or ``spiking-lmu``.
+    """The mixer, ``(B, T, D) -> (B, T, D)``; equations in :mod:`manyheads.kws.models.lmuformer`.
+
+    With one memory, without the output map and the spikes at the input, it is the layer ``lmu`` or ``spiking-lmu``.
 
     Args:
-        prefix: before the names of the sites.
+        prefix: prefix of the names of the sites.
         channels: D.
-        order, window: q and theta of each memory; a warning where the order exceeds the window.
+        order, window: q and theta of each memory. An order above the window gives a warning.
         memories: K.
-        spiking: leaky integrate-and-fire neurons in place of ReLU.
-        norm: batch norm on h without spikes; with spikes there always is.
+        spiking: use leaky integrate-and-fire neurons instead of ReLU.
+        norm: use batch norm on h in a network without spikes. A spiking network always has it.
     """
 
     clip_response: Tensor | None
@@ -35,8 +36,9 @@ class LegendreMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.memories, self.order = memories, order
-        self.register_buffer("clip_response", None, persistent=False)  # (K T, D)
-        self.register_buffer("clip_index", None, persistent=False)  # (T, T) int64
+        # (K T, D), and (T, T) int64
+        self.register_buffer("clip_response", None, persistent=False)
+        self.register_buffer("clip_index", None, persistent=False)
         self.entry = SpikeSite(f"{prefix}mixer", channels, threshold=0.5) if spiking else None
         self.encoder = nn.Linear(channels, memories)
         self.memory = LegendreMemory(order, window, owner="lmuformer")
@@ -72,7 +74,7 @@ class LegendreMixer(nn.Module):
         return y, (memory, (entry, inputs, spiked, hidden))
 
     def _remember(self, u: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """``u (B, T, K)`` -> ``(B, T, K q)`` and the last memory."""
+        """Run the memories: ``u (B, T, K)`` -> ``(B, T, K q)`` and the last memory."""
         if u.shape[1] == 1:
             memory = self.memory.step(u.squeeze(1), initial)
             return memory.flatten(1).unsqueeze(1), memory
@@ -81,26 +83,30 @@ class LegendreMixer(nn.Module):
         return every.transpose(1, 2).flatten(2), every[:, :, -1]
 
     def freeze_clips(self, steps: int) -> None:
-        """Joins memory and readout for clips of so many steps, as the weights will not change any more: one product
-        with ``G[k] = W_m A'^k B'`` in place of two. Spikes stand between the two, so that it does nothing there."""
+        """Fuse memory and readout for clips of ``steps`` steps: one product with ``G[k] = W_m A'^k B'`` instead of two.
+
+        The weights must not change afterwards. Does nothing with spikes, which separate the two.
+        """
         if self.memory_site is not None:
             return
         system = legendre_system(self.order, self.memory.window)
-        response = impulse_response(system.transition, system.drive, steps).flip(0)  # (T, q), latest last
+        # (T, q), the latest step last
+        response = impulse_response(system.transition, system.drive, steps).flip(0)
         weight = self.readout.weight.detach()
         parts = weight.double().cpu().unflatten(1, (self.memories, self.order))
         joined = torch.einsum("tq,dkq->ktd", response, parts).flatten(0, 1)
         self.clip_response = joined.to(weight)
         lag = torch.arange(steps, device=weight.device)
-        self.clip_index = lag.unsqueeze(1) + lag  # into the inputs after T - 1 zeros
+        # index of the inputs, padded with T - 1 zeros on the left
+        self.clip_index = lag.unsqueeze(1) + lag
 
     def _seen(self, u: Tensor) -> Tensor:
-        """``u (B, T, K)`` of a whole clip -> all inputs up to each step, ``(B, T, K T)``."""
+        """Collect all inputs up to each step of a whole clip: ``u (B, T, K)`` -> ``(B, T, K T)``."""
         padded = functional.pad(u.transpose(1, 2), (u.shape[1] - 1, 0))
         return padded[:, :, self.clip_index].transpose(1, 2).flatten(2)
 
     def products(self) -> list[Product]:
-        """Its products, at one step; the memory's transition stays dense whatever spikes."""
+        """Return the products of one step; the transition of the memory is dense also with spikes."""
         prefix = "" if self.entry is None else self.entry.name.removesuffix("mixer")
         spiking = self.entry is not None
 
@@ -117,12 +123,16 @@ class LegendreMixer(nn.Module):
         ]
 
     def fold(self) -> None:
-        """Batch norms are folded away in place; that of the entry, which the residual path goes round, and that of the
-        memory, which has no weight, become affine maps."""
+        """Fold the batch norms in place.
+
+        Two batch norms become affine maps: that of the entry, because the residual path bypasses it, and that of the
+        memory, because the memory has no weights.
+        """
         self.output_norm = fold_norm(self.output, self.output_norm)
         fold_after(self.encoder, self.input_site)
         if isinstance(self.hidden_site.norm, SequenceBatchNorm):
-            with torch.no_grad():  # two products make h; the bias is of the second
+            # h is the sum of two products; fold_after adds the bias to the second only
+            with torch.no_grad():
                 self.readout.weight.mul_(affine_of(self.hidden_site.norm)[0].unsqueeze(1))
         fold_after(self.skip, self.hidden_site)
         for site in (self.entry, self.memory_site):
@@ -131,7 +141,7 @@ class LegendreMixer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The channel mixer, ``(B, T, D) -> (B, T, D)``: see :mod:`manyheads.kws.models.lmuformer`."""
+    """The feed-forward network, ``(B, T, D) -> (B, T, D)``; equations in :mod:`manyheads.kws.models.lmuformer`."""
 
     def __init__(self, prefix: str, channels: int, hidden: int, *, spiking: bool) -> None:
         super().__init__()
@@ -157,7 +167,7 @@ class FeedForward(nn.Module):
         return x, (entry, inner)
 
     def products(self) -> list[Product]:
-        """Its products, at one step."""
+        """Return the products of one step."""
         spiking = self.entry is not None
         return [
             Product(f"{self.prefix}widen", step_macs(self.widen), f"{self.prefix}ffn1" if spiking else None),
@@ -165,7 +175,7 @@ class FeedForward(nn.Module):
         ]
 
     def fold(self) -> None:
-        """Batch norms are folded away in place."""
+        """Fold the batch norms in place."""
         fold_after(self.widen, self.inner)
         if self.last is not None:
             fold_after(self.narrow, self.last)

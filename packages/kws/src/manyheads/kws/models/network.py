@@ -1,12 +1,12 @@
 """The interface of a keyword network: frames in, logits out, in chunks of any size.
 
     out = network(frames)                 # (B, T, M) -> out.logits (B, T', C), out.state, out.aux
-    out = network(more, out.state)        # goes on; chunks joined are the whole, exactly
+    out = network(more, out.state)        # the next chunk; chunked equals whole, exactly
 
-A step is ``stride`` frames, T' = T // stride of all frames so far; frames that do not fill a step wait in the state.
-With a look-ahead of a frames the logits of step j are meant for the frames up to a before it: they come a frames late,
-and those of the first a frames, meant for none, are 0. :meth:`Network.finish` gives the last ones at the end of a
-stream, :meth:`Network.whole` all of a clip in place. A clip's prediction is the argmax of the mean of its logits.
+A step is ``stride`` frames, so T' = T // stride, counted over all frames so far. Frames that do not fill a step wait in
+the state. With a look-ahead of a frames, the logits are a frames late, and those of the first a frames are 0.
+:meth:`Network.finish` returns the remaining logits at the end of a stream. :meth:`Network.whole` returns all logits of
+a clip without delay. The prediction of a clip is the argmax of its mean logits.
 
 Axes: B batch, T frames, M bins, C labels.
 """
@@ -31,25 +31,32 @@ from manyheads.lab.training.experiment import Splits
 
 
 class NetworkState(NamedTuple):
-    """All that a stream has to remember; of constant size."""
+    """The state of a stream, of constant size."""
 
-    waiting: Tensor  # (B, stride - 1, M): the latest frames, of which the last ``held`` belong to the next step
-    held: Tensor  # (B,) int64, the same in all rows
-    seen: Tensor  # (B,) int64: frames so far, counted up to the look-ahead
-    parts: State  # of the network's modules
+    waiting: Tensor
+    """``(B, stride - 1, M)``: the latest frames; the last ``held`` of them belong to the next step."""
+    held: Tensor
+    """``(B,)`` int64: number of waiting frames, the same in all rows."""
+    seen: Tensor
+    """``(B,)`` int64: number of frames so far, clamped at the look-ahead."""
+    parts: State
+    """The states of the modules."""
 
 
 class NetworkOutput(NamedTuple):
-    """``aux`` holds the spikes a step and neuron by site, empty where nothing spikes."""
+    """The ``logits (B, T', C)``, the next state, and the spike rates ``aux``.
 
-    logits: Tensor  # (B, T', C)
+    ``aux`` holds the spikes per step and neuron for each site; it is empty without spikes.
+    """
+
+    logits: Tensor
     state: NetworkState
     aux: dict[str, Tensor]
 
 
 class Product(NamedTuple):
-    """A matrix product of one step: its multiply-adds, and the site whose spikes are its input, None for real numbers
-    (such a product stays dense)."""
+    """A matrix product of one step: its multiply-adds, and the site whose spikes are its input. The source is None for
+    real-valued input; such a product is dense."""
 
     name: str
     macs: int
@@ -57,21 +64,26 @@ class Product(NamedTuple):
 
 
 class Passage:
-    """The context of one call: start and end of the streams relative to their chunk, and the measured spike rates.
+    """The context of one call: where the streams start and end in the chunk, and the measured spike rates.
 
-    ``seen (B,)`` counts the frames before the chunk, up to the look-ahead; None where nothing comes late. ``end``, an
-    int or ``(B,)``, is the first frame of the chunk that is beyond a stream's end; None where they go on.
+    ``seen (B,)`` is the number of frames before the chunk, clamped at the look-ahead; None without look-ahead. ``end``,
+    an int or ``(B,)``, is the first frame of the chunk after the end of a stream; None if the streams continue.
     """
 
     def __init__(self, seen: Tensor | None = None, end: Tensor | int | None = None, *, clip: bool = False) -> None:
-        self.seen, self.end = seen, end  # both None: all frames are real
-        self.clip = clip  # the stream begins and ends here: nobody asks for the states
+        # both None: all frames are valid
+        self.seen, self.end = seen, end
+        # whole clips: the states after them are not used
+        self.clip = clip
         self.rates: dict[str, Tensor] = {}
-        self._known: dict[tuple[int, int, int], Tensor | None] = {}  # every site of a stage asks the same
+        # cache, as every site of a stage needs the same mask
+        self._known: dict[tuple[int, int, int], Tensor | None] = {}
 
     def real(self, steps: int, delay: int, rate: int) -> Tensor | None:
-        """``(B, steps)`` bool, True where a step of ``rate`` frames that is ``delay`` frames late lies in the stream;
-        None where all do."""
+        """Return the mask of valid steps, ``(B, steps)`` bool, or None if all are valid.
+
+        A step is ``rate`` frames and is ``delay`` frames late. It is valid if it lies inside the stream.
+        """
         asked = steps, delay, rate
         if asked not in self._known:
             self._known[asked] = self._real(*asked)
@@ -88,12 +100,14 @@ class Passage:
         return begun & (at < (self.end.unsqueeze(-1) if isinstance(self.end, Tensor) else self.end))
 
     def enter(self, frames: Tensor) -> Tensor:
-        """The frames with 0 where they lie outside of the stream, whatever stood there."""
+        """Set the frames outside the stream to 0, also NaN and infinity."""
         return _zeroed(frames, self.real(frames.shape[1], 0, 1))
 
     def blank(self, x: Tensor, delay: int, rate: int) -> Tensor:
-        """``x (B, T, …)`` with 0 where the step lies outside of the stream. Without a look-ahead ``x`` as it is: no
-        step of a stream sees one beyond its end."""
+        """Set the steps of ``x (B, T, …)`` outside the stream to 0.
+
+        Without look-ahead, return ``x`` unchanged: no step of a stream reads a step after its end.
+        """
         return x if self.seen is None else _zeroed(x, self.real(x.shape[1], delay, rate))
 
 
@@ -103,24 +117,24 @@ def _zeroed(x: Tensor, real: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Describes a network but for what the data decide; JSON-able."""
+    """Configuration of a network without the facts of the data; can be written as JSON."""
 
     kind: ClassVar[str] = ""
 
     def make(self, bins: int, labels: Sequence[str]) -> Network:
-        """The network for so many bins and these labels."""
+        """Build the network for ``bins`` mel bins and these labels."""
         raise NotImplementedError
 
     def build(self, splits: Splits) -> Network:
-        """The network for some data, whose facts name ``bins`` and ``labels``."""
+        """Build the network for a data set with the facts ``bins`` and ``labels``."""
         return self.make(int(splits.facts["bins"]), tuple(splits.facts["labels"]))
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a saved network under the names of this version."""
+        """Rename the tensors of a saved network to the names of this version."""
         return dict(tensors)
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": …, field: value}``; :func:`manyheads.kws.models.config_from_json` reads it."""
+        """Return ``{"kind": …, field: value}``, the input of :func:`manyheads.kws.models.config_from_json`."""
         return {"kind": self.kind, **asdict(self)}
 
 
@@ -128,18 +142,18 @@ N = TypeVar("N", bound="Network")
 
 
 class Network(nn.Module):
-    """Base of the keyword networks. A subclass has modules, sets ``stride`` and ``lookahead``, and implements
-    :meth:`init_parts`, :meth:`run` and :meth:`products`.
+    """Base class of the keyword networks. A subclass implements :meth:`init_parts`, :meth:`run`, :meth:`products` and
+    :meth:`fold`.
 
     Args:
-        config: what it was made from.
-        bins: M.
+        config: configuration of the network.
+        bins: number of mel bins M.
         labels: the words, in the order of the logits.
-        stride: frames a step.
-        lookahead: frames that an output waits for.
+        stride: frames per step.
+        lookahead: delay of the outputs in frames.
 
     Raises:
-        ArgumentError: no bins; labels that are none or repeat.
+        ArgumentError: no bins, no labels, or repeated labels.
     """
 
     def __init__(
@@ -156,25 +170,25 @@ class Network(nn.Module):
         self.folded = False
 
     def init_parts(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        """The states of the modules before the first frame."""
+        """Return the states of the modules before the first frame."""
         raise NotImplementedError
 
     def run(self, frames: Tensor, parts: State, passage: Passage) -> tuple[Tensor, State]:
-        """``frames (B, n stride, M)``, n above 0 -> logits ``(B, n, C)`` and the parts."""
+        """Run n > 0 steps: ``frames (B, n stride, M)`` -> logits ``(B, n, C)`` and the new states of the modules."""
         raise NotImplementedError
 
     def products(self) -> list[Product]:
-        """The matrix products of one step."""
+        """Return the matrix products of one step."""
         raise NotImplementedError
 
     def fold(self: N) -> N:
-        """A copy for evaluation without batch norm, equal to this network in evaluation."""
+        """Return a copy with folded batch norms; its outputs equal those of this network in evaluation."""
         raise NotImplementedError
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> NetworkState:
-        """Before the first frame."""
+        """Return the state before the first frame."""
         waiting = torch.zeros(batch, self.stride - 1, self.bins, device=device, dtype=dtype)
         zeros = torch.zeros(batch, dtype=torch.int64, device=device)
         return NetworkState(waiting, zeros, zeros.clone(), self.init_parts(batch, device=device, dtype=dtype))
@@ -182,14 +196,19 @@ class Network(nn.Module):
     def forward(
         self, frames: Tensor, state: NetworkState | None = None, *, ends: Tensor | None = None
     ) -> NetworkOutput:
-        """Any number of frames, none included.
+        """Run a chunk of any number of frames, zero included.
 
-        ``ends (B,)`` are the frames of this call after which each stream is over: the later ones are padding, which no
-        output, no gradient and no statistic of batch norm reads; those that do not fill a step are let go. Before its
-        end a stream gives what it would give alone. The state is then of no use.
+        Args:
+            frames: ``(B, T, M)``.
+            state: the state after the previous chunk.
+            ends: ``(B,)``, the number of valid frames of each row; the later frames are padding. Outputs, gradients and
+                batch-norm statistics do not depend on padding. Frames before the end that do not fill a step are
+                dropped. With ``ends``, the returned state must not be used.
 
-        Raises :class:`ArgumentError` for frames of another shape, :class:`StateError` for the state of another network
-        or batch, and for rows that wait for different numbers of frames.
+        Raises:
+            ArgumentError: frames or ends of a wrong shape.
+            StateError: a state of another network or another batch size, or rows with different numbers of waiting
+                frames.
         """
         state = self._checked(frames, state)
         if ends is not None and ends.shape != frames.shape[:1]:
@@ -213,8 +232,8 @@ class Network(nn.Module):
         return NetworkOutput(logits, state._replace(seen=seen, parts=parts), passage.rates)
 
     def finish(self, state: NetworkState) -> Tensor:
-        """At the end of a stream the logits still owed, ``(B, lookahead / stride, C)``; frames that do not fill a step
-        are let go."""
+        """Return the remaining logits at the end of a stream, ``(B, lookahead / stride, C)``. Frames that do not fill a
+        step are dropped."""
         batch = state.held.shape[0]
         if self.lookahead == 0:
             return state.waiting.new_zeros(batch, 0, len(self.labels))
@@ -222,7 +241,7 @@ class Network(nn.Module):
         return self.run(frames, state.parts, Passage(state.seen, 0))[0]
 
     def whole(self, frames: Tensor) -> Tensor:
-        """The logits of whole clips in place, ``(B, T // stride, C)``: step j is that of frame ``stride j``."""
+        """Return the logits of whole clips without delay, ``(B, T // stride, C)``; step j is at frame ``stride j``."""
         state = self._checked(frames, None)
         steps = frames.shape[1] // self.stride
         if steps == 0:
@@ -236,8 +255,11 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor] | Tensor) -> dict[str, Tensor]:
-        """Sets the running statistics of every batch norm to those of ``batches`` of ``(B, T, M)``, averaged over
-        them, each of its rows a whole clip, and gives the spike rates of the last one."""
+        """Set the running statistics of every batch norm to their mean over ``batches`` of whole clips ``(B, T, M)``.
+
+        Returns:
+            The spike rates of the last batch.
+        """
         norms = [module for module in self.modules() if isinstance(module, SequenceBatchNorm)]
         momenta, was_training = [norm.momentum for norm in norms], self.training
         for norm in norms:
@@ -258,12 +280,12 @@ class Network(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Trained numbers."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @cached_property
     def _state_shapes(self) -> list[tuple[int, ...]]:
-        """Found once, as a stream of single frames is checked at every one."""
+        """Cached, because a stream of single frames checks its state at every frame."""
         return [leaf.shape[1:] for leaf in leaves(self.init_state(0, device=torch.device("cpu")))]
 
     def _checked(self, frames: Tensor, state: NetworkState | None) -> NetworkState:
@@ -299,12 +321,16 @@ def _common(held: Tensor) -> int:
 
 
 def from_fields(kind: type[NetworkConfig], values: dict[str, Any]) -> NetworkConfig:
-    """A config from what :meth:`NetworkConfig.to_json` wrote, without its kind. Raises :class:`ArgumentError`."""
+    """Read a config from the output of :meth:`NetworkConfig.to_json`, without its kind.
+
+    Raises:
+        ArgumentError: a wrong field.
+    """
     return from_json(kind, values, place=kind.kind)
 
 
 def step_macs(module: nn.Module, positions: int = 1) -> int:
-    """Multiply-adds of a product with the module's weight at so many places."""
+    """Return the multiply-adds of the module's weight at ``positions`` positions."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return math.prod(weight.shape) * positions

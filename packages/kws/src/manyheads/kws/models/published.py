@@ -1,14 +1,14 @@
-"""LMUFormer at the published size, and its reference weights.
+"""LMUFormer at the published size, and conversion of the authors' weights.
 
     network = published(spiking=False).make(128, labels)            # 1,621,796 parameters with 35 labels
     network = published(spiking=True).make(128, labels)             # 1,689,894
     network.load_state_dict(from_reference(weights, network))
 
-The names are those of the authors' code, whose checkpoints could not be had: the layout is read from its modules. They
-may begin with ``module.``, as its training wraps the network. A norm has ``weight``, ``bias``, ``running_mean`` and
-``running_var`` of the width given, and ``num_batches_tracked``. Under ``block.0.attn.lmu.`` the code also saves the
-constants ``A``, ``B``, ``H``, ``fft_H``; they are computed here and are let go. ``+ n`` is a bias of n. With spikes the
-last norm of the stem stands before ``rpe_conv``.
+The names are those of the authors' code. Their checkpoints were not available, so the layout was read from the modules
+of the code. A name may have the prefix ``module.``, which data-parallel training adds. A norm has ``weight``, ``bias``,
+``running_mean`` and ``running_var`` of the given width, and ``num_batches_tracked``. The constants ``A``, ``B``, ``H``
+and ``fft_H`` under ``block.0.attn.lmu.`` are ignored, because they are computed here. ``+ n`` is a bias of n values.
+With spikes, the last norm of the stem comes before ``rpe_conv``.
 
 | without spikes                                | with spikes                           | shape                        |
 |-----------------------------------------------|---------------------------------------|------------------------------|
@@ -30,7 +30,7 @@ last norm of the stem stands before ``rpe_conv``.
 | –                                             | ``head_bn`` norm                      | 256                          |
 | ``head``                                      | the same                              | (35, 256) + 35               |
 
-``W_h`` is one matrix there; here it is two, ``readout`` of the memory and ``skip`` of the input, which has the bias.
+``W_h`` is one matrix there and two here: ``readout`` for the memory, and ``skip`` with the bias for the input.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ from torch import Tensor
 from manyheads.core.errors import CheckpointError
 from manyheads.kws.models.lmuformer import LMUFormer, LMUFormerConfig
 
-PARAMETERS = {False: 1_621_796, True: 1_689_894}  # with 128 bins and 35 labels, by ``spiking``
+# Parameters with 128 bins and 35 labels, by ``spiking``.
+PARAMETERS = {False: 1_621_796, True: 1_689_894}
 _CONSTANTS = {f"block.0.attn.lmu.{name}" for name in ("A", "B", "H", "fft_H")}
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def published(*, spiking: bool, lookahead: int = 5) -> LMUFormerConfig:
-    """The published network; its convolutions are centred, which is a look-ahead of 5 frames. 0 makes it causal."""
+    """Return the published network. Its centred convolutions have a look-ahead of 5 frames; 0 makes it causal."""
     config = LMUFormerConfig(
         stem="1d",
         channels=256,
@@ -66,9 +67,10 @@ def published(*, spiking: bool, lookahead: int = 5) -> LMUFormerConfig:
 
 
 def from_reference(weights: Mapping[str, Tensor], network: LMUFormer) -> dict[str, Tensor]:
-    """The state dict of ``network``, a published one of any width, from weights in the module's layout.
+    """Convert the authors' weights to a state dict of ``network``, a published network of any width.
 
-    Raises :class:`CheckpointError` for parts that are missing, left over, or of another shape.
+    Raises:
+        CheckpointError: a tensor is missing, unused or of another shape.
     """
     left = {name.removeprefix("module."): value for name, value in weights.items()}
     left = {name: value for name, value in left.items() if name not in _CONSTANTS}
@@ -99,7 +101,8 @@ def from_reference(weights: Mapping[str, Tensor], network: LMUFormer) -> dict[st
 
 def _shaped(name: str, value: Tensor, expected: Tensor) -> Tensor:
     if value.dim() == expected.dim() + 1 and value.shape[-1] == 1:
-        value = value.squeeze(-1)  # a convolution of kernel 1
+        # a convolution with kernel 1 is a linear map
+        value = value.squeeze(-1)
     if value.shape != expected.shape:
         raise CheckpointError(
             f"reference weights: {name}: found shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
@@ -108,7 +111,7 @@ def _shaped(name: str, value: Tensor, expected: Tensor) -> Tensor:
 
 
 def _names(network: LMUFormer) -> list[tuple[str, str]]:
-    """Their names and ours, but for W_h."""
+    """Return pairs of the authors' name and the name here, without those of W_h."""
     spiking, stages = network.config.spiking, len(network.stem.convolutions)
     attn, mlp, mixer, ffn = "block.0.attn", "block.0.mlp", "blocks.0.mixer", "blocks.0.ffn"
     number = [str(n) if n else "" for n in range(stages)]

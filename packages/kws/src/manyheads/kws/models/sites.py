@@ -1,11 +1,11 @@
-"""Normalisation and nonlinearity after a product, with or without spikes, and the folding of batch norm.
+"""Sites: batch norm and activation after a linear map, with or without spikes; batch-norm folding.
 
-In evaluation batch norm is ``y = a x + c`` for each channel.
+In evaluation, batch norm is ``y = a x + c`` for each channel.
 
-- After a product it is folded into weight and bias.
-- Before a convolution (after a ReLU, in the published stem) a is folded into the convolution and ``x + c / a`` stays,
-  as the zeros of the padding must stay zeros.
-- If neither is possible, as beside a residual path, it becomes :class:`ChannelAffine`.
+- After a linear map, it is folded into weight and bias.
+- Before a convolution (after the ReLU of the published stem), a is folded into the convolution and ``x + c / a``
+  remains, because the zeros of the padding must remain zeros.
+- Otherwise, for example on a residual path, it becomes :class:`ChannelAffine`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Producer = nn.Linear | CausalConvolution | CausalConvolution2d
 
 
 class ChannelAffine(nn.Module):
-    """``a x + c`` a channel: what batch norm is in evaluation."""
+    """Batch norm in evaluation: ``a x + c`` per channel."""
 
     scale: Tensor
     shift: Tensor
@@ -51,7 +51,7 @@ class ChannelAffine(nn.Module):
 
 
 class ChannelShift(nn.Module):
-    """``x + c`` a channel."""
+    """Add a constant per channel: ``x + c``."""
 
     shift: Tensor
 
@@ -64,7 +64,7 @@ class ChannelShift(nn.Module):
 
 
 class Site(nn.Module):
-    """Real numbers: ``f(N(x))``, or ``N(f(x))`` where ``norm_last``; ``x (B, T, …, C)``."""
+    """A site without spikes: ``f(N(x))``, or ``N(f(x))`` if ``norm_last``; ``x (B, T, …, C)``."""
 
     def __init__(self, channels: int, activation: str, *, norm: bool = True, norm_last: bool = False) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Site(nn.Module):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()], passage: Passage, delay: int, rate: int) -> tuple[Tensor, tuple[()]]:
-        # x is a product's and nobody else's: without a gradient it may be written over, as fresh memory costs more
+        # only this site reads x; writing over it without gradients is cheaper than new memory
         function = (OVERWRITING if inference() else ACTIVATIONS)[self.activation]
         real = passage.real(x.shape[1], delay, rate)
         y = normalise(self.norm, function(x), real) if self.norm_last else function(normalise(self.norm, x, real))
@@ -83,10 +83,10 @@ class Site(nn.Module):
 
 
 class SpikeSite(nn.Module):
-    """Spikes: leaky integrate-and-fire neurons after batch norm, ``x (B, T, …, C)``, one for each number of a step.
+    """A spiking site: batch norm, then one leaky integrate-and-fire neuron per element of a step, ``x (B, T, …, C)``.
 
-    The state is their membranes ``(B, neurons)``. Outside of the stream neurons get 0 and give 0: they could not fire,
-    but a surrogate has a slope below the threshold too.
+    The state is the membrane potentials ``(B, neurons)``. Outside the stream, inputs and outputs of the neurons are set
+    to 0. The neurons could not fire there, but the surrogate gradient is not 0 below the threshold.
     """
 
     def __init__(self, name: str, channels: int, *, positions: int = 1, threshold: float = 1.0) -> None:
@@ -110,7 +110,8 @@ class SpikeSite(nn.Module):
 def _fire(x: Tensor, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
     if not torch.jit.is_tracing():
         return lif(x, membrane, neuron)
-    spikes = []  # a tracer does not see into the fused loop
+    # a tracer cannot record the fused loop
+    spikes = []
     for x_t in x.split(1, 1):
         spike, membrane = lif(x_t, membrane, neuron)
         spikes.append(spike)
@@ -118,18 +119,18 @@ def _fire(x: Tensor, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
 
 
 def inference() -> bool:
-    """Return whether what a product gave may be written over."""
+    """Return whether the output of a linear map may be overwritten: without gradients and outside tracing."""
     return not (torch.is_grad_enabled() or torch.jit.is_tracing())
 
 
 def add_to(x: Tensor, y: Tensor) -> Tensor:
-    """``x + y``; y, a product's own, may be written over."""
+    """Return ``x + y``; may overwrite y, the output of a linear map."""
     return y.add_(x) if inference() else x + y
 
 
 def normalise(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
-    """``x (B, T, …, C)`` through a norm that takes ``(B, T, C)``; in training the statistics are of the real steps
-    ``(B, T)`` and the others become 0."""
+    """Apply a norm for ``(B, T, C)`` to ``x (B, T, …, C)``. In training, the statistics are those of the valid steps
+    ``real (B, T)``, and the other steps become 0."""
     if not isinstance(norm, SequenceBatchNorm):
         return norm(x)
     if real is None or not norm.training:
@@ -141,7 +142,7 @@ def normalise(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
 
 
 def site_affine(site: SpikeSite) -> tuple[Tensor, Tensor]:
-    """``a`` and ``c`` of what drives each neuron, ``(neurons,)``."""
+    """Return scale ``a`` and shift ``c`` of the input of each neuron, ``(neurons,)`` each."""
     if isinstance(site.norm, SequenceBatchNorm):
         scale, shift = affine_of(site.norm)
     elif isinstance(site.norm, ChannelAffine):
@@ -153,14 +154,14 @@ def site_affine(site: SpikeSite) -> tuple[Tensor, Tensor]:
 
 
 def fold_after(product: Producer, site: Site | SpikeSite) -> None:
-    """The site's norm goes into the product before it."""
+    """Fold the norm of a site into the linear map before it."""
     if isinstance(site.norm, SequenceBatchNorm):
         _scale(product, *affine_of(site.norm))
         site.norm = nn.Identity()
 
 
 def fold_norm(product: Producer, norm: nn.Module) -> nn.Module:
-    """A norm that follows a product directly goes into it; what stands in its place."""
+    """Fold a norm into the linear map before it; return the module that replaces the norm."""
     if not isinstance(norm, SequenceBatchNorm):
         return norm
     _scale(product, *affine_of(norm))
@@ -168,8 +169,8 @@ def fold_norm(product: Producer, norm: nn.Module) -> nn.Module:
 
 
 def fold_before(site: Site, product: CausalConvolution) -> None:
-    """The scale of the site's last norm goes into the convolution after it; all stays where a channel's scale is next
-    to nothing."""
+    """Fold the scale of a site's norm into the convolution after it. If the scale of a channel is almost 0, the norm
+    becomes an affine map instead."""
     if not isinstance(site.norm, SequenceBatchNorm):
         return
     scale, shift = affine_of(site.norm)
@@ -182,7 +183,7 @@ def fold_before(site: Site, product: CausalConvolution) -> None:
 
 
 def fold_alone(site: Site | SpikeSite) -> None:
-    """The site's norm becomes an affine map: what it norms is needed elsewhere as it is."""
+    """Replace the norm of a site by an affine map, because another module reads the input of the norm too."""
     if isinstance(site.norm, SequenceBatchNorm):
         site.norm = ChannelAffine(*affine_of(site.norm))
 

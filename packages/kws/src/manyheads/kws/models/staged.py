@@ -1,4 +1,4 @@
-"""A stem, stages, a head: what LMUFormer and the baselines share."""
+"""Base class of LMUFormer and the baselines: a stem, stages and a head."""
 
 from __future__ import annotations
 
@@ -17,40 +17,45 @@ from manyheads.kws.models.stem import Stem
 
 
 class Stage(nn.Module):
-    """``(B, T, D) -> (B, T, D)`` with a state; ``delay`` is how many frames late its input is, ``rate`` the frames of a
-    step."""
+    """A module ``(B, T, D) -> (B, T, D)`` with a state.
+
+    ``delay`` is the delay of its input in frames, ``rate`` the number of frames per step.
+    """
 
     def init_state(self, batch: int, *, device: torch.device | None, dtype: torch.dtype | None) -> State:
-        """Before the first step."""
+        """Return the state before the first step."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State, passage: Passage, delay: int, rate: int) -> tuple[Tensor, State]:
-        """Any number of steps above 0."""
+        """Run one or more steps."""
         raise NotImplementedError
 
     def products(self) -> list[Product]:
-        """Its products, at one step."""
+        """Return the products of one step."""
         raise NotImplementedError
 
     def fold(self) -> None:
-        """Batch norms are folded away in place."""
+        """Fold the batch norms in place."""
         raise NotImplementedError
 
     def freeze_clips(self, steps: int) -> None:
-        """Prepares what is cheaper for clips of one length."""
+        """Precompute what makes clips of ``steps`` steps cheaper; nothing by default."""
 
 
 S = TypeVar("S", bound="Staged")
 
 
 class Staged(Network):
-    """A subclass makes ``stem`` and ``blocks``, a list of :class:`Stage`, and calls :meth:`add_head`."""
+    """A network of a stem, stages and a head.
+
+    A subclass sets ``stem`` and ``blocks``, a list of :class:`Stage`, and calls :meth:`add_head`.
+    """
 
     stem: Stem
     blocks: nn.ModuleList
 
     def add_head(self, width: int, *, spiking: bool = False, dropout: float = 0.0) -> None:
-        """The last product, drawn as in LMUFormer's code: normal with deviation 0.02, cut at 2, no bias at first."""
+        """Add the head, initialised as in the code of LMUFormer: N(0, 0.02^2) truncated at ±2, bias 0."""
         self.head_site = SpikeSite("head", width) if spiking else None
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, len(self.labels))
@@ -86,7 +91,7 @@ class Staged(Network):
         return [*found, Product("head", step_macs(self.head), source)]
 
     def freeze_clips(self, frames: int) -> None:
-        """Prepares a folded network for clips of so many frames: :meth:`whole` is then faster for these."""
+        """Make :meth:`whole` faster for clips of ``frames`` frames; only for a folded network."""
         if not self.folded:
             raise ArgumentError(f"{self.config.kind}: found a network that is not folded, expected fold() before")
         for stage in self.stages:

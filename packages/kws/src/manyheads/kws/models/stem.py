@@ -1,11 +1,11 @@
-"""The stems of LMUFormer: convolutions along time over mel channels ("1d"), or over time and mel bins ("2d").
+"""The stems of LMUFormer: convolutions over time with mel bins as channels ("1d"), or over time and mel bins ("2d").
 
     x <- site(conv_n(x)), n = 1 …;   y = x + position(x)                 without spikes
     x <- site(conv_n(x)), n = 1 … L - 1;   z = conv_L(x);   y = z + position(site(z))    spiking (membrane shortcut)
 
-"1d": kernels given; "2d": kernels 3 x 5, then 3 x 3, each halving the bins, what is left flattened and mapped to the
-width. ``position`` has kernel 3. The second convolution may have a stride of 2 frames. A look-ahead is spent on the
-first convolutions that can take it, none beyond what centres it.
+The "1d" stem has the given kernels. The "2d" stem has kernels 3 x 5, then 3 x 3; each convolution halves the bins, and
+a linear map of the flattened rest gives the channels. ``position`` has kernel 3. The second convolution may have a
+stride of 2 frames. The look-ahead is given to the first convolutions, to each at most the amount that centres it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from manyheads.core.state import State
 from manyheads.kws.models.network import Passage, Product, step_macs
 from manyheads.kws.models.sites import Site, SpikeSite, add_to, fold_after, fold_alone, fold_before
 
-PLANES = (16, 32, 48)  # channels of the "2d" stem
+# Channels of the "2d" stem.
+PLANES = (16, 32, 48)
 
 
 def share_lookahead(kind: str, lookahead: int, kernels: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The look-ahead in frames that each convolution takes, in its own input's frames."""
+    """Distribute a look-ahead in frames over the convolutions; each share is in frames of its input."""
     total = 1
     for stride in strides:
         total *= stride
     left, rate, shares = lookahead, 1, []
     for kernel, stride in zip(kernels, strides, strict=True):
-        unit = total // rate  # a delay before the stride must be whole steps
+        # a delay before the stride must be a whole number of steps
+        unit = total // rate
         share = min((kernel - 1) // 2, left // rate) // unit * unit
         shares.append(share)
         left -= share * rate
@@ -47,9 +49,9 @@ def share_lookahead(kind: str, lookahead: int, kernels: Sequence[int], strides: 
 
 
 class Stem(nn.Module):
-    """``(B, T, M) -> (B, T / stride, C)``; see the module.
+    """The stem, ``(B, T, M) -> (B, T / stride, C)``; equations in the module.
 
-    ``delay`` is how many frames late its output is.
+    ``delay`` is the delay of its output in frames.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Stem(nn.Module):
         position = self.position.init_state(batch, device=device, dtype=dtype)
         site = self.position_site
         membrane = () if site is None else site.init_state(batch, device=device, dtype=dtype)
-        # the residual path has to wait for the position's look-ahead
+        # the residual path is delayed by the look-ahead of the position convolution
         late, width = self.position.lookahead, self.position.inputs
         held = torch.zeros(batch, late, width, device=device, dtype=dtype) if late else ()
         return tuple(windows), sites, position, membrane, held
@@ -162,12 +164,13 @@ class Stem(nn.Module):
         return y, (tuple(windows), tuple(sites), position, membrane, held)
 
     def products(self) -> list[Product]:
-        """Its products, at one step."""
+        """Return the products of one step."""
         found: list[Product] = []
         source: str | None = None
         each_rate = list(itertools.accumulate(reversed(self.strides), lambda a, b: a * b))[::-1]
         for n, convolution in enumerate(self.each_convolution):
-            runs = each_rate[n + 1] if n + 1 < len(each_rate) else 1  # outputs a step of the network
+            # outputs of this convolution per step of the network
+            runs = each_rate[n + 1] if n + 1 < len(each_rate) else 1
             found.append(Product(f"stem{n + 1}", step_macs(convolution, runs * self.bins[n + 1]), source))
             site = self.each_site[n] if n < len(self.sites) else None
             source = site.name if isinstance(site, SpikeSite) else None
@@ -177,7 +180,7 @@ class Stem(nn.Module):
         return [*found, Product("position", step_macs(self.position), source)]
 
     def fold(self) -> None:
-        """Batch norms are folded away in place."""
+        """Fold the batch norms in place."""
         producers = [*self.each_convolution, *([] if self.flatten is None else [self.flatten])]
         followers = [*producers[1:], self.position]
         for n, site in enumerate(self.each_site):
@@ -194,7 +197,7 @@ class Stem(nn.Module):
                 fold_alone(site)
 
     def _join_shortcut(self) -> None:
-        """``x + position(x)`` as one convolution."""
+        """Fold ``x + position(x)`` into one convolution."""
         tap = self.position.kernel - 1 - self.position.lookahead
         with torch.no_grad():
             self.position.weight[:, :, tap] += torch.eye(self.position.inputs).to(self.position.weight)

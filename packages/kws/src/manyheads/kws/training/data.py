@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from manyheads.kws.audio.clips import Clip, clips_of, hold_out, labels_of, only
 from manyheads.kws.audio.features import Features, LogMel, RunningMean
 from manyheads.kws.audio.reading import Sound, read_sound
 from manyheads.kws.audio.split import parted, separation
+from manyheads.lab.data.files import digest_of
 from manyheads.lab.training.environment import first_process
 from manyheads.lab.training.experiment import Splits
 
@@ -167,6 +169,11 @@ class ClipSet:
     epoch_clips: int = 0
     """Smallest number of training clips in an epoch. The clips of a smaller set are repeated, each time with a new
     augmentation."""
+
+    def content(self) -> str | None:
+        """Return the digests of own folders; None if all sets are known by name."""
+        own = [digest_of(Path(name)) for name in (self.set, self.beside, self.elsewhere) if name]
+        return " ".join(one for one in own if one is not None) or None
 
     def clips(self) -> list[Clip]:
         """Return the clips of the set, split. Report on standard error which parts share speakers.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from manyheads.core.errors import DataError
+from manyheads.lab.training.run import newest
 
 NAME = "spotter.safetensors"
 
@@ -18,9 +19,9 @@ def spotters_of(folder: Path, seeds: Iterable[int]) -> list[Path]:
 
 def newest_spotter(root: Path = Path("runs")) -> Path:
     """Return the newest spotter file below ``root``. Raises :class:`DataError` if there is none."""
-    found = sorted(root.glob(f"*/*/seed-*/{NAME}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    found = newest(root, NAME)
+    if found is None:
         raise DataError(
             f"{root}: found no {NAME}: train one (manyheads kws train arabic-lmuformer) or name one with --spotter"
         )
-    return found[-1]
+    return found

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import ArgumentError, DataError
+from manyheads.lab.data.files import digest_of
 from manyheads.lab.install import missing
 from manyheads.lab.training.experiment import Splits
 from manyheads.recsys.datasets.splits import encode, facts
@@ -139,6 +140,12 @@ class StreamedTable:
     """The column of groups for GAUC and NDCG, such as the user."""
     buffer: int = 200_000
     """Size of the shuffle buffer in rows."""
+
+    def content(self) -> str | None:
+        """Return the digests of the three files and the spec; None if there is none."""
+        files = (self.train, self.validation, self.test, self.spec)
+        own = [digest_of(Path(name)) for name in files if name is not None]
+        return " ".join(one for one in own if one is not None) or None
 
     def open(self) -> Splits:
         file = ParquetFile(Path(self.train))

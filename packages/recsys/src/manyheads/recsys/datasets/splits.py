@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from manyheads.core.errors import DataError
+from manyheads.lab.data.files import digest_of
 from manyheads.lab.data.registry import read
 from manyheads.lab.training.experiment import Splits
 from manyheads.recsys.datasets.catalogue import ADULT, MOVIELENS
@@ -117,6 +118,11 @@ class Table:
     group: str | None = None
     """The column of groups for GAUC and NDCG, such as the user."""
     seed: int = 2021
+
+    def content(self) -> str | None:
+        """Return the digests of the table and its spec; None if there is none."""
+        own = [digest_of(Path(name)) for name in (self.path, self.spec) if name is not None]
+        return " ".join(one for one in own if one is not None) or None
 
     def open(self) -> Splits:
         parts = split_rows(read_table(self.path), split=self.split, time=self.time, seed=self.seed)

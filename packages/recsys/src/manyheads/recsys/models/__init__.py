@@ -1,4 +1,4 @@
-"""Every model by name, with the settings that it is known for. The module behind a name is imported when it is used."""
+"""Every model by name, with its usual settings. The module of a model is imported at first use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model and its settings."""
+    """A model with its settings."""
 
     name: str
     title: str
-    paper: str  # arXiv id, or where there is none the reference
-    config: str  # "module:class"
+    paper: str
+    """arXiv id, or a reference if there is none."""
+    config: str
+    """``module:class`` of the config."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from the defaults of the config."""
 
 
 _HERE = "manyheads.recsys.models"
@@ -59,7 +62,12 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _entries()}
 
 
 def config_of(name: str, settings: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a model by name, with changes. Raises :class:`UnknownNameError` with the nearest name."""
+    """Return the config of a model by name, with changed ``settings``.
+
+    Raises:
+        UnknownNameError: an unknown model or setting.
+        ArgumentError: a setting that the config does not accept.
+    """
     if name not in MODELS:
         raise UnknownNameError("model", name, MODELS)
     spec = MODELS[name]

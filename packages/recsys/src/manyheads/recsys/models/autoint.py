@@ -2,8 +2,8 @@
 
     e' = relu(concat_h softmax(Q_h K_h') V_h + W_res e),   logit = w . concat e'_i  (+ tower: AutoInt+)
 
-Q, K, V and W_res are shared by the fields and have no biases; W_res is left out where the width does not change. BARS
-runs the published setting without the factor 1 / sqrt(E) for AutoInt and with it, and layer norm, for AutoInt+.
+Q, K, V and W_res are shared by the fields and have no biases. W_res is the identity if the width does not change. The
+published settings of BARS have no factor 1 / sqrt(E) in AutoInt; AutoInt+ has this factor and layer norm.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from manyheads.core.functional.attention import attention
 from manyheads.recsys.features.layout import Layout
 from manyheads.recsys.models.common import Config, Tower, start
 
+# Rows per slice of a training batch.
 _ROWS = 512
 
 
 class Interacting(nn.Module):
-    """One layer: ``(B, T, inputs)`` -> ``(B, T, outputs)``."""
+    """One interacting layer, ``(B, T, inputs)`` -> ``(B, T, outputs)``."""
 
     def __init__(self, inputs: int, outputs: int, heads: int, *, scale: bool, layer_norm: bool) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class Interacting(nn.Module):
 
 
 class AutoInt(nn.Module):
-    """Interacting layers and a linear map; with ``hidden`` a tower beside them (AutoInt+)."""
+    """Interacting layers and a linear map, with a parallel tower if ``hidden`` is set (AutoInt+)."""
 
     def __init__(self, layout: Layout, config: AutoIntConfig) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class AutoInt(nn.Module):
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         tokens = self.tokens(ids, numbers)
-        # rows do not meet in these layers; some at a time stay in the cache, which halves a step of the published size
+        # rows are independent in these layers; slices fit into the cache, which halves the time of a training step
         rows = torch.cat([self.layers(part) for part in tokens.split(_ROWS)]) if self.training else self.layers(tokens)
         logits = self.output(rows.flatten(1))
         return logits if self.tower is None else logits + self.tower(tokens.flatten(1))
@@ -103,8 +104,8 @@ class AutoIntConfig(Config):
     """Divide the scores by the root of the head width."""
     layer_norm: bool = False
     hidden: tuple[int, ...] = ()
-    """Widths of a tower beside the attention: AutoInt+."""
+    """Widths of the parallel tower of AutoInt+; none without."""
     dropout: float = 0.0
-    """In the tower."""
+    """Dropout in the tower."""
     batch_norm: bool = True
     module = AutoInt

@@ -1,4 +1,4 @@
-"""Common parts of the models: settings, deep tower, linear part, initialisation."""
+"""Common parts of the models: settings, tower, linear part, initialisation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from manyheads.recsys.models.tokens import FieldTokens
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a model; ``build`` makes it for a layout."""
+    """Settings of a model."""
 
     dim: int = 10
     """Width of the embeddings."""
     init_sd: float = 1e-4
-    """Standard deviation that the embeddings start from."""
+    """Standard deviation of the initial embeddings."""
     numeric_tokens: int | None = None
-    """Mix all numeric fields into so many tokens; one for each without."""
+    """Mix all numeric fields into this number of tokens; None for one token per numeric field."""
     shared_tables: bool = False
-    """One embedding table for all fields, whose ids then mean the same in each."""
+    """Use one embedding table for all fields; an id then has the same meaning in every field."""
 
     module: ClassVar[type[nn.Module]]
 
@@ -36,13 +36,13 @@ class Config:
         return self.make(splits.facts["layout"])
 
     def make(self, layout: Layout) -> nn.Module:
-        """``module(ids (B, C), numbers (B, F)) -> logits (B, K)``."""
+        """Build ``module(ids (B, C), numbers (B, F)) -> logits (B, K)`` for a layout."""
         if self.dim < 1:
             raise ArgumentError(f"{type(self).module.__name__}: dim: found {self.dim}, expected 1 or more")
         return type(self).module(layout, self)
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a saved model under the names of this version."""
+        """Rename the tensors of a saved model to the names of this version."""
         return dict(tensors)
 
     def tokens(self, layout: Layout) -> FieldTokens:
@@ -56,17 +56,22 @@ class Config:
 
 
 class _ReluDropout(torch.autograd.Function):
-    """In place, with 16 random bits an element instead of a random float: torch's own two functions cost more than the
-    products of a tower. The sign of the result is all that the gradient needs."""
+    """ReLU and dropout in place, with 16 random bits per element instead of a random float.
+
+    The two functions of torch cost more than the matrix products of a tower. The backward pass needs only the sign of
+    the result.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, dropped: float) -> Tensor:
         ctx.mark_dirty(x)
         ctx.scale = 1.0 / (1.0 - dropped)
-        count = x.numel() * world()  # drawn for the rows of all processes, so that several drop what one drops
+        # drawn for the rows of all processes, so that N processes have the mask of one
+        count = x.numel() * world()
         words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         bits = own(words.view(torch.int16)[:count].view(-1, *x.shape[1:]))
-        kept = torch.ge(bits, round(dropped * _LEVELS) - _LEVELS // 2, out=torch.empty_like(x))  # no boolean to convert
+        # written as float, which saves the conversion from bool
+        kept = torch.ge(bits, round(dropped * _LEVELS) - _LEVELS // 2, out=torch.empty_like(x))
         x.relu_().mul_(kept).mul_(ctx.scale)
         ctx.save_for_backward(x)
         return x
@@ -81,8 +86,10 @@ _LEVELS = 1 << 16
 
 
 class ReluDropout(nn.Module):
-    """``dropout(relu(x))`` at once; ``p``, in steps of 2^-16, is the share that is dropped. Writes over ``x`` while
-    training: for what nothing else reads, such as the result of a norm."""
+    """Fused ``dropout(relu(x))``; the dropout rate ``p`` is rounded to a multiple of 2^-16.
+
+    Overwrites ``x`` in training, so ``x`` must not be used elsewhere, as for the result of a norm.
+    """
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -95,7 +102,7 @@ class ReluDropout(nn.Module):
 
 
 class Tower(nn.Sequential):
-    """Linear, batch norm, ReLU, dropout for each of ``hidden``; then a linear map to ``outputs`` unless it is None."""
+    """MLP: linear map, batch norm, ReLU and dropout per hidden width; then a linear map unless ``outputs`` is None."""
 
     def __init__(
         self, inputs: int, hidden: Sequence[int], outputs: int | None, *, dropout: float = 0.0, batch_norm: bool = True
@@ -112,7 +119,7 @@ class Tower(nn.Sequential):
 
 
 class Wide(nn.Module):
-    """A weight for each value and number, summed: ``(B, K)``."""
+    """Linear part: the sum of one weight per value and per number, ``(B, K)``."""
 
     def __init__(self, layout: Layout, *, init_sd: float = 1e-4) -> None:
         super().__init__()
@@ -123,12 +130,12 @@ class Wide(nn.Module):
 
 
 def pair_sum(tokens: Tensor) -> Tensor:
-    """The sum of all products of two fields, ``(B, T, D)`` -> ``(B, 1)``: half of ``|sum e|^2 - sum |e|^2``."""
+    """Sum the inner products of all pairs, ``(B, T, D)`` -> ``(B, 1)``: ``(|sum e|^2 - sum |e|^2) / 2``."""
     return 0.5 * (tokens.sum(1).square() - tokens.square().sum(1)).sum(1, keepdim=True)
 
 
 def start(module: nn.Module) -> None:
-    """Linear maps from Xavier's normal, biases from 0, as BARS trains them."""
+    """Initialise linear maps as in BARS: Xavier normal weights, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_normal_(part.weight)

@@ -1,6 +1,6 @@
 """DCN V2: Improved Deep & Cross Network (2008.13535).
 
-x_{l+1} = x_0 * (W_l x_l + b_l) + x_l,   x_0 = concat e        W_l full, or U_l V_l', or a mixture of such:
+x_{l+1} = x_0 * (W_l x_l + b_l) + x_l,   x_0 = concat e        W_l full, or U_l V_l', or a mixture of low-rank maps:
 x_{l+1} = x_0 * (sum_k g_k(x_l) U_k tanh(C_k tanh(V_k' x_l)) + b_l) + x_l,   g = softmax(G x_l)
 """
 
@@ -18,7 +18,7 @@ from manyheads.recsys.models.common import Config, Tower, start
 
 
 class LowRankMixture(nn.Module):
-    """``sum_k g_k(x) U_k tanh(C_k tanh(V_k' x)) + b``; with one expert ``U V' x + b``, without gate and tanh."""
+    """Mixture of low-rank maps ``sum_k g_k(x) U_k tanh(C_k tanh(V_k' x)) + b``; with one expert ``U V' x + b``."""
 
     def __init__(self, width: int, rank: int, experts: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class LowRankMixture(nn.Module):
 
 
 class DCNv2(nn.Module):
-    """Cross layers beside a tower, or below it; see the module."""
+    """Cross layers in parallel with a tower, or stacked below it; equations in the module."""
 
     def __init__(self, layout: Layout, config: DCNv2Config) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ class DCNv2Config(Config):
 
     layers: int = 4
     rank: int | None = None
-    """Rank of the cross matrices; full without."""
+    """Rank of the cross matrices; None for full matrices."""
     experts: int = 1
-    """More than one: a gated mixture of low-rank cross layers."""
+    """Number of experts; more than one gives a gated mixture of low-rank cross layers."""
     structure: Literal["parallel", "stacked"] = "parallel"
     hidden: tuple[int, ...] = (400, 400, 400)
     dropout: float = 0.4

@@ -42,7 +42,7 @@ class DNNConfig(Config):
 
 
 class DeepFM(DNN):
-    """A factorization machine and a tower over the same embeddings; several tasks share the products."""
+    """A factorization machine and a tower with shared embeddings; the pairwise term is shared by all tasks."""
 
     def __init__(self, layout: Layout, config: DeepFMConfig) -> None:
         super().__init__(layout, config)

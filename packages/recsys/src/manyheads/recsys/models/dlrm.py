@@ -17,8 +17,10 @@ from manyheads.recsys.models.tokens import Tables
 
 
 class DLRM(nn.Module):
-    """Products of all pairs of embeddings; the numeric fields together are one of them. A missing number is its mean
-    and raises a flag."""
+    """Inner products of all pairs of embeddings; the numeric fields together give one embedding.
+
+    A missing number becomes 0, the mean of a standardised field, with its missing flag set.
+    """
 
     pairs: Tensor
 
@@ -53,7 +55,7 @@ class DLRMConfig(Config):
     """DLRM (1906.00091); ``numeric_tokens`` is not used."""
 
     init_sd: float = 0.01
-    """Products of two tiny numbers hardly move: larger than elsewhere."""
+    """Standard deviation of the initial embeddings; larger than elsewhere, as products of tiny numbers train slowly."""
     bottom: tuple[int, ...] = (64,)
     hidden: tuple[int, ...] = (400, 400, 400)
     dropout: float = 0.2

@@ -1,9 +1,9 @@
 """FinalMLP: An Enhanced Two-Stream MLP Model for CTR Prediction (2304.00902).
 
     x = tower_1(2 sigma(gate_1(context_1)) * e),   y = tower_2(2 sigma(gate_2(context_2)) * e),   e = concat e_i
-    logit = w_x x + b_x + w_y y + b_y + sum_h x_h' W_h y_h        x_h, y_h: the H parts of x and y
+    logit = w_x x + b_x + w_y y + b_y + sum_h x_h' W_h y_h        x_h, y_h: the H heads of x and y
 
-The context of a gate is embeddings of its own of some fields, or a learned vector where no field is named.
+The context of a gate is a separate embedding of chosen fields, or a learned vector if no field is chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manyheads.recsys.models.tokens import Tables
 
 
 class FeatureGate(nn.Module):
-    """``2 sigma(W_2 relu(W_1 c))`` from the context ``c``: ``(B, C)`` ids -> ``(B, outputs)``."""
+    """Gate ``2 sigma(W_2 relu(W_1 c))`` of the context ``c``: ``(B, C)`` ids -> ``(B, outputs)``."""
 
     def __init__(
         self, layout: Layout, fields: tuple[str, ...], dim: int, hidden: int, outputs: int, init_sd: float
@@ -38,7 +38,7 @@ class FeatureGate(nn.Module):
 
 
 class FinalMLP(nn.Module):
-    """Two gated towers and a bilinear product of what they give; see the module."""
+    """Two gated towers and a bilinear fusion of their outputs; equations in the module."""
 
     def __init__(self, layout: Layout, config: FinalMLPConfig) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class FinalMLPConfig(Config):
     second: tuple[int, ...] = (100,)
     heads: int = 5
     first_context: tuple[str, ...] = ()
-    """Fields that the first gate looks at, such as the user."""
+    """Context fields of the first gate, such as the user."""
     second_context: tuple[str, ...] = ()
-    """Fields that the second gate looks at, such as the item."""
+    """Context fields of the second gate, such as the item."""
     gate_hidden: int = 400
     dropout: float = 0.4
     batch_norm: bool = True

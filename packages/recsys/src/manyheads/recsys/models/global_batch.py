@@ -1,8 +1,8 @@
 """Distributed helpers: row counts, batch norm and dropout over the global batch, so that N processes train like one.
 
 Each of W ranks has the rows ``rank, rank + W, …`` of every global batch (:mod:`manyheads.lab.training.loop`).
-Gradients are averaged over the ranks. The weights are those of one process, to rounding. Outside of a process group
-these parts are torch's own.
+Gradients are averaged over the ranks. The weights equal those of one process up to rounding. Without a process group,
+the modules behave like those of torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def world() -> int:
 
 
 def own(rows: Tensor) -> Tensor:
-    """This rank's rows ``rank, rank + W, …`` of those of all."""
+    """Return the rows ``rank, rank + W, …`` of this rank."""
     return rows if world() == 1 else rows[dist.get_rank() :: world()]
 
 
 def everyones(rows: Tensor) -> Tensor:
-    """``(N, …)`` of each rank -> ``(W N, …)`` of all, rank by rank; as many rows on each."""
+    """Gather the rows of all ranks, rank by rank: ``(N, …)`` -> ``(W N, …)``; N is the same on every rank."""
     if world() == 1:
         return rows
     found = rows.new_empty(world() * len(rows), *rows.shape[1:])
@@ -34,7 +34,7 @@ def everyones(rows: Tensor) -> Tensor:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over the ranks, differentiable: each rank's gradient is that of all ranks' losses."""
+    """Return the sum over the ranks, differentiable: the gradient is that of the sum of the losses of all ranks."""
     if world() == 1:
         return values
     from torch.distributed.nn.functional import all_reduce
@@ -43,7 +43,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the rows of all ranks; torch's own for that is for GPUs only. ``(N, D)``."""
+    """Batch norm over the rows of all ranks, ``(N, D)``; SyncBatchNorm of torch works on GPUs only."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world() == 1:
@@ -52,7 +52,8 @@ class BatchNorm(nn.BatchNorm1d):
         mean = summed(input.sum(0)) / count
         centred = input - mean
         variance = summed(centred.square().sum(0)) / count
-        stored: Any = self  # in general torch's buffers and momentum may be None
+        # Any, as the buffers and the momentum of torch's batch norm may be None in general
+        stored: Any = self
         stored.num_batches_tracked.add_(1)
         with torch.no_grad():
             stored.running_mean.lerp_(mean, stored.momentum)
@@ -61,8 +62,8 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws for the rows of all ranks and takes its own, so that every row has the mask that it has in one
-    process."""
+    """Dropout over the global batch: each rank draws the mask of all rows and uses its own part, so that every row has
+    the same mask as in one process."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0.0 or world() == 1:

@@ -15,7 +15,7 @@ from manyheads.recsys.models.common import Config, Wide, pair_sum
 
 
 class LogisticRegression(nn.Module):
-    """A weight for each value; see the module."""
+    """Logistic regression: one weight per value of a field."""
 
     def __init__(self, layout: Layout, config: LRConfig) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class LogisticRegression(nn.Module):
 
 @dataclass(frozen=True)
 class LRConfig(Config):
-    """Logistic regression over the fields' values; ``dim`` is not used."""
+    """Logistic regression; ``dim`` is not used."""
 
     module = LogisticRegression
 
 
 class FactorizationMachine(nn.Module):
-    """Logistic regression and all products of two fields; several tasks share the products."""
+    """Logistic regression plus a pairwise term, which all tasks share."""
 
     def __init__(self, layout: Layout, config: FMConfig) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ class FMConfig(Config):
     """Factorization machine."""
 
     init_sd: float = 0.01
-    """Products of two tiny numbers hardly move: larger than elsewhere."""
+    """Standard deviation of the initial embeddings; larger than elsewhere, as products of tiny numbers train slowly."""
     module = FactorizationMachine

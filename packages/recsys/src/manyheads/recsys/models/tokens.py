@@ -1,6 +1,6 @@
-"""From encoded rows to one token a field: embedding tables, fused into one, and numbers.
+"""Embed encoded rows, one token per field: one fused embedding table for ids, and tokens of numbers.
 
-Shapes: B rows, C id columns, T fields, D width, F numeric fields. What every model of this package starts with.
+Every model of this package starts with these tokens. Shapes: B rows, C id columns, T fields, D width, F numeric fields.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from manyheads.recsys.features.layout import Layout
 
 
 class AnyTables(nn.Module):
-    """The embedding tables of some fields, wherever they lie: ``(B, C)`` ids -> ``(B, fields, D)``."""
+    """Base class of embedding tables, local or sharded: ``(B, C)`` ids -> ``(B, fields, D)``."""
 
     def weights(self) -> list[nn.Parameter]:
-        """The parameters of this process."""
+        """Return the parameters of this process."""
         raise NotImplementedError(f"{type(self).__name__} does not implement weights")
 
     def penalty(self, ids: Tensor | None) -> Tensor:
-        """Half the sum of squares of the whole tables, or of the rows that ``ids`` touch, each once."""
+        """Return half the sum of squares of the whole tables, or of the rows in ``ids``, each counted once."""
         raise NotImplementedError(f"{type(self).__name__} does not implement penalty")
 
 
 class Tables(AnyTables):
-    """The embedding tables of some fields as one: ``(B, C)`` ids -> ``(B, fields, D)``.
+    """The embedding tables of several fields, fused into one: ``(B, C)`` ids -> ``(B, fields, D)``.
 
-    A multi-valued field gives the mean of its values. Started from N(0, ``init_sd`` squared). With ``shared`` all
-    fields have one table, in which an id means the same whatever its field.
+    The token of a multi-valued field is the mean of its values. The initial weights are drawn from N(0, ``init_sd``^2).
+    With ``shared``, all fields use the same rows, and an id has the same meaning in every field.
 
     Raises:
-        UnknownNameError: a name in ``fields`` that the layout does not have.
-        ArgumentError: ``shared`` and fields of different sizes.
+        UnknownNameError: a name in ``fields`` that is not in the layout.
+        ArgumentError: ``shared`` with fields of different sizes.
     """
 
     columns: Tensor
@@ -60,7 +60,7 @@ class Tables(AnyTables):
         if shared and len(sizes) > 1:
             raise ArgumentError(f"shared_tables: found fields of {sorted(sizes)} rows, expected all of one size")
         self.widths = [layout.widths[i] for i in chosen]
-        # the parts of the fused table, and whose fields' rows each holds
+        # the sizes of the parts of the fused table, and the fields of each part
         self.sizes = [layout.rows[i] for i in (chosen[:1] if shared else chosen)]
         self.holds = [list(range(len(chosen)))] if shared else [[i] for i in range(len(chosen))]
         columns, offsets, start = [], [], 0
@@ -75,7 +75,7 @@ class Tables(AnyTables):
         self.weight = nn.Parameter(torch.randn(max(start, *sizes), dim) * init_sd)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """``(B, own columns)``: rows of the fused table, negative where there is no value."""
+        """Return the rows of the fused table, ``(B, columns of these fields)``; negative for a missing value."""
         own = ids if self.all_columns else ids[:, self.columns]
         return torch.where(own < 0, own, own + self.offsets)
 
@@ -101,7 +101,7 @@ class Tables(AnyTables):
 
 
 class NumberTokens(nn.Module):
-    """One token a number, ``x w_f + b_f``, and one of its own where it is missing: ``(B, F)`` -> ``(B, F, D)``."""
+    """One token per number, ``x w_f + b_f``, or a learned token if it is missing: ``(B, F)`` -> ``(B, F, D)``."""
 
     def __init__(self, fields: int, dim: int, *, init_sd: float) -> None:
         super().__init__()
@@ -116,8 +116,10 @@ class NumberTokens(nn.Module):
 
 
 class NumberMixture(nn.Module):
-    """All numbers through one hidden layer, cut into ``tokens`` tokens, so that many numbers do not lengthen the
-    attention: ``(B, F)`` -> ``(B, tokens, D)``. A missing number is 0 and raises a flag."""
+    """A network with one hidden layer from all numbers to ``tokens`` tokens, ``(B, F)`` -> ``(B, tokens, D)``.
+
+    The cost of attention then does not grow with F. A missing number is 0 with its missing flag set.
+    """
 
     def __init__(self, fields: int, tokens: int, dim: int) -> None:
         super().__init__()
@@ -132,14 +134,14 @@ class NumberMixture(nn.Module):
 
 
 class FieldTokens(nn.Module):
-    """``(B, C)`` ids and ``(B, F)`` numbers -> ``(B, T, D)``: embedded fields, then numeric ones.
+    """The tokens of a row, ``(B, C)`` ids and ``(B, F)`` numbers -> ``(B, T, D)``: embedded fields, then numeric ones.
 
     Args:
         layout: the fields.
         dim: width D.
-        init_sd: deviation that the tables start from.
-        numeric_tokens: mix all numbers into so many tokens; one for each without.
-        shared: one table for all embedded fields.
+        init_sd: standard deviation of the initial embeddings.
+        numeric_tokens: mix all numbers into this number of tokens; None for one token per number.
+        shared: use one table for all embedded fields.
     """
 
     def __init__(
@@ -169,5 +171,5 @@ class FieldTokens(nn.Module):
 
 
 def all_tables(model: nn.Module) -> list[AnyTables]:
-    """Every embedding table in a model."""
+    """Return every embedding table of a model."""
     return [module for module in model.modules() if isinstance(module, AnyTables)]

@@ -1,10 +1,11 @@
-"""Transformers over fields: vanilla, heterogeneous, Hiformer (2311.05884), each alone or beside a tower ("+").
+"""Transformers over fields: vanilla, heterogeneous and Hiformer (2311.05884), alone or with a parallel tower ("+").
 
     X = [e_1 … e_T, t_1 … t_K],   layers,   logit_k = w_k . LayerNorm(X)_{T + k} + b_k   (+ tower(concat e)_k)
 
-One learned token a task is added to the fields' and read by its head. As only these tokens feed a head, the last layer
-computes their rows alone, exactly and with the parameters of these rows only. All layers come from ``manyheads.core``:
-those with weights of their own for each field, and the residual block, whose weights all fields share (vanilla).
+One learned token per task is appended to the tokens of the fields; the head of the task reads this token. The last
+layer computes only the rows of the task tokens, because no head reads the other rows. The result is exact, and the
+layer has only the parameters of these rows. All layers come from ``manyheads.core``: two layers with separate weights
+for each field, and the residual block with weights shared by all fields (vanilla).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LayerName = Literal["vanilla", "heterogeneous", "hiformer"]
 
 
 class FieldTransformer(nn.Module):
-    """Layers over the fields' tokens and the tasks'; see the module."""
+    """A Transformer over the tokens of the fields and the tasks; equations in the module."""
 
     def __init__(self, layout: Layout, config: TransformerConfig) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class FieldTransformer(nn.Module):
         return logits if self.tower is None else logits + self.tower(fields.flatten(1))
 
     def attention(self, ids: Tensor, numbers: Tensor) -> list[Tensor]:
-        """Return the attention weights of each layer, ``(B, H, Q, T + K)``; Q = K, the task tokens, if it is pruned."""
+        """Return the attention weights of each layer, ``(B, H, Q, T + K)``; Q = K (task tokens) in a pruned layer."""
         x, found = self._sequence(self.tokens(ids, numbers)), []
         for layer, queries in zip(self.layers, self.queries, strict=True):
             found.append(_weights(layer, x, queries))
@@ -81,7 +82,7 @@ class FieldTransformer(nn.Module):
         return found
 
     def _sequence(self, fields: Tensor) -> Tensor:
-        """The fields' tokens, then the tasks': ``(B, T + K, D)``."""
+        """Return the tokens of the fields, then those of the tasks, ``(B, T + K, D)``."""
         x = fields
         if self.task_tokens is not None:
             x = torch.cat([x, self.task_tokens.expand(x.shape[0], -1, -1)], 1)
@@ -101,7 +102,7 @@ def _layer(config: TransformerConfig, tokens: int, queries: int) -> ResidualBloc
 
 
 def _last(layer: nn.Module, x: Tensor, queries: int) -> Tensor:
-    """``(B, T, D)`` -> ``(B, queries, D)``."""
+    """Return the last ``queries`` rows of the output, ``(B, T, D)`` -> ``(B, queries, D)``."""
     if isinstance(layer, ResidualBlock):
         return layer.last(x, queries)
     assert isinstance(layer, Heterogeneous | Hiformer)
@@ -109,7 +110,7 @@ def _last(layer: nn.Module, x: Tensor, queries: int) -> Tensor:
 
 
 def _weights(layer: nn.Module, x: Tensor, queries: int) -> Tensor:
-    """Attention weights of the last ``queries`` rows, ``(B, H, queries, T)``."""
+    """Return the attention weights of the last ``queries`` rows, ``(B, H, queries, T)``."""
     if isinstance(layer, ResidualBlock):
         normed = layer.layer_norm(x)
         return mixing_matrix(layer.layer, normed[:, -queries:], context=normed)
@@ -126,19 +127,19 @@ class TransformerConfig(Config):
     layers: int = 2
     heads: int = 2
     expansion: int = 2
-    """Width of the feed-forward part over the width."""
+    """Width of the feed-forward network divided by ``dim``."""
     rank: int | None = None
-    """hiformer: rank of the composite projections; full without."""
+    """hiformer: rank of the composite projections; None for full rank."""
     head: Literal["task", "flatten"] = "task"
-    """flatten: a linear map over all fields' rows instead of task tokens; nothing is pruned then."""
+    """task: task tokens; flatten: a linear map of the rows of all fields, without task tokens and pruning."""
     prune: bool = True
-    """Compute only the tasks' rows in the last layer; the other rows feed nothing."""
+    """Compute only the rows of the task tokens in the last layer; no head reads the other rows."""
     positions: bool = False
-    """A learned vector for each field; vanilla layers cannot tell fields apart otherwise."""
+    """Add a learned vector per field; without it, vanilla layers cannot distinguish fields."""
     dropout: float = 0.0
-    """Of the tokens."""
+    """Dropout of the tokens."""
     tower: tuple[int, ...] = ()
-    """Widths of a tower beside the layers."""
+    """Widths of the parallel tower; none without."""
     tower_dropout: float = 0.2
     batch_norm: bool = True
     module = FieldTransformer
@@ -150,7 +151,7 @@ class TransformerConfig(Config):
         return {old.sub(lambda m: f"{m[1]}.{_NEW_NAMES[m[2]]}.", name): tensor for name, tensor in tensors.items()}
 
 
-# of what release 0.1 had in its own vanilla layer
+# Names of the vanilla layer in release 0.1, and their names in the residual block.
 _NEW_NAMES = {
     "norm": "layer_norm",
     "attention": "layer",
