@@ -16,6 +16,7 @@ import layers
 import methods
 import processes
 import recsys_serving
+import rl
 from rows import ROOT
 
 import forecasting
@@ -31,12 +32,13 @@ PAGES = (
     ROOT / "docs" / "running.md",
     ROOT / "docs/layers/cost.md",
     ROOT / "docs" / "images.md",
+    ROOT / "docs" / "rl.md",
     ROOT / "docs" / "kws.md",
     ROOT / "docs" / "recsys.md",
     ROOT / "docs" / "methods" / "mesa.md",
     ROOT / "docs" / "methods" / "iared2.md",
 )
-MODULES = (forecasting, images, int8, kws, layers, methods, processes, recsys, recsys_serving)
+MODULES = (forecasting, images, int8, kws, layers, methods, processes, recsys, recsys_serving, rl)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for module in MODULES for table in module.TABLES}
 
 

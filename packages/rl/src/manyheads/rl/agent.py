@@ -173,6 +173,19 @@ class Agent:
         given = self.policy.head.to_environment(action)
         return given[0] if alone else given, AgentState(memory, action)
 
+    def act(
+        self,
+        observations: Any,
+        state: AgentState,
+        is_first: np.ndarray,
+        previous_action: Any,
+        previous_reward: np.ndarray,
+        *,
+        deterministic: bool,
+    ) -> tuple[Any, AgentState]:
+        """The actions of a batch, as a :class:`~manyheads.rl.evaluation.episodes.Player`; the state has the action."""
+        return self.predict(observations, state, is_first, reward=previous_reward, deterministic=deterministic)
+
     def evaluate(self, environment: Environment, episodes: int = 100, *, seed: int = 1, **options: Any) -> list[float]:
         """Return the return of each of so many episodes in new environments, with the most probable actions."""
         environments = _opened(environment, min(32, episodes), options)
