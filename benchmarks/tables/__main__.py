@@ -16,13 +16,13 @@ import layers
 import methods
 import processes
 import recsys_serving
-import rl
 from rows import ROOT
 
 import forecasting
 import images
 import kws
 import recsys
+import rl
 
 PAGES = (
     ROOT / "README.md",

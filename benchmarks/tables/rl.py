@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from rows import markdown, mean_sd, not_measured, read_if_measured
+from rows import markdown, not_measured, read_if_measured
 
 
 def rl_tasks() -> str:
@@ -15,12 +15,12 @@ def rl_tasks() -> str:
     found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
         found[row["experiment"]][row["metric"]] = row
-    names = [name for name in next(iter(found.values()))]
+    names = list(next(iter(found.values())))
     lines = []
     for experiment, metrics in found.items():
         first = next(iter(metrics.values()))
         seeds = len(first["seeds"].split())
-        cells = [mean_sd(metrics[name]) if name in metrics else "" for name in names]
+        cells = [_mean(metrics.get(name)) for name in names]
         lines.append(
             (f"`{experiment}`", *cells, f"{int(first['parameters']):,}", f"{float(first['cpu_s']) / seeds:.0f}")
         )
@@ -56,6 +56,14 @@ def rl_pretraining() -> str:
         lines.append((game, method, *columns, len(seeds)))
     header = ("game", "encoder", "state R²", "order", "action", "effective rank", "R² above random", "seeds")
     return markdown(header, lines)
+
+
+def _mean(row: dict[str, str] | None) -> str:
+    if row is None or not row["mean"]:
+        return ""
+    mean, deviation = float(row["mean"]), row["sd"]
+    digits = 0 if abs(mean) >= 1000 else 3
+    return f"{mean:,.{digits}f}" + (f" ± {float(deviation):,.{digits}f}" if deviation else "")
 
 
 def _spread(values: list[float]) -> str:
