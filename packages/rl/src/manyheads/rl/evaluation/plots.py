@@ -122,8 +122,8 @@ def memory_attention(
     figure.colorbar(image, ax=top, label="weight", pad=0.01)
     top.set(ylabel="age in memory (steps)", title=title)
     for step, words in (marks or {}).items():
-        top.axvline(step, color="white", linestyle=":", linewidth=1)
-        top.annotate(words, (step, slots - 0.5), xytext=(2, -2), textcoords="offset points", va="top", color="white")
+        top.axvline(step, color="tab:red", linestyle=":", linewidth=1)
+        top.annotate(words, (step, slots - 0.5), xytext=(2, -2), textcoords="offset points", va="top", color="tab:red")
     if rewards is not None:
         panels[1].bar(np.arange(steps), rewards, width=1.0)
         panels[1].set(ylabel="reward")
