@@ -70,6 +70,7 @@ class ToyTask(Task):
         return Faulty(toy, at, FAULT["error"])
 
 
+AGENTS = [one for one in experiments() if isinstance(one, AgentExperiment)]
 FAULT: dict[str, Any] = {"at": None, "error": Killed}
 
 
@@ -181,8 +182,10 @@ def test_run_writes_a_report_and_stops_at_the_target(tmp_path: Path):
     assert (tmp_path / "toy" / experiment.hash / "seed-1" / "agent.safetensors").exists()
 
 
-@pytest.mark.parametrize("experiment", experiments(), ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", AGENTS, ids=lambda one: one.name)
 def test_every_experiment_has_a_smoke_run(tmp_path: Path, experiment: AgentExperiment):
+    if experiment.data.environment.startswith("pong"):
+        pytest.importorskip("ale_py")
     fewer = replace(experiment, data=replace(experiment.data, environments=4))
     result = fit_agent(fewer.smoke(), 1, tmp_path, progress=False)
     assert np.isfinite(result.metrics["return"])
