@@ -307,9 +307,10 @@ class Mesa(AbstractContextManager["Mesa"]):
     """Keep what autograd saves inside ``with`` as 8-bit codes; see the module for the equations.
 
     Codes are float tensors of ``least`` values or more. Kept as they are: parameters and buffers of the model and their
-    views, integers and booleans, tensors with a value that is not finite (a mask of minus infinity), and one number for
-    each token: a tensor whose last axis is 1 (mean and deviation of a norm), or the log-sum-exp of attention, which is
-    recognised as a tensor ``(B, H, …)`` of three axes saved soon after one of four axes ``(B, H, N, E)``.
+    views, integers and booleans, tensors with a value that is not finite (a mask of minus infinity), one number that is
+    spread over all axes, and one number for each token: a tensor whose last axis is 1 (mean and deviation of a norm),
+    or the log-sum-exp of attention, which is recognised as a tensor ``(B, H, …)`` of three axes saved soon after one of
+    four axes ``(B, H, N, E)``.
 
     Groups: of a tensor ``(B, H, N, E)`` whose second axis is a number of heads in the model, a group is a head. Of any
     other tensor it is one of G slices of the last axis, G the largest divisor up to ``groups``.
@@ -449,7 +450,10 @@ class Mesa(AbstractContextManager["Mesa"]):
             self._decoded = None
 
     def _worth_it(self, tensor: Tensor) -> bool:
-        if tensor.dtype not in _FLOATS or tensor.numel() < max(self.least, 1) or tensor.shape[-1] == 1:
+        if tensor.dtype not in _FLOATS or tensor.numel() < max(self.least, 1):
+            return False
+        # a number by itself or spread over axes has no stride
+        if not any(tensor.stride()) or tensor.shape[-1] == 1:
             return False
         return tensor.dim() != 3 or tuple(tensor.shape[:2]) not in {shape[:2] for shape in self._recent}
 
