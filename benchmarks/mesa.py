@@ -12,7 +12,8 @@ growth of the peak resident memory during two steps of 512 windows, in a process
 megabyte is then mapped by itself. By default glibc takes blocks of this size from its heap as soon as one has been
 freed, and holes between the codes keep the heap large.
 
-``--published`` trains the network at its published size instead, without validation and without the peak.
+``--published`` trains the network at its published size instead, in turns of one step, without validation and without
+the peak.
 """
 
 from __future__ import annotations
@@ -86,12 +87,13 @@ def train(seed: int, steps: int, splits, published: bool) -> list[dict[str, obje
     runs = [Training(copy.deepcopy(model), kind, seed) for kind in KINDS]
     size = EXPERIMENT.budget.batch_size
     order = torch.randperm(len(splits.train))
-    for first in range(0, steps, TURN):
+    turn = 1 if published else TURN
+    for first in range(0, steps, turn):
         state = torch.random.get_rng_state()
-        turn = first // TURN % len(runs)
-        for run in runs[turn:] + runs[:turn]:
+        leader = first // turn % len(runs)
+        for run in runs[leader:] + runs[:leader]:
             torch.random.set_rng_state(state)
-            for index in range(first, min(first + TURN, steps)):
+            for index in range(first, min(first + turn, steps)):
                 run.step(splits.train.batch(order[torch.arange(index * size, (index + 1) * size) % len(order)]))
     rows = []
     for run in runs:
