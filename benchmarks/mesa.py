@@ -1,9 +1,10 @@
 """Train a forecasting Transformer with and without Mesa: ``python benchmarks/mesa.py --csv FILE``.
 
 The experiment is ``etth1-96-transformer``, cut to 300 steps of 32 windows, for three seeds. All kinds of training take
-turns step by step, with the same weights at the start, batches and dropout, so that they differ in nothing but the
-gradients, and so that other processes slow all of them alike. ``cpu_s`` is the CPU time of forward pass, backward pass
-and optimiser.
+turns of ten steps, with the same weights at the start, batches and dropout, so that they differ in nothing but the
+gradients, and so that other processes slow all of them alike. In turns of one step each kind would begin with the cache
+and the heap of another, as no training on its own does. ``cpu_s`` is the CPU time of forward pass, backward pass and
+optimiser.
 
 ``saved_mb`` counts the bytes that autograd keeps for the backward pass, parameters excluded. ``peak_growth_mb`` is the
 growth of the peak resident memory during two steps of 512 windows, in a process of its own that has trained one step of
@@ -11,7 +12,8 @@ growth of the peak resident memory during two steps of 512 windows, in a process
 megabyte is then mapped by itself. By default glibc takes blocks of this size from its heap as soon as one has been
 freed, and holes between the codes keep the heap large.
 
-``--published`` trains the network at its published size instead, without validation and without the peak.
+``--published`` trains the network at its published size instead, in turns of one step, without validation and without
+the peak.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ EXPERIMENT = network_experiment("ETTh1", 96, "transformer")
 # of the published size of the experiment
 PUBLISHED = {"width": 512, "heads": 8, "expansion": 4.0}
 LARGE = 512
+# steps of one kind before the next
+TURN = 10
 MB = 1 << 20
 
 
@@ -83,13 +87,14 @@ def train(seed: int, steps: int, splits, published: bool) -> list[dict[str, obje
     runs = [Training(copy.deepcopy(model), kind, seed) for kind in KINDS]
     size = EXPERIMENT.budget.batch_size
     order = torch.randperm(len(splits.train))
-    for index in range(steps):
-        batch = splits.train.batch(order[torch.arange(index * size, (index + 1) * size) % len(order)])
+    turn = 1 if published else TURN
+    for first in range(0, steps, turn):
         state = torch.random.get_rng_state()
-        # the first one after another has the cache that the last one left
-        for run in runs[index % len(runs) :] + runs[: index % len(runs)]:
+        leader = first // turn % len(runs)
+        for run in runs[leader:] + runs[:leader]:
             torch.random.set_rng_state(state)
-            run.step(batch)
+            for index in range(first, min(first + turn, steps)):
+                run.step(splits.train.batch(order[torch.arange(index * size, (index + 1) * size) % len(order)]))
     rows = []
     for run in runs:
         assert run.counter is not None

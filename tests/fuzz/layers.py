@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from manyheads.core.layer import Layer
@@ -15,6 +15,9 @@ from manyheads.core.mask import Mask
 from manyheads.core.registry import LAYERS, create
 from manyheads.core.testing import Case
 from tests.core.layers import CASES, EXAMPLES
+
+# The tests of the core run without numpy as well.
+HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 
 Call = tuple[str, Callable[[], Any]]
 
@@ -111,7 +114,7 @@ def every_wrong_call(case: Case, layer: Layer) -> list[Call]:
     def add(what: str, call: Callable[[], Any]) -> None:
         calls.append((what, call))
 
-    numbers, weights = x.numpy(), list(layer.parameters())
+    numbers, weights = _array(x), list(layer.parameters())
     inputs = {
         "a list": x.tolist(), "numpy": numbers, "None": None, "text": "x", "a number": 3.0, "int": x.int(),
         "bool": x > 0, "complex": x.to(torch.complex64), "float64": x.double() if weights else None,
@@ -125,12 +128,12 @@ def every_wrong_call(case: Case, layer: Layer) -> list[Call]:
     tokens = torch.ones(case.batch, case.tokens, dtype=torch.bool)
     masks = {
         "a tensor": tokens, "True": True, "text": "causal", "a dict": {"padding": tokens}, "a list": [tokens],
-        "numpy": tokens.numpy(), "a class": Mask,
+        "numpy": _array(tokens), "a class": Mask,
     }  # fmt: skip
     for what, bad in masks.items():
         add(f"mask: {what}", lambda bad=bad: layer(x, mask=bad, **good))
     fields = {
-        "padding": [tokens.float(), tokens[:, :-1], tokens[0], tokens.tolist(), tokens.numpy(), 1, tokens.long()],
+        "padding": [tokens.float(), tokens[:, :-1], tokens[0], tokens.tolist(), _array(tokens), 1, tokens.long()],
         "reset": [tokens.float(), tokens[:, :-1], tokens.tolist(), True, tokens.unsqueeze(2)],
         "window": [0, -1, 2.5, "3", True, [3], tokens, float("nan"), 10**30],
         "blocks": [tokens, tokens.float(), tokens.long()[:, :-1], 3, tokens.long().tolist()],
@@ -166,9 +169,14 @@ def every_wrong_call(case: Case, layer: Layer) -> list[Call]:
     if layer.state_kind != "none":
         for bad in [-1, "2", None, 2.0, True, [2], 10**30, x]:
             add(f"init_state: {type(bad).__name__}", lambda bad=bad: layer.init_state(bad))
-        for bad in [torch.int64, "float32", 3, np.float32]:
+        for bad in [torch.int64, "float32", 3, *([_array(x).dtype] if HAS_NUMPY else [])]:
             add(f"init_state: dtype {bad}", lambda bad=bad: layer.init_state(2, dtype=bad))
     add("no argument", lambda: layer())
     add("unknown argument", lambda: layer(x, padding=tokens, **good))
     add("a context by place", lambda: layer(x, None, x))
     return calls
+
+
+def _array(x: torch.Tensor) -> Any:
+    """The tensor as an array of numpy, or as a list without numpy."""
+    return x.numpy() if HAS_NUMPY else x.tolist()

@@ -143,6 +143,20 @@ def test_deterministic_rounding_is_found_out(monkeypatch):
     assert (many.mean(0) - x).abs().max() > 0.4 / 255
 
 
+def test_equal_rows_are_rounded_apart():
+    row = torch.rand(32)
+    found = restored(row.repeat(3072, 1), plain(groups=1))
+    # the mean of many rows is near, as no two neighbours share their rounding
+    assert (found.mean(0) - row).abs().max() < 5 * 0.5 / 255 / math.sqrt(3072)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.tensor(2.5), torch.tensor(2.5).expand(40, 50), torch.ones(1, 1).expand(40, 50)]
+)
+def test_one_number_is_kept_as_it_is(value):
+    assert torch.equal(restored(value, plain()), value)
+
+
 @pytest.mark.parametrize("value", [0.0, 3.25, -1e6, 1e-30])
 def test_equal_values_come_back_exactly(value):
     x = torch.full((40, 8), value)

@@ -21,8 +21,9 @@ Ranges are "exact", those of the tensor itself: no value lies outside, and nothi
 "running", the averages of the paper over the steps, ``a <- decay a + (1 - decay) (max - min)`` and b likewise; values
 outside are clamped. Both read the tensor once for its extremes, so that running ranges are not cheaper.
 
-Cost: a byte for each saved value instead of four; about six passes over the value in the forward pass and three in the
-backward pass, in chunks that stay in the cache.
+Cost: a byte for each saved value instead of four; six passes over the values in the forward pass and two in the
+backward pass, and some thirty calls of torch for each tensor, which cost more than the passes below about 100,000
+values.
 
 Axes: B batch, H heads, N tokens, E head width, C channels, G groups.
 
@@ -40,7 +41,7 @@ import math
 import random
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -64,12 +65,13 @@ _LEVELS = 255 - 2 * _MARGIN
 _FAR = 16
 # A step that is smaller, as a share of the lowest value, is rounding.
 _NO_STEP = 1e-12
-# Values that are quantised at a time on a CPU: they stay in the cache of a core, with their dither.
-_CHUNK = 1 << 17
-# Values of a row; in shorter rows the loop over rows costs more than the arithmetic.
-_ROW = 4096
-# Numbers in the dither.
-_DITHERS = 1 << 16
+# Values that are quantised at a time on a CPU. A chunk bounds the memory of a step; smaller ones cost more in calls
+# than they save in the cache.
+_CHUNK = 1 << 18
+# Values of a row; in shorter rows the loop over rows costs more than the arithmetic, and in longer ones their factors.
+_ROW = 1024
+# Numbers in the dither, and how far each row of a chunk begins behind the row before.
+_DITHERS, _JUMP = 1 << 16, 257
 # Tensors saved before a log-sum-exp, among which is one with its batch and heads.
 _RECENT = 6
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -86,38 +88,45 @@ class SavedBytes(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """A block of memory as ``outer`` times ``groups`` slices of ``inner`` values."""
+    """A block of memory as ``outer`` times ``groups`` slices of ``inner`` values, and as rows of ``width`` values.
+
+    A row is one slice, or short slices of all groups in turn.
+    """
 
     outer: int
     groups: int
     inner: int
+    width: int
 
-    @property
-    def rows(self) -> tuple[int, int]:
-        """The block as rows, each with one range, or short ones with the ranges of all groups, several joined."""
-        if self.inner >= _ROW:
-            return self.outer * self.groups, self.inner
-        width = self.groups * self.inner
-        joined = next(n for n in range(max(_ROW // width, 1), 0, -1) if self.outer % n == 0)
-        return self.outer // joined, joined * width
+    @classmethod
+    def of(cls, outer: int, groups: int, inner: int) -> _Layout:
+        if inner >= _ROW:
+            return cls(outer, groups, inner, inner)
+        turn = groups * inner
+        joined = next(n for n in range(max(_ROW // turn, 1), 0, -1) if outer % n == 0)
+        return cls(outer, groups, inner, joined * turn)
 
-    def spread(self, of_groups: Tensor) -> tuple[Tensor, ...]:
-        """Each row of ``(n, G)`` as a factor: ``(rows, 1)``, or ``(1, width)`` if the groups take turns in a row."""
-        n, groups = of_groups.shape
-        if self.inner >= _ROW:
-            return of_groups.unsqueeze(1).expand(n, self.outer, groups).reshape(n, -1, 1).unbind()
-        joined = self.rows[1] // (groups * self.inner)
-        return of_groups.view(n, 1, groups, 1).expand(n, joined, groups, self.inner).reshape(n, 1, -1).unbind()
-
-    def extremes(self, values: Tensor) -> tuple[list[float], list[float]]:
+    def extremes(self, rows: Tensor) -> tuple[list[float], list[float]]:
         """The lowest and the highest value of each group."""
         if self.inner >= _ROW:
-            values, first, last = values.view(self.outer, self.groups, self.inner), 2, 0
-            return values.amin(first).amin(last).tolist(), values.amax(first).amax(last).tolist()
-        # the reduction over rows is the fast one
-        values = values.view(self.outer, -1)
-        low, high = (part.view(self.groups, self.inner) for part in (values.amin(0), values.amax(0)))
-        return low.amin(1).tolist(), high.amax(1).tolist()
+            low, high = (part.view(-1, self.groups) for part in (rows.amin(1), rows.amax(1)))
+            return low.amin(0).tolist(), high.amax(0).tolist()
+        low, high = (part.view(-1, self.groups, self.inner) for part in (rows.amin(0), rows.amax(0)))
+        return low.amin((0, 2)).tolist(), high.amax((0, 2)).tolist()
+
+    def spread(self, of_groups: Tensor) -> tuple[Tensor, ...]:
+        """Each row of ``(n, G)`` as a factor: ``(rows, 1)``, or ``(width,)`` if the groups take turns in a row."""
+        factors = of_groups.index_select(1, _turns(self, of_groups.device))
+        return (factors.unsqueeze(2) if self.inner >= _ROW else factors).unbind()
+
+
+@functools.lru_cache(maxsize=256)
+def _turns(layout: _Layout, device: torch.device) -> Tensor:
+    """The group of each row, or of each value of a row."""
+    turn = torch.arange(layout.groups, device=device)
+    if layout.inner >= _ROW:
+        return turn.repeat(layout.outer)
+    return turn.repeat_interleave(layout.inner).repeat(layout.width // (layout.groups * layout.inner))
 
 
 class _Ranges(NamedTuple):
@@ -135,49 +144,50 @@ class _Ranges(NamedTuple):
 class _Codes:
     """A block of memory in 8 bits: ``x' = low + c step``, with the ranges of each group."""
 
-    def __init__(self, values: Tensor, layout: _Layout, ranges: _Ranges, dither: _Dither) -> None:
-        self.layout, self.dtype, self.positive = layout, values.dtype, ranges.positive
+    def __init__(self, rows: Tensor, layout: _Layout, ranges: _Ranges, dither: _Dither) -> None:
+        self.layout, self.dtype, self.positive = layout, rows.dtype, ranges.positive
         # 256 codes; zeros take the first one if the others stand for values above them
         first, levels, bottom = (-127, 254, -127 - _MARGIN) if self.positive else (-128, _LEVELS, -128 + _MARGIN)
         steps = [span / levels for span in ranges.span]
         # equal values have no range, and the first code
         scales = [1 / step if step > _NO_STEP * abs(low) else 0.0 for low, step in zip(ranges.low, steps, strict=True)]
         lows = [low - step * bottom for low, step in zip(ranges.low, steps, strict=True)]
-        shifts = [bottom - low * scale for low, scale in zip(ranges.low, scales, strict=True)]
+        # one less if a nonzero value adds one in the end
+        shifts = [bottom - self.positive - low * scale for low, scale in zip(ranges.low, scales, strict=True)]
         # no code needs a clamp if all values are inside by a margin that is far above rounding
         far = any(_FAR * span < abs(low) for low, span in zip(ranges.low, ranges.span, strict=True))
         clamped = far or self.positive or not ranges.exact
-        wide = torch.promote_types(values.dtype, torch.float32)
-        factors = torch.tensor([scales, shifts, steps, lows], dtype=wide, device=values.device)
-        self.decoder = factors[2:]
-        self.codes = torch.empty(layout.rows, dtype=torch.int8, device=values.device)
-        chunk = torch.empty(_chunk(self.codes), dtype=wide, device=values.device)
-        for part, kept, scale, shift in _chunks(values.view(layout.rows), self.codes, *layout.spread(factors[:2])):
-            code = chunk if len(part) == len(chunk) else chunk[: len(part)]
-            torch.addcmul(dither.draw(code) + shift, part.to(wide), scale, out=code).floor_()
+        wide = torch.float64 if rows.dtype is torch.float64 else torch.float32
+        self.factors = torch.tensor([scales, shifts, steps, lows], dtype=wide, device=rows.device)
+        found = []
+        for part, scale, shift in _chunks(rows, *layout.spread(self.factors)[:2]):
+            code = torch.addcmul(shift, part.to(wide), scale)
+            code.add_(dither.draw(code)).floor_()
             if clamped:
-                code.clamp_(first, 127)
-            kept.copy_(code.masked_fill_(part == 0, -128) if self.positive else code)
+                code.clamp_(first - self.positive, 127 - self.positive)
+            kept = code.to(torch.int8)
+            found.append(kept.add_(part.to(torch.bool).view(torch.int8)) if self.positive else kept)
+        self.codes = found[0] if len(found) == 1 else torch.cat(found)
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.decoder.nbytes
+        return self.codes.nbytes + self.factors.nbytes
 
     def decode(self) -> Tensor:
         """The values of the block in one row."""
-        values = torch.empty(self.codes.shape, dtype=self.decoder.dtype, device=self.codes.device)
-        for part, kept, step, low in _chunks(values, self.codes, *self.layout.spread(self.decoder)):
-            torch.addcmul(low, part.copy_(kept), step, out=part)
+        values = self.codes.to(self.factors.dtype)
+        for part, step, low in _chunks(values, *self.layout.spread(self.factors)[2:]):
+            torch.addcmul(low, part, step, out=part)
             if self.positive:
                 part.clamp_(min=0)
         return values.view(-1).to(self.dtype)
 
 
 class _Dither:
-    """Numbers from U(0, 1) with a generator of their own, for all values of a chunk, or for a row of it on a CPU.
+    """Numbers from U(0, 1) with a generator of their own, for all values of a chunk.
 
-    There a draw is a slice at a random place of a shuffled grid over (0, 1), which is made once. Each place of a slice
-    gets every number of the grid with the same probability, and a draw costs nothing.
+    On a CPU a draw is a place in a shuffled grid over (0, 1), which is made once; each row of the chunk begins a bit
+    behind the row before. Each value gets every number of the grid with the same probability, and a draw costs nothing.
     """
 
     def __init__(self, seed: int) -> None:
@@ -189,8 +199,9 @@ class _Dither:
             if like.device not in self.generators:
                 self.generators[like.device] = torch.Generator(like.device).manual_seed(self.seed)
             return torch.rand(like.shape, device=like.device, generator=self.generators[like.device])
-        start, width = self.place.randrange(_DITHERS), like.shape[1]
-        return _grid(-(-width // _DITHERS))[start : start + width]
+        count, width = like.shape
+        grid = _grid(-(-((count - 1) * _JUMP + width) // _DITHERS))
+        return grid.as_strided((count, width), (_JUMP, 1), int(self.place.random() * _DITHERS))
 
 
 @functools.cache
@@ -200,19 +211,13 @@ def _grid(times: int) -> Tensor:
     return ((order + 0.5) / _DITHERS).to(torch.float32).repeat(times + 1)
 
 
-def _chunk(rows: Tensor) -> tuple[int, int]:
-    """The shape of a chunk of the rows."""
-    count, width = rows.shape
-    return (min(max(_CHUNK // width, 1), count) if rows.device.type == "cpu" else count), width
-
-
-def _chunks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each tensor, a chunk at a time; a tensor with one row is the same in every chunk."""
-    size = _chunk(rows[0])[0]
-    if size == len(rows[0]):
-        return iter([rows])
-    parts = [part.split(size) if len(part) == len(rows[0]) else itertools.repeat(part) for part in rows]
-    return zip(*parts, strict=False)
+def _chunks(rows: Tensor, *factors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The rows and the factors of each, a chunk at a time; a factor with one row is the same in every chunk."""
+    size = max(_CHUNK // rows.shape[1], 1)
+    if rows.shape[0] <= size or rows.device.type != "cpu":
+        return [(rows, *factors)]
+    parts = (factor.split(size) if factor.dim() == 2 else itertools.repeat(factor) for factor in factors)
+    return zip(rows.split(size), *parts, strict=False)
 
 
 class _Averages:
@@ -244,6 +249,44 @@ class _Compressed(NamedTuple):
     stride: tuple[int, ...]
 
 
+class _Place(NamedTuple):
+    """Where the values of a tensor lie, each once and in the order of the memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    layout: _Layout
+    key: tuple[Any, ...]
+    """The same for all views of a block without gaps."""
+    restored: tuple[int, ...]
+    """The strides of the tensor in a block without gaps."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(size: tuple[int, ...], stride: tuple[int, ...], heads: frozenset[int], groups: int) -> _Place:
+    """Groups of the block are slices of the axis of the heads, or of the channels, at its place in memory."""
+    shared = [axis for axis, step in enumerate(stride) if step == 0 and size[axis] > 1]
+    order = sorted(
+        (axis for axis in range(len(size)) if axis not in shared), key=lambda axis: (-stride[axis], -size[axis])
+    )
+    block, strides = tuple(size[axis] for axis in order), tuple(stride[axis] for axis in order)
+    by_head = len(size) == 4 and size[1] in heads and 1 not in shared
+    axis = 1 if by_head else len(size) - 1
+    place = len(block) - 1 if axis in shared else order.index(axis)
+    channels = block[place]
+    count = channels if by_head else next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+    inner = channels // count * math.prod(block[place + 1 :])
+    dense = [math.prod(block[index + 1 :]) for index in range(len(block))]
+    gapless = all(step == one for step, one, length in zip(strides, dense, block, strict=True) if length > 1)
+    restored = (
+        stride if gapless else tuple(dict(zip(order, dense, strict=True)).get(axis, 0) for axis in range(len(size)))
+    )
+    key = (math.prod(block),) if gapless else (size, stride)
+    layout = _Layout.of(math.prod(block[:place]), count, inner)
+    if gapless:
+        return _Place((math.prod(block) // layout.width, layout.width), (layout.width, 1), layout, key, restored)
+    return _Place(block, strides, layout, key, restored)
+
+
 class _Kept(NamedTuple):
     """A saved tensor as it is."""
 
@@ -264,9 +307,10 @@ class Mesa(AbstractContextManager["Mesa"]):
     """Keep what autograd saves inside ``with`` as 8-bit codes; see the module for the equations.
 
     Codes are float tensors of ``least`` values or more. Kept as they are: parameters and buffers of the model and their
-    views, integers and booleans, tensors with a value that is not finite (a mask of minus infinity), and one number for
-    each token: a tensor whose last axis is 1 (mean and deviation of a norm), or the log-sum-exp of attention, which is
-    recognised as a tensor ``(B, H, …)`` of three axes saved soon after one of four axes ``(B, H, N, E)``.
+    views, integers and booleans, tensors with a value that is not finite (a mask of minus infinity), one number that is
+    spread over all axes, and one number for each token: a tensor whose last axis is 1 (mean and deviation of a norm),
+    or the log-sum-exp of attention, which is recognised as a tensor ``(B, H, …)`` of three axes saved soon after one of
+    four axes ``(B, H, N, E)``.
 
     Groups: of a tensor ``(B, H, N, E)`` whose second axis is a number of heads in the model, a group is a head. Of any
     other tensor it is one of G slices of the last axis, G the largest divisor up to ``groups``.
@@ -406,7 +450,10 @@ class Mesa(AbstractContextManager["Mesa"]):
             self._decoded = None
 
     def _worth_it(self, tensor: Tensor) -> bool:
-        if tensor.dtype not in _FLOATS or tensor.numel() < max(self.least, 1) or tensor.shape[-1] == 1:
+        if tensor.dtype not in _FLOATS or tensor.numel() < max(self.least, 1):
+            return False
+        # a number by itself or spread over axes has no stride
+        if not any(tensor.stride()) or tensor.shape[-1] == 1:
             return False
         return tensor.dim() != 3 or tuple(tensor.shape[:2]) not in {shape[:2] for shape in self._recent}
 
@@ -423,42 +470,17 @@ class Mesa(AbstractContextManager["Mesa"]):
 
     def _compress(self, tensor: Tensor, reference: StorageWeakRef) -> _Compressed | None:
         """The codes of the tensor; None if a value is not finite."""
-        view = tensor.detach()
-        shared = [axis for axis in range(view.dim()) if view.stride(axis) == 0 and view.shape[axis] > 1]
-        for axis in reversed(shared):
-            view = view.select(axis, 0)
-        order = sorted(range(view.dim()), key=lambda axis: (-view.stride(axis), -view.shape[axis]))
-        block = view.permute(order)
-        dense = block.is_contiguous()
-        place = (block.numel(),) if dense else (tuple(tensor.shape), tensor.stride())
-        key = (reference, tensor._version, tensor.dtype, tensor.storage_offset(), *place)
+        place = _place(tensor.shape, tensor.stride(), self.heads, self.groups)
+        key = (reference, tensor._version, tensor.dtype, tensor.storage_offset(), place.key)
         codes = self._blocks.get(key)
         if codes is None:
-            layout = self._layout(tensor, shared, order, block.shape)
-            block = block.contiguous().view(-1)
-            ranges = self._ranges(*layout.extremes(block))
+            rows = tensor.detach().as_strided(place.size, place.stride).reshape(-1, place.layout.width)
+            ranges = self._ranges(*place.layout.extremes(rows))
             if ranges is None:
                 return None
-            codes = self._blocks[key] = _Codes(block, layout, ranges, self._dither)
+            codes = self._blocks[key] = _Codes(rows, place.layout, ranges, self._dither)
             self._after += codes.nbytes
-        if dense:
-            return _Compressed(codes, tuple(tensor.shape), tensor.stride())
-        strides, width = dict.fromkeys(range(view.dim()), 0), 1
-        for axis in reversed(order):
-            strides[axis], width = width, width * view.shape[axis]
-        remaining = iter(strides[axis] for axis in range(view.dim()))
-        stride = tuple(0 if axis in shared else next(remaining) for axis in range(tensor.dim()))
-        return _Compressed(codes, tuple(tensor.shape), stride)
-
-    def _layout(self, tensor: Tensor, shared: list[int], order: list[int], block: torch.Size) -> _Layout:
-        """Groups of the block: the axis of the heads, or of the channels, at its place in memory."""
-        by_head = tensor.dim() == 4 and tensor.shape[1] in self.heads and 1 not in shared
-        axis = 1 if by_head else tensor.dim() - 1
-        place = -1 if axis in shared else order.index(axis - sum(one < axis for one in shared))
-        place %= len(block)
-        size = block[place]
-        groups = size if by_head else next(g for g in range(min(self.groups, size), 0, -1) if size % g == 0)
-        return _Layout(math.prod(block[:place]), groups, size // groups * math.prod(block[place + 1 :]))
+        return _Compressed(codes, tensor.shape, place.restored)
 
     def _ranges(self, low: list[float], high: list[float]) -> _Ranges | None:
         if not all(map(math.isfinite, low)) or not all(map(math.isfinite, high)):
@@ -590,7 +612,7 @@ class MesaMatMul(nn.Module):
 def use_mesa_modules(model: nn.Module, *, groups: int | None = None, decay: float = 0.9) -> int:
     """Replace the Linear, LayerNorm, GELU and Softmax modules inside the model by those above; return their number.
 
-    Parameters stay the same objects, names and ``state_dict`` do not change. Functions that are no modules
+    Parameters stay the same objects, names and ``state_dict`` do not change. Calls of functions
     (``functional.gelu``, fused attention) stay as they are: :class:`Mesa` reaches them. ``groups`` as there. A layer
     norm over several axes stays too.
 
