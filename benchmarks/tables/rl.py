@@ -6,6 +6,9 @@ from collections import defaultdict
 
 from rows import markdown, not_measured, read_if_measured
 
+# metrics of a task
+COLUMNS = ("return", "steps_to_target")
+
 
 def rl_tasks() -> str:
     """List steps to the target, return of the evaluation and CPU time of each task."""
@@ -15,16 +18,21 @@ def rl_tasks() -> str:
     found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
         found[row["experiment"]][row["metric"]] = row
-    names = list(next(iter(found.values())))
     lines = []
     for experiment, metrics in found.items():
         first = next(iter(metrics.values()))
         seeds = len(first["seeds"].split())
-        cells = [_mean(metrics.get(name)) for name in names]
+        cells = [_mean(metrics.get(name)) for name in COLUMNS]
         lines.append(
-            (f"`{experiment}`", *cells, f"{int(first['parameters']):,}", f"{float(first['cpu_s']) / seeds:.0f}")
+            (
+                f"`{experiment}`",
+                *cells,
+                str(seeds),
+                f"{int(first['parameters']):,}",
+                f"{float(first['cpu_s']) / seeds:.0f}",
+            )
         )
-    return markdown(("experiment", *(name.replace("_", " ") for name in names), "parameters", "CPU s a seed"), lines)
+    return markdown(("experiment", "return", "steps to the target", "seeds", "parameters", "CPU s a seed"), lines)
 
 
 def rl_order() -> str:
@@ -35,7 +43,7 @@ def rl_order() -> str:
     found: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for row in rows:
         found[row["input"], row["head"], row["views"]].append(float(row["accuracy"]))
-    lines = [(*key, _spread(values), len(values)) for key, values in found.items()]
+    lines = [(*key, _spread(values), str(len(values))) for key, values in found.items()]
     return markdown(("input", "head", "views", "balanced accuracy", "seeds"), lines)
 
 
@@ -53,7 +61,7 @@ def rl_pretraining() -> str:
             _spread([float(row[name]) for row in seeds if row[name]])
             for name in ("r2", "order", "action", "effective_rank", "above_random")
         ]
-        lines.append((game, method, *columns, len(seeds)))
+        lines.append((game, method, *columns, str(len(seeds))))
     header = ("game", "encoder", "state R²", "order", "action", "effective rank", "R² above random", "seeds")
     return markdown(header, lines)
 

@@ -118,10 +118,10 @@ class Agent:
         """Mean return of the last 100 training episodes; None before the first ends."""
         return None if self._training is None else self._training.mean_return
 
-    def init_state(self, batch: int = 1) -> AgentState:
+    def init_state(self, count: int = 1) -> AgentState:
         """The state before the first step of an episode."""
         head = self.policy.head
-        return AgentState(self.policy.init_state(batch), torch.zeros(batch, *head.shape, dtype=head.dtype))
+        return AgentState(self.policy.init_state(count), torch.zeros(count, *head.shape, dtype=head.dtype))
 
     @torch.no_grad()
     def predict(
