@@ -222,6 +222,9 @@ SMOKE = [
     "manyheads kws export spotter.safetensors --part all",
     "manyheads images list",
     "manyheads images train digits-vit-nano --smoke",
+    "manyheads rl list",
+    "manyheads rl train tmaze10-gtrxl --smoke",
+    "manyheads rl play --episodes 2",
     "manyheads list --backbones",
     "manyheads report --html leaderboard.html",
     "manyheads data fetch adult --out .",
@@ -239,6 +242,7 @@ SMOKE = [
     "python -m manyheads.recsys models",
     "python -m manyheads.kws list",
     "python -m manyheads.images list",
+    "python -m manyheads.rl list",
     "python -m manyheads.lab list",
 ]
 # Two artificial words of 64 clips each, as no wheel contains a set of spoken words.
