@@ -55,7 +55,7 @@ def test_help_lists_every_command_with_status_0(capsys):
         (["forecasting", "bnch"], "did you mean 'bench'"),
         (["forecasting", "train", "etth1-96-dlinea"], "did you mean 'etth1-96-dlinear'"),
         (["bench", "layers", "--names", "sofmax"], "did you mean 'softmax'"),
-        (["rl", "play"], "unknown command 'rl': known: "),
+        (["chess", "play"], "unknown command 'chess': known: "),
     ],
 )
 def test_unknown_names_are_one_line_with_the_nearest_known_name(capsys, words, message):
