@@ -14,9 +14,9 @@ from PIL import Image
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.data.files import write_figure
+from manyheads.rl.environments.episodes import evaluate, play
 from manyheads.rl.environments.t_maze import DOWN, UP
 from manyheads.rl.environments.vector import make
-from manyheads.rl.evaluation.episodes import evaluate, play
 from manyheads.rl.evaluation.plots import at_common_steps, learning_curves, memory_attention
 from manyheads.rl.evaluation.recording import record, write_gif
 from manyheads.rl.evaluation.statistics import estimate, interquartile_mean, mean

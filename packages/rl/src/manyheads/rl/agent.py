@@ -13,23 +13,22 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
-from torch import Tensor
 
 from manyheads.core.errors import ArgumentError, CheckpointError, UnknownNameError
-from manyheads.core.state import State
 from manyheads.lab.data.fields import from_json
 from manyheads.lab.progress import progress as show_progress
 from manyheads.rl.encoders.observations import is_single, single, to_tensors
+from manyheads.rl.environments.episodes import evaluate
 from manyheads.rl.environments.vector import CheckedVectorEnv, make
 from manyheads.rl.policies import Policy
-from manyheads.rl.training.episodes import play_episodes
+from manyheads.rl.policies.player import AgentState, PolicyPlayer
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
 from manyheads.rl.training.loop import LINES, Training
 from manyheads.rl.training.ppo import PPO
@@ -39,13 +38,6 @@ from manyheads.rl.training.vmpo import VMPO
 
 Environment = str | gym.Env | VectorEnv | Callable[[], gym.Env]
 ALGORITHMS: dict[str, type[Algorithm]] = {"ppo": PPO, "vmpo": VMPO}
-
-
-class AgentState(NamedTuple):
-    """What an agent keeps between two calls of :meth:`Agent.predict`, batch first."""
-
-    memory: State
-    previous_action: Tensor
 
 
 class Agent:
@@ -83,7 +75,7 @@ class Agent:
         self._training: Training | None = Training(opened, self.policy, chosen, optimiser, seed=seed, name=opened.name)
 
     def _take(self, policy: Policy, model: AgentModel, seen: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
-        self.policy, self.model = policy, model
+        self.policy, self.model, self.player = policy, model, PolicyPlayer(policy, seen)
         self.observation_space, self.action_space = seen, acted
 
     def learn(self, steps: int, *, progress: bool = True) -> Agent:
@@ -120,10 +112,8 @@ class Agent:
 
     def init_state(self, count: int = 1) -> AgentState:
         """The state before the first step of an episode."""
-        head = self.policy.head
-        return AgentState(self.policy.init_state(count), torch.zeros(count, *head.shape, dtype=head.dtype))
+        return self.player.init_state(count)
 
-    @torch.no_grad()
     def predict(
         self,
         observation: Any,
@@ -149,8 +139,7 @@ class Agent:
         """
         alone = is_single(self.observation_space, observation)
         batch = single(self.observation_space, observation) if alone else observation
-        seen = to_tensors(self.observation_space, batch)
-        count = len(next(iter(seen.values())))
+        count = len(next(iter(to_tensors(self.observation_space, batch).values())))
         if is_first is None:
             is_first = state is None
         first = torch.as_tensor(is_first, dtype=torch.bool).reshape(-1).expand(count)
@@ -162,36 +151,17 @@ class Agent:
         if reward is None and self.policy.previous_reward and not first.all():
             raise ArgumentError("reward: found none, expected the reward of the step before: this agent reads it")
         rewards = torch.as_tensor(0.0 if reward is None else reward).float().reshape(-1).expand(count)
-        distribution, _, memory = self.policy(
-            {name: one.unsqueeze(1) for name, one in seen.items()},
-            state.memory,
-            first.unsqueeze(1),
-            state.previous_action.unsqueeze(1),
-            rewards.unsqueeze(1),
+        given, after = self.player.act(
+            batch, state, first.numpy(), None, rewards.numpy(), deterministic=deterministic, generator=generator
         )
-        action = (distribution.mode() if deterministic else distribution.sample(generator))[:, 0]
-        given = self.policy.head.to_environment(action)
-        return given[0] if alone else given, AgentState(memory, action)
-
-    def act(
-        self,
-        observations: Any,
-        state: AgentState,
-        is_first: np.ndarray,
-        previous_action: Any,
-        previous_reward: np.ndarray,
-        *,
-        deterministic: bool,
-    ) -> tuple[Any, AgentState]:
-        """The actions of a batch, as a :class:`~manyheads.rl.evaluation.episodes.Player`; the state has the action."""
-        return self.predict(observations, state, is_first, reward=previous_reward, deterministic=deterministic)
+        return given[0] if alone else given, after
 
     def evaluate(self, environment: Environment, episodes: int = 100, *, seed: int = 1, **options: Any) -> list[float]:
         """Return the return of each of so many episodes in new environments, with the most probable actions."""
         environments = _opened(environment, min(32, episodes), options)
         self._check_spaces(environments, "evaluate")
         try:
-            return [reward for reward, _ in play_episodes(environments, self.policy, episodes, seed=seed)]
+            return evaluate(self.player, environments, episodes, seed=seed).returns.tolist()
         finally:
             environments.close()
 

@@ -35,8 +35,8 @@ def play(
     from manyheads.lab.reporting.tables import table
     from manyheads.lab.training.run import newest
     from manyheads.rl.agent import Agent
+    from manyheads.rl.environments.episodes import evaluate
     from manyheads.rl.environments.vector import make
-    from manyheads.rl.evaluation.episodes import evaluate
     from manyheads.rl.evaluation.recording import record, write_gif
     from manyheads.rl.training.stored import FILE, load_policy
 
@@ -55,7 +55,7 @@ def play(
         raise ArgumentError(f"environment: found none in {chosen}, expected --environment NAME")
     options = dict(task.get("options", {})) if name == task.get("environment") else {}
     most_probable = task.get("deterministic", True) if deterministic is None else deterministic
-    player = Agent.load(chosen)
+    player = Agent.load(chosen).player
     environments = make(name, min(16, episodes), **options)
     try:
         found = evaluate(player, environments, episodes, seed=seed, deterministic=most_probable)

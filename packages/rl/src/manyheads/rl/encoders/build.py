@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import ArgumentError, CheckpointError
 from manyheads.lab.data.storage import ENTRY, load_tensors
+from manyheads.rl.encoders.frames import KIND
 from manyheads.rl.encoders.images import NETWORKS, ImageEncoder, image_encoder
 from manyheads.rl.encoders.observations import ONE, image_shape, is_image, leaves
 from manyheads.rl.encoders.vectors import VectorEncoder
@@ -114,8 +115,6 @@ def build_encoder(
 
 
 _FIX = "choose the encoder that the file was made with, and its image size and channels"
-# What the files of pretraining call themselves.
-PRETRAINED = "encoder of frames"
 
 
 def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -130,7 +129,7 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         with safe_open(path, "pt") as file:
             own = ENTRY in (file.metadata() or {})
         if own:
-            return load_tensors(path, kind=PRETRAINED, fix=_FIX)
+            return load_tensors(path, kind=KIND, fix=_FIX)
         return load_file(path), None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}), expected a safetensors file: {_FIX}") from error

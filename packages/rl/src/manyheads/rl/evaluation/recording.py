@@ -15,8 +15,8 @@ from PIL import Image
 
 from manyheads.core.errors import ArgumentError, DataError
 from manyheads.lab.data.files import check_suffix, write_atomically
+from manyheads.rl.environments.episodes import Player, play
 from manyheads.rl.environments.task import whole
-from manyheads.rl.evaluation.episodes import Player, play
 
 # Shorter side of an animation in pixels, if no scale is given.
 SIDE = 160

@@ -32,9 +32,10 @@ from manyheads.lab.data.storage import save_model
 from manyheads.lab.progress import progress as show_progress
 from manyheads.lab.training import checkpoint
 from manyheads.lab.training.report import SeedResult
+from manyheads.rl.environments.episodes import evaluate
+from manyheads.rl.policies.player import PolicyPlayer
 from manyheads.rl.policies.policy import Policy
 from manyheads.rl.training.environment_state import environment_state, restore_environment
-from manyheads.rl.training.episodes import play_episodes
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
 from manyheads.rl.training.rollout import Rollout, Stream, collect
 from manyheads.rl.training.settings import AgentExperiment, StepBudget
@@ -257,17 +258,12 @@ def _evaluated(experiment: AgentExperiment, policy: Policy, seed: int) -> dict[s
         raise ArgumentError(f"evaluation_episodes: found {task.evaluation_episodes}, expected 1 or more")
     environments = task.open(min(task.environments, task.evaluation_episodes))
     try:
-        played = play_episodes(
-            environments,
-            policy,
-            task.evaluation_episodes,
-            seed=drawn_seed(seed, EVALUATION),
-            deterministic=task.deterministic,
-        )
+        player = PolicyPlayer(policy, environments.single_observation_space)
+        start = drawn_seed(seed, EVALUATION)
+        played = evaluate(player, environments, task.evaluation_episodes, seed=start, deterministic=task.deterministic)
     finally:
         environments.close()
-    returns = [reward for reward, _ in played]
-    return {"return": float(np.mean(returns)), "episode_length": float(np.mean([length for _, length in played]))}
+    return {"return": played.mean, "episode_length": float(played.lengths.mean())}
 
 
 def _finished(budget: StepBudget, training: Training, reached: int | None) -> bool:
