@@ -259,3 +259,17 @@ def test_an_action_out_of_range_is_refused():
     vector.step(np.zeros(3, int))
     with pytest.raises(ArgumentError, match="environment 1, step 2: action: found 2, expected 0 to 1"):
         vector.step(np.array([0, 2, 1]))
+
+
+@pytest.mark.parametrize("name", ["TMaze", "RepeatPrevious", "HiddenCartPole"])
+def test_a_task_goes_on_from_its_stored_state(name):
+    first, second = (gym.make_vec(f"manyheads/{name}-v0", num_envs=3) for _ in range(2))
+    first.reset(seed=1)
+    second.reset(seed=2)
+    actions = np.random.default_rng(0).integers(0, 2, (80, 3))
+    for action in actions[:20]:
+        first.step(action)
+    second.unwrapped.set_state(first.unwrapped.get_state())
+    for action in actions[20:]:
+        for a, b in zip(first.step(action)[:4], second.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -6,6 +6,8 @@ steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box
@@ -14,6 +16,8 @@ from PIL import Image, ImageDraw
 from manyheads.rl.environments.task import SingleTask, VectorTask, whole
 
 SIZE = (96, 64)
+# Arrays of CartPoleVectorEnv that determine its next steps.
+POLES = ("state", "steps", "prev_done")
 
 
 class HiddenCartPoleVectorEnv(VectorTask):
@@ -50,6 +54,14 @@ class HiddenCartPoleVectorEnv(VectorTask):
         """Position, speed, angle and angular speed of each pole, ``(4, num_envs)``."""
         assert self._poles.state is not None
         return self._poles.state
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return super().get_state() | {f"poles.{name}": getattr(self._poles, name).copy() for name in POLES}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state({name: one for name, one in state.items() if not name.startswith("poles.")})
+        for name in POLES:
+            setattr(self._poles, name, state[f"poles.{name}"].copy())
 
     def begin(self, indices: np.ndarray) -> None:
         for i in indices:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -108,6 +109,24 @@ class VectorTask(VectorEnv):
             rewards[fresh], terminated[fresh], truncated[fresh] = 0.0, False, False
         self._ended = terminated | truncated
         return self.observe(), rewards, terminated, truncated, {}
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Return everything that determines the episodes to come: the arrays, the count of steps, the generators."""
+        generators = json.dumps([one.bit_generator.state for one in self.generators])
+        found = {name: one.copy() for name, one in vars(self).items() if isinstance(one, np.ndarray)}
+        found["generators"] = np.frombuffer(generators.encode(), np.uint8).copy()
+        return found | {"steps": np.array(-1 if self._steps is None else self._steps)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take a state of :meth:`get_state`."""
+        own = dict(state)
+        stored = json.loads(own.pop("generators").tobytes())
+        for generator, one in zip(self.generators, stored, strict=True):
+            generator.bit_generator.state = one
+        steps = int(own.pop("steps"))
+        self._steps = None if steps < 0 else steps
+        for name, one in own.items():
+            setattr(self, name, one.copy())
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return one picture for each environment, or None without ``render_mode="rgb_array"``."""
