@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from manyheads.core.errors import ArgumentError, MissingPackageError, UnknownNameError
+from manyheads.core.errors import ArgumentError, DataError, MissingPackageError, UnknownNameError
 from manyheads.lab.cli.experiments import overridden
 from manyheads.lab.cli.leaderboard import leaderboard
 from manyheads.lab.data.storage import load_tensors, save_tensors
 from manyheads.lab.training.experiment import Budget, find_experiment
 from manyheads.lab.training.loop import fit_supervised, launch, rate_factor, train_model, validation_loss
 from manyheads.lab.training.optimisers import Optimiser
-from manyheads.lab.training.report import Report
+from manyheads.lab.training.report import Report, SeedResult
 from manyheads.lab.training.run import run
 
 from .toy import Rows, ToyData, ToyModel, ToyObjective, toy
@@ -317,3 +317,18 @@ def test_the_leaderboard_shows_mean_sd_and_the_published_figure(tmp_path):
     assert "±" in page
     assert "0000.00000 Table 1" in page
     json.dumps(outcome.document, allow_nan=False)
+
+
+def test_files_that_change_between_two_seeds_stop_the_run(tmp_path):
+    class OwnFile(ToyData):
+        def content(self):
+            return (tmp_path / "file").read_text()
+
+    (tmp_path / "file").write_text("a")
+
+    def fit(*arguments, **options):
+        (tmp_path / "file").write_text("b")
+        return SeedResult({"mse": 0.0}, 1, 0.0, 1)
+
+    with pytest.raises(DataError, match="the files of the data changed before seed 2"):
+        run(toy(data=OwnFile()), root=tmp_path / "runs", seeds=(1, 2), fit=fit)

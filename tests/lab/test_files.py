@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from manyheads.lab.data import files
-from manyheads.lab.data.files import PART, remove_parts, write_atomically, write_figure
+from manyheads.lab.data.files import PART, digest_of, remove_parts, write_atomically, write_figure
 
 
 def names(folder):
@@ -190,3 +190,18 @@ def test_temporary_folders_of_killed_writers_are_removed_unless_locked(tmp_path)
         assert not orphan.exists()
         files.remove_parts(tmp_path, "set")
         assert mine.is_dir()
+
+
+def test_a_digest_follows_bytes_and_names_below_its_paths(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    found = [digest_of(tmp_path / "a", tmp_path / "b"), digest_of(tmp_path / "a"), digest_of(tmp_path / "b")]
+    (tmp_path / "a" / ".hidden").write_bytes(b"3")
+    assert digest_of(tmp_path / "a", None, tmp_path / "absent", tmp_path / "b") == found[0]
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    found.append(digest_of(tmp_path / "a"))
+    (tmp_path / "a" / "y").write_bytes(b"4")
+    found.append(digest_of(tmp_path / "a"))
+    assert len(set(found)) == len(found)
+    assert digest_of(None, tmp_path / "absent") is None

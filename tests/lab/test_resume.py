@@ -168,6 +168,21 @@ def test_a_fresh_run_never_resumes_an_older_one(tmp_path, monkeypatch):
     assert found[1]["position"]["step"] == 3
 
 
+def test_the_cpu_seconds_of_a_resumed_run_count_its_earlier_part(tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def save_once(folder, step, tensors, metadata):
+        save_checkpoint(folder, step, tensors, {**metadata, "cpu_seconds": metadata["cpu_seconds"] + 1000.0})
+        raise Stopped
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_once)
+    with pytest.raises(Stopped):
+        fit_supervised(KILLED, 1, tmp_path, progress=False)
+    monkeypatch.undo()
+    assert fit_supervised(KILLED, 1, tmp_path, progress=False).cpu_seconds > 1000.0
+
+
 def test_the_checkpoint_of_another_experiment_is_refused(tmp_path):
     save_checkpoint(tmp_path, 1, {"a": torch.zeros(1)}, {"experiment": "other", "seed": 1})
     with pytest.raises(CheckpointError, match=r"experiment is 'other', expected 'mine'"):

@@ -49,6 +49,8 @@ class BackboneInfo:
     presets: Mapping[str, Mapping[str, Any]]  # preset -> arguments
     # preset -> parameters as published, for 1000 classes: a number is exact, "23.8M" is rounded
     parameters: Mapping[str, int | str]
+    # arguments of a preset that hold for its own layer only, dropped beside another
+    for_layer: tuple[str, ...] = ()
     good_for: str = ""  # one sentence: the task, and why this backbone
     not_for: str = ""  # one sentence: when to take another, and which
     compiles: str = ""  # why torch.compile(fullgraph=True) does not work; "" where it does

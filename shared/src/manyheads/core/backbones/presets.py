@@ -44,11 +44,11 @@ def find_backbone(name: str) -> tuple[type[ImageBackbone], dict[str, Any]]:
 def create_backbone(name: str, **changes: Any) -> ImageBackbone:
     """Build a backbone by name of a preset: ``create_backbone("vit-small", classes=10, channels=1)``.
 
-    With another ``layer``, what the preset says for its own one, ``options`` and ``pool``, is dropped.
+    With another ``layer``, the arguments ``info.for_layer`` of the preset are dropped.
 
     Raises :class:`UnknownNameError`, and :class:`ArgumentError` for arguments that do not fit.
     """
     kind, arguments = find_backbone(name)
     if changes.get("layer", arguments.get("layer")) != arguments.get("layer"):
-        arguments = {key: value for key, value in arguments.items() if key not in ("options", "pool")}
+        arguments = {key: value for key, value in arguments.items() if key not in kind.info.for_layer}
     return kind(**{**arguments, **changes})

@@ -68,6 +68,7 @@ class ViT(ImageBackbone):
             "base": {**_DEIT, "dim": 768, "heads": 12},
             "nano": {"image_size": 32, "patch": 4, "dim": 64, "heads": 4, "depth": 3, "expansion": 2.0},
         },
+        for_layer=("options", "pool"),
         parameters={"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656},
         good_for="Images with much training data or pretrained weights, and a comparison of layers in one network.",
         not_for="Small training sets: convit, ffnet and halonet assume that near pixels belong together.",

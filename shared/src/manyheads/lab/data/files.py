@@ -111,22 +111,23 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_atomically(path, picture.getvalue())
 
 
-def digest_of(path: Path | None) -> str | None:
-    """Return 16 hexadecimal digits for a file, or for all files below a folder by name; None if there is none.
+def digest_of(*paths: str | Path | None) -> str | None:
+    """Return 16 hexadecimal digits for files, and for all files below folders; None if no path exists.
 
-    They change with any byte and any name. Hidden files are left out.
+    They change with any byte and any name. Hidden files are left out, and so are paths that are None or absent.
     """
-    if path is None or not path.exists():
-        return None
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     whole = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(path).as_posix()
-        if any(part.startswith(".") for part in file.relative_to(path).parts):
-            continue
-        status = file.stat()
-        whole.update(f"{name}\0{_digest_of_file(file.resolve(), status.st_size, status.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()[:16]
+    given = [Path(path) for path in paths if path is not None and Path(path).exists()]
+    for path in given:
+        for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+            inside = file.relative_to(path)
+            if any(part.startswith(".") for part in inside.parts):
+                continue
+            status = file.stat()
+            own = _digest_of_file(file.resolve(), status.st_size, status.st_mtime_ns)
+            whole.update(f"{inside.as_posix()}\0{own}\n".encode())
+        whole.update(b"\0")
+    return whole.hexdigest()[:16] if given else None
 
 
 @functools.lru_cache(maxsize=1 << 17)

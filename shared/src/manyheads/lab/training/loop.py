@@ -116,7 +116,7 @@ def _train_model(
     tensorboard: bool,
     placement: Placement,
 ) -> tuple[nn.Module, SeedResult]:
-    before = time.process_time()
+    before, earlier = time.process_time(), 0.0
     budget = experiment.budget
     fabric = launch(budget, placement.accelerator)
     seed_everything(seed)
@@ -141,6 +141,8 @@ def _train_model(
         checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
         checkpoint.restore_random_states(order, tensors, metadata["random"])
         position = Position(**metadata["position"])
+        # checkpoints of older releases do not say it
+        earlier = metadata.get("cpu_seconds", 0.0)
 
     def save(start_of_order: Tensor) -> None:
         if checkpoints is None or not writes:
@@ -149,7 +151,8 @@ def _train_model(
         states, others = checkpoint.random_states(order)
         states["random.order"] = start_of_order
         tensors |= states | _with_prefix("model.", placement.tensors(raw_model)) | _with_prefix("best.", best)
-        stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
+        spent = {"cpu_seconds": time.process_time() - before + earlier}
+        stored = {**identity, "position": asdict(position), "groups": groups, "random": others, **spent}
         checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
 
     batches = whole_batches(splits.train, budget, fabric)
@@ -206,7 +209,7 @@ def _train_model(
         if (after := getattr(experiment.objective, "after", None)) is not None:
             after(raw_model, splits, folder)
     fabric.barrier()
-    return raw_model, SeedResult(metrics, parameters, time.process_time() - before, position.epoch)
+    return raw_model, SeedResult(metrics, parameters, time.process_time() - before + earlier, position.epoch)
 
 
 def _end_epoch(

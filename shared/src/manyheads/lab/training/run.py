@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from manyheads.core.errors import ArgumentError, CheckpointError, ManyheadsWarning
+from manyheads.core.errors import ArgumentError, CheckpointError, DataError, ManyheadsWarning
 from manyheads.lab.data.fields import plain
 from manyheads.lab.data.files import remove_parts, write_atomically
 from manyheads.lab.data.storage import load_document, save_document
@@ -52,23 +52,27 @@ def run(
 
     Raises:
         ArgumentError: no seed, or a seed twice.
+        DataError: files of the data changed between two seeds.
     """
     if fit is None:
         from manyheads.lab.training.loop import fit_supervised as fit
     chosen = tuple(experiment.seeds if seeds is None else seeds)
     if not chosen or len(set(chosen)) != len(chosen):
         raise ArgumentError(f"seeds: found {list(chosen)}, expected at least one, each once")
-    folder = Path(root) / experiment.name / experiment.hash
+    digest = experiment.hash
+    folder = Path(root) / experiment.name / digest
     if first_process():
         write_json(folder / "experiment.json", experiment.description())
     results = {}
     for seed in chosen:
+        if experiment.hash != digest:
+            raise DataError(f"{experiment.name}: the files of the data changed before seed {seed}: run it again")
         results[seed] = _run_seed(experiment, seed, folder / f"seed-{seed}", resume, progress, tensorboard, fit)
     names = list(next(iter(results.values())).metrics)
     columns = {name: [result.metrics[name] for result in results.values()] for name in names}
     report = Report(
         experiment.name,
-        experiment.hash,
+        digest,
         command_line(),
         chosen,
         {str(seed): dict(result.metrics) for seed, result in results.items()},

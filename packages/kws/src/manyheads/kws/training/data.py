@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -171,9 +170,8 @@ class ClipSet:
     augmentation."""
 
     def content(self) -> str | None:
-        """Return the digests of own folders; None if all sets are known by name."""
-        own = [digest_of(Path(name)) for name in (self.set, self.beside, self.elsewhere) if name]
-        return " ".join(one for one in own if one is not None) or None
+        """Return the digest of own folders; None if all sets are known by name."""
+        return digest_of(*(name or None for name in (self.set, self.beside, self.elsewhere)))
 
     def clips(self) -> list[Clip]:
         """Return the clips of the set, split. Report on standard error which parts share speakers.

@@ -142,10 +142,8 @@ class StreamedTable:
     """Size of the shuffle buffer in rows."""
 
     def content(self) -> str | None:
-        """Return the digests of the three files and the spec; None if there is none."""
-        files = (self.train, self.validation, self.test, self.spec)
-        own = [digest_of(Path(name)) for name in files if name is not None]
-        return " ".join(one for one in own if one is not None) or None
+        """Return the digest of the three files and the spec; None if there is none."""
+        return digest_of(self.train, self.validation, self.test, self.spec)
 
     def open(self) -> Splits:
         file = ParquetFile(Path(self.train))

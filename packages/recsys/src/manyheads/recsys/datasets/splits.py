@@ -120,9 +120,8 @@ class Table:
     seed: int = 2021
 
     def content(self) -> str | None:
-        """Return the digests of the table and its spec; None if there is none."""
-        own = [digest_of(Path(name)) for name in (self.path, self.spec) if name is not None]
-        return " ".join(one for one in own if one is not None) or None
+        """Return the digest of the table and its spec; None if there is none."""
+        return digest_of(self.path, self.spec)
 
     def open(self) -> Splits:
         parts = split_rows(read_table(self.path), split=self.split, time=self.time, seed=self.seed)
