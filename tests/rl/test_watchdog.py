@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -92,7 +93,15 @@ def test_workers_are_named_and_ended(fault, options, words):
     env.close()
 
 
-def test_the_caller_may_use_the_environment_after_an_interruption():
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where a background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_caller_may_use_the_environment_after_an_interruption(interruptible):
     entered, interrupted = threading.Event(), []
 
     class Slow(Faulty):
