@@ -97,12 +97,14 @@ SHAPE_TOOLS = ["jaxtyping", "beartype"]
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard", "pyarrow", "polars"]
 SPOTTER_TOOLS = ["kaldi-native-fbank", *ONNX_TOOLS, "nir"]
 RANKER_TOOLS = [*ONNX_TOOLS, "fastapi", "uvicorn", "httpx"]
+AGENT_TOOLS = ["ale-py", "minigrid", "popgym", "stable-baselines3"]
+ALL_TOOLS = [*TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS, *AGENT_TOOLS]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff (format and lint), ty and import-linter."""
-    tools = ["ruff", "ty", "import-linter", "nox", *TEST_TOOLS, *SHAPE_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS]
+    tools = ["ruff", "ty", "import-linter", "nox", *SHAPE_TOOLS, *ALL_TOOLS]
     install(session, *tools)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -113,7 +115,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests except the slow ones, on two processes."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
+    install(session, *ALL_TOOLS)
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 
@@ -125,7 +127,7 @@ CAPABILITY = "import torch; print('torch computes with', torch.backends.cpu.get_
 @nox.session
 def portable(session: nox.Session) -> None:
     """Run the fast tests with the kernels of other processors, one and two threads, in different random orders."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS, "pytest-randomly")
+    install(session, *ALL_TOOLS, "pytest-randomly")
     for capability, threads, seed in SETTINGS:
         session.log(f"ATEN_CPU_CAPABILITY={capability}, {threads} threads, order {seed}")
         env = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
@@ -137,7 +139,7 @@ def portable(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Try 10,000 generated inputs and count the outcomes in benchmarks/results/fuzz.csv."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
+    install(session, *ALL_TOOLS)
     words = session.posargs or ["--csv", "benchmarks/results/fuzz.csv"]
     session.run("python", "-m", "tests.fuzz.run", *words, env={"OMP_NUM_THREADS": "1"})
 
@@ -145,7 +147,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow tests: learning checks and other long ones."""
-    install(session, *TEST_TOOLS, *SPOTTER_TOOLS, *RANKER_TOOLS)
+    install(session, *ALL_TOOLS)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -187,7 +189,7 @@ def images(session: nox.Session) -> None:
 @nox.session
 def rl(session: nox.Session) -> None:
     """Run the tests of the reinforcement learning package."""
-    install(session, *TEST_TOOLS, packages=["shared[lab]", "packages/rl[atari,tasks]"])
+    install(session, *TEST_TOOLS, *AGENT_TOOLS, packages=["shared[lab]", "packages/rl"])
     session.run("pytest", "-n", "2", "-m", "not slow", "tests/rl", *session.posargs)
 
 

@@ -21,7 +21,7 @@ from manyheads.core.errors import CheckpointError, ManyheadsWarning
 from manyheads.lab.data import files
 from manyheads.lab.data.storage import load_model, load_tensors, save_tensors
 from manyheads.lab.training import checkpoint
-from manyheads.lab.training.checkpoint import load_latest, save_checkpoint
+from manyheads.lab.training.checkpoint import load_latest, save_checkpoint, save_cpu_seconds
 from manyheads.lab.training.experiment import Budget
 from manyheads.lab.training.loop import fit_supervised, latest_of_all
 
@@ -172,11 +172,11 @@ def test_the_cpu_seconds_of_a_resumed_run_count_its_earlier_part(tmp_path, monke
     class Stopped(Exception):
         pass
 
-    def save_once(folder, step, tensors, metadata):
-        save_checkpoint(folder, step, tensors, {**metadata, "cpu_seconds": metadata["cpu_seconds"] + 1000.0})
+    def save_once(folder, seconds):
+        save_cpu_seconds(folder, seconds + 1000.0)
         raise Stopped
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", save_once)
+    monkeypatch.setattr(checkpoint, "save_cpu_seconds", save_once)
     with pytest.raises(Stopped):
         fit_supervised(KILLED, 1, tmp_path, progress=False)
     monkeypatch.undo()

@@ -6,6 +6,7 @@ named in a warning, and the checkpoint before it is loaded.
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import CheckpointError, ManyheadsWarning
-from manyheads.lab.data.files import remove_parts
+from manyheads.lab.data.files import remove_parts, write_atomically
 from manyheads.lab.data.storage import load_tensors, save_tensors
 
 # Number of checkpoints that are kept.
 KEEP = 2
 KIND = "checkpoint"
+# Not part of a checkpoint, whose bytes follow from the seed.
+SPENT = "spent.json"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -35,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], meta
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, so that a fresh run never resumes an older one."""
-    for old in _newest_first(folder):
+    for old in [*_newest_first(folder), folder / SPENT]:
         old.unlink(missing_ok=True)
 
 
@@ -64,6 +67,19 @@ def load_latest(
                 )
         return tensors, metadata
     return None
+
+
+def save_cpu_seconds(folder: Path, seconds: float) -> None:
+    """Write the CPU seconds of the run up to its newest checkpoint, for a run that continues it."""
+    write_atomically(folder / SPENT, json.dumps({"cpu_seconds": round(seconds, 3)}).encode())
+
+
+def load_cpu_seconds(folder: Path) -> float:
+    """Return the CPU seconds of :func:`save_cpu_seconds`; 0 without a readable file."""
+    try:
+        return float(json.loads((folder / SPENT).read_text())["cpu_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def random_states(order: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -141,8 +141,7 @@ def _train_model(
         checkpoint.restore_optimiser(optimiser.optimizer, tensors, metadata["groups"])
         checkpoint.restore_random_states(order, tensors, metadata["random"])
         position = Position(**metadata["position"])
-        # checkpoints of older releases do not say it
-        earlier = metadata.get("cpu_seconds", 0.0)
+        earlier = checkpoint.load_cpu_seconds(checkpoints)
 
     def save(start_of_order: Tensor) -> None:
         if checkpoints is None or not writes:
@@ -151,9 +150,9 @@ def _train_model(
         states, others = checkpoint.random_states(order)
         states["random.order"] = start_of_order
         tensors |= states | _with_prefix("model.", placement.tensors(raw_model)) | _with_prefix("best.", best)
-        spent = {"cpu_seconds": time.process_time() - before + earlier}
-        stored = {**identity, "position": asdict(position), "groups": groups, "random": others, **spent}
+        stored = {**identity, "position": asdict(position), "groups": groups, "random": others}
         checkpoint.save_checkpoint(checkpoints, position.step, tensors, stored)
+        checkpoint.save_cpu_seconds(checkpoints, time.process_time() - before + earlier)
 
     batches = whole_batches(splits.train, budget, fabric)
     steps = min(batches * budget.epochs, budget.max_steps or batches * budget.epochs)

@@ -203,7 +203,7 @@ def fit_agent(
             checkpoint.remove_checkpoints(checkpoints)
         if checkpoints is not None and resume and (found := checkpoint.load_latest(checkpoints, expect=identity)):
             exact = training.restore(*found) or budget.reset_every is not None
-            earlier, reached = found[1]["cpu_seconds"], found[1]["reached"]
+            earlier, reached = checkpoint.load_cpu_seconds(checkpoints), found[1]["reached"]
             if not exact:
                 warnings.warn(
                     f"{task.environment}: it cannot store its state, so new episodes begin at update "
@@ -231,8 +231,9 @@ def fit_agent(
                 log({**line, "cpu_s": round(cpu_seconds, 3)}, training.steps)
                 if checkpoints is not None and _is_due(budget, training, reached):
                     tensors, stored = training.tensors()
-                    others = {"cpu_seconds": cpu_seconds, "reached": reached}
-                    checkpoint.save_checkpoint(checkpoints, training.updates, tensors, {**identity, **stored, **others})
+                    stored = {**identity, **stored, "reached": reached}
+                    checkpoint.save_checkpoint(checkpoints, training.updates, tensors, stored)
+                    checkpoint.save_cpu_seconds(checkpoints, cpu_seconds)
                 if advance is not None and training.updates % every == 0:
                     rate = (training.steps - start) / (cpu_seconds - earlier)
                     said = "no episode yet" if mean is None else f"return {mean:.3g}"
