@@ -229,6 +229,16 @@ def test_sign_and_factor_of_rewards():
     assert scale(reward, valid, ~valid).tolist() == [[6.0, -1.0], [0.0, 0.0]]
 
 
+def test_advantages_below_the_floor_are_not_blown_up():
+    learner, rollout = _case("none", PPO(advantage_floor=0.5, reward_factor=0.0))
+    still = replace(rollout, value=1e-3 * torch.randn_like(rollout.value), last_value=torch.zeros(ENVIRONMENTS))
+    advantage, _ = learner.prepared(still)
+    assert advantage[rollout.valid].std() < 0.02
+    learner, _ = _case("none", PPO(reward_factor=0.0))
+    advantage, _ = learner.prepared(still)
+    assert advantage[rollout.valid].std().item() == pytest.approx(1.0)
+
+
 def test_ppo_stops_pushing_beyond_the_clip():
     learner, rollout = _case("none", PPO(value_weight=0.0, entropy_weight=0.0))
     segment = rollout.segment(torch.arange(ENVIRONMENTS), *learner.prepared(rollout))

@@ -18,7 +18,7 @@ from manyheads.lab.cli.experiments import overridden
 from manyheads.lab.training.run import run
 from manyheads.rl.experiments import experiments
 from manyheads.rl.training.learner import AgentOptimiser
-from manyheads.rl.training.loop import fit_agent
+from manyheads.rl.training.loop import Training, fit_agent
 from manyheads.rl.training.options import AgentOptions
 from manyheads.rl.training.ppo import PPO
 from manyheads.rl.training.settings import AgentExperiment, AgentModel, StepBudget, Task
@@ -92,7 +92,8 @@ def _fit(experiment: AgentExperiment, folder: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("algorithm", [PPO, VMPO])
 @pytest.mark.parametrize("at", [3, 8 * 3 + 1, 8 * 4 + 7])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch, algorithm: type, at: int):
-    experiment = _experiment(algorithm=algorithm(segment=8, epochs=2, minibatches=2, rewards="normalised"))
+    settings = algorithm(segment=8, epochs=2, minibatches=2, rewards="normalised")
+    experiment = _experiment(algorithm=settings, budget=StepBudget(STEPS - 40, keep="best"))
     whole = _fit(experiment, tmp_path / "whole")
     monkeypatch.setitem(FAULT, "at", at)
     with pytest.raises(Killed):
@@ -169,6 +170,22 @@ def test_metrics_have_what_a_learning_curve_needs(tmp_path: Path):
     names = {"update", "step", "return", "episodes", "entropy", "kl", "clip_share", "explained_variance", "cpu_s"}
     assert names <= set(line)
     assert line["learning_rate"] < 1e-3
+
+
+def test_the_best_weights_are_those_that_earned_the_highest_mean_return():
+    task = ToyTask()
+    policy = MODEL.seeded(*((one := task.open()).single_observation_space, one.single_action_space), 0)
+    training = Training(task.open(), policy, PPO(segment=32, minibatches=2), AgentOptimiser(), seed=0)
+    found = []
+    for _ in range(12):
+        weights = {name: one.clone() for name, one in policy.state_dict().items()}
+        training.update(0.0)
+        if len(training.recent) == 100:
+            found.append((training.mean_return, weights))
+    assert len(found) > 3
+    mean, weights = max(found, key=lambda one: one[0])
+    assert training.best_return == mean
+    assert all(torch.equal(one, training.best[name]) for name, one in weights.items())
 
 
 def test_run_writes_a_report_and_stops_at_the_target(tmp_path: Path):

@@ -64,6 +64,12 @@ class Algorithm:
     """Weight of the value loss."""
     entropy_weight: float = 0.01
     """Weight of the entropy bonus."""
+    advantage_floor: float = 0.0
+    """Smallest deviation by which advantages are divided.
+
+    Where every action is as good as any other (a solved task), their deviation is that of the value's error: divided by
+    it, noise moves the policy as far as a signal would, and a solved task is unlearnt. With normalised rewards, 0.1.
+    """
     rewards: Rewards = "raw"
     """Rewards of the learner: raw, their sign, or normalised by the running deviation of discounted returns."""
     reward_factor: float = 1.0
@@ -118,7 +124,7 @@ class Learner(nn.Module):
             trace=settings.trace,
         )
         counted = raw[rollout.valid]
-        scaled = (raw - counted.mean()) / (counted.std() + 1e-8)
+        scaled = (raw - counted.mean()) / counted.std().clamp_min(max(settings.advantage_floor, 1e-8))
         # fillers: a constant, so that nothing depends on them
         return torch.where(rollout.valid, scaled, 0.0), torch.where(rollout.valid, raw + rollout.value, 0.0)
 

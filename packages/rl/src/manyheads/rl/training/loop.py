@@ -78,6 +78,8 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = self.steps = self.episodes = 0
         self.recent: deque[float] = deque(maxlen=RECENT)
+        self.best: dict[str, Tensor] = {}
+        self.best_return = -math.inf
         self.stream = self._restarted()
 
     @property
@@ -97,12 +99,18 @@ class Training:
         self.steps += rollout.steps
         self.episodes += len(rollout.finished)
         self.recent.extend(reward for reward, _ in rollout.finished)
+        # the weights that earned these returns
+        before = {name: one.clone() for name, one in self.policy.state_dict().items()}
         found = self.learner.update(rollout, self.optimiser, self.settings.clip_norm, self.generator)
         # after the update, so that the weights were trained on what acted
         self.policy.encoder.take_in(
             {name: one.flatten(0, 1)[rollout.valid.flatten()] for name, one in rollout.observations.items()}
         )
         self.updates += 1
+        mean = self.mean_return
+        if len(self.recent) == RECENT and mean is not None and mean > self.best_return:
+            self.best_return = mean
+            self.best = before
         counts = {"update": self.updates, "step": self.steps, "episodes": self.episodes}
         return {**counts, "return": self.mean_return, **found, "learning_rate": rate}
 
@@ -125,8 +133,10 @@ class Training:
         tensors |= {f"stream.state.{at}": one for at, one in enumerate(trees.leaves(stream.state))}
         for name, one in (environment_state(self.environments) or {}).items():
             tensors[f"environment.{name}"] = torch.from_numpy(one)
+        tensors |= {f"best.{name}": one for name, one in self.best.items()}
         counts = {"updates": self.updates, "steps": self.steps, "episodes": self.episodes}
-        return tensors, {**counts, "recent": list(self.recent), "groups": groups, "random": others}
+        best = self.best_return if self.best else None
+        return tensors, {**counts, "recent": list(self.recent), "best": best, "groups": groups, "random": others}
 
     def restore(self, tensors: Mapping[str, Tensor], stored: Mapping[str, Any]) -> bool:
         """Take the position of :meth:`tensors`; return whether the environments go on where they were."""
@@ -135,6 +145,8 @@ class Training:
         checkpoint.restore_random_states(self.generator, tensors, stored["random"])
         self.updates, self.steps, self.episodes = stored["updates"], stored["steps"], stored["episodes"]
         self.recent.extend(stored["recent"])
+        self.best = _without("best.", tensors)
+        self.best_return = -math.inf if stored["best"] is None else stored["best"]
         held = {name: one.numpy() for name, one in _without("environment.", tensors).items()}
         if not restore_environment(self.environments, held):
             self.restart()
@@ -240,6 +252,8 @@ def fit_agent(
                     advance(f"{training.steps:,} steps, {said}, {rate:.0f} steps/CPU s")
     finally:
         environments.close()
+    if budget.keep == "best" and training.best:
+        policy.load_state_dict(training.best)
     metrics = _evaluated(experiment, policy, seed)
     if task.target is not None:
         metrics["reached"] = float(reached is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -140,6 +140,8 @@ class StepBudget:
     """Steps of all environments together, without those that only reset one."""
     until_target: bool = False
     """Stop as soon as ``data.target`` is reached."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that are kept: the last, or those at the highest mean return of 100 training episodes."""
     checkpoint_every: int = 1
     """Updates between checkpoints."""
     reset_every: int | None = None
