@@ -175,7 +175,7 @@ def test_metrics_have_what_a_learning_curve_needs(tmp_path: Path):
 def test_the_best_weights_are_those_that_earned_the_highest_mean_return():
     task = ToyTask()
     policy = MODEL.seeded(*((one := task.open()).single_observation_space, one.single_action_space), 0)
-    training = Training(task.open(), policy, PPO(segment=32, minibatches=2), AgentOptimiser(), seed=0)
+    training = Training(task.open(), policy, PPO(segment=32, minibatches=2), AgentOptimiser(), seed=0, keep_best=True)
     found = []
     for _ in range(12):
         weights = {name: one.clone() for name, one in policy.state_dict().items()}

@@ -59,6 +59,7 @@ class Training:
         optimiser: its settings.
         seed: of actions, minibatches and environments.
         name: of the task, for messages.
+        keep_best: hold the weights of the highest mean return of 100 training episodes.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Training:
         *,
         seed: int,
         name: str = "environment",
+        keep_best: bool = False,
     ) -> None:
         self.environments, self.policy, self.seed, self.name = environments, policy, seed, name
-        self.algorithm, self.settings = algorithm, optimiser
+        self.algorithm, self.settings, self.keep_best = algorithm, optimiser, keep_best
         self.learner = algorithm.learner(policy, environments.num_envs)
         self.optimiser = optimiser.make(self.learner)
         self.generator = torch.Generator().manual_seed(seed)
@@ -99,18 +101,17 @@ class Training:
         self.steps += rollout.steps
         self.episodes += len(rollout.finished)
         self.recent.extend(reward for reward, _ in rollout.finished)
-        # the weights that earned these returns
-        before = {name: one.clone() for name, one in self.policy.state_dict().items()}
+        mean = self.mean_return
+        # before the learner changes the weights that earned these returns
+        if self.keep_best and len(self.recent) == RECENT and mean is not None and mean > self.best_return:
+            self.best_return = mean
+            self.best = {name: one.clone() for name, one in self.policy.state_dict().items()}
         found = self.learner.update(rollout, self.optimiser, self.settings.clip_norm, self.generator)
         # after the update, so that the weights were trained on what acted
         self.policy.encoder.take_in(
             {name: one.flatten(0, 1)[rollout.valid.flatten()] for name, one in rollout.observations.items()}
         )
         self.updates += 1
-        mean = self.mean_return
-        if len(self.recent) == RECENT and mean is not None and mean > self.best_return:
-            self.best_return = mean
-            self.best = before
         counts = {"update": self.updates, "step": self.steps, "episodes": self.episodes}
         return {**counts, "return": self.mean_return, **found, "learning_rate": rate}
 
@@ -206,7 +207,13 @@ def fit_agent(
         seen, acted = environments.single_observation_space, environments.single_action_space
         policy = experiment.model.seeded(seen, acted, seed)
         training = Training(
-            environments, policy, experiment.objective, experiment.optimiser, seed=seed, name=task.environment
+            environments,
+            policy,
+            experiment.objective,
+            experiment.optimiser,
+            seed=seed,
+            name=task.environment,
+            keep_best=budget.keep == "best",
         )
         identity = {"experiment": experiment.hash if folder else "", "seed": seed}
         reached: int | None = None
@@ -252,7 +259,7 @@ def fit_agent(
                     advance(f"{training.steps:,} steps, {said}, {rate:.0f} steps/CPU s")
     finally:
         environments.close()
-    if budget.keep == "best" and training.best:
+    if training.best:
         policy.load_state_dict(training.best)
     metrics = _evaluated(experiment, policy, seed)
     if task.target is not None:
