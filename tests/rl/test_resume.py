@@ -145,7 +145,7 @@ def test_a_failing_environment_keeps_the_last_checkpoint(tmp_path: Path, monkeyp
     monkeypatch.setitem(FAULT, "error", RuntimeError)
     with pytest.raises(DataError, match=r"recall: found RuntimeError \(the wheel came off\) after \d+ steps, expected"):
         _fit(experiment, tmp_path)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert names == ["step-000000001.safetensors", "step-000000002.safetensors"]
     assert _fit(experiment, tmp_path).metrics["steps"] >= experiment.budget.steps
 
