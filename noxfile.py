@@ -313,6 +313,13 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def rl_speed(session: nox.Session) -> None:
+    """Compare the speed of our agents with Stable-Baselines3: benchmarks/results/rl_speed.csv."""
+    install(session, *AGENT_TOOLS, "sb3-contrib", packages=["shared[lab]", "packages/rl"])
+    session.run("python", "benchmarks/rl_speed.py", *session.posargs)
+
+
+@nox.session
 def neurobench(session: nox.Session) -> None:
     """Run the test that compares our count of spike operations with NeuroBench."""
     install(session, "pytest", "hypothesis", "neurobench", packages=["shared[lab]", "packages/kws"])

@@ -45,6 +45,24 @@ MEMORY_TASKS = (
     *("cartpole-hidden-gtrxl", "cartpole-hidden-none"),
 )
 
+# the gate of the agent's memory, and the bias it begins with; no value where a gate has none
+GATES = (
+    ("residual", None),
+    ("input", None),
+    *((gate, bias) for gate in ("output", "highway", "sigmoid-tanh", "gru") for bias in (0.0, 2.0)),
+)
+
+
+def gate_runs() -> list[str]:
+    """Train the short maze with each gate and bias."""
+    return [
+        f"manyheads rl train tmaze10-gtrxl model.gate={gate}"
+        + ("" if bias is None else f" model.options=gate_bias,{bias}")
+        + f" --root {RUNS}/rl_gates"
+        for gate, bias in GATES
+    ]
+
+
 JOBS: dict[str, list[str]] = {
     "block_transformer": ["python benchmarks/block_transformer.py --csv {csv}"],
     "fit": ["python benchmarks/fit.py --csv {csv}"],
@@ -164,6 +182,15 @@ JOBS: dict[str, list[str]] = {
     "rl_tasks": [
         *(f"manyheads rl train {name} --root {RUNS}/rl_tasks" for name in MEMORY_TASKS),
         f"manyheads report --root {RUNS}/rl_tasks --csv {{csv}}",
+    ],
+    "rl_gates": [*gate_runs(), f"manyheads report --root {RUNS}/rl_gates --csv {{csv}}"],
+    "rl_memory": [
+        *(
+            f"manyheads rl train tmaze10-gtrxl data.options.corridor=24 model.memory={memory} budget.steps=80000 "
+            f"--root {RUNS}/rl_memory"
+            for memory in (8, 16, 32, 64)
+        ),
+        f"manyheads report --root {RUNS}/rl_memory --csv {{csv}}",
     ],
     "rl_order": ["python benchmarks/rl_order.py --csv {csv}"],
     "rl_pretraining": [f"python benchmarks/rl_pretraining.py --root {RUNS}/rl-pretraining --csv {{csv}}"],

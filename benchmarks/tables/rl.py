@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 from rows import markdown, not_measured, read_if_measured
@@ -33,6 +34,56 @@ def rl_tasks() -> str:
             )
         )
     return markdown(("experiment", "return", "steps to the target", "seeds", "parameters", "CPU s a seed"), lines)
+
+
+def rl_gates() -> str:
+    """List steps to the target of the short maze for each gate and bias."""
+    lines = []
+    for command, metrics in _runs("rl_gates"):
+        bias = re.search(r"gate_bias,(\S+)", command)
+        cells = (command.partition("model.gate=")[2].split()[0], bias.group(1) if bias else "")
+        lines.append((*cells, *_outcome(metrics)))
+    header = ("gate", "bias at the start", "seeds that reach the target", "steps to the target", "return")
+    return markdown(header, lines) if lines else not_measured("rl_gates")
+
+
+def rl_memory() -> str:
+    """List steps to the target of a maze for each length of the memory."""
+    lines = [
+        (command.partition("model.memory=")[2].split()[0], *_outcome(metrics))
+        for command, metrics in _runs("rl_memory")
+    ]
+    lines.sort(key=lambda line: int(line[0]))
+    header = ("memory (steps a layer)", "seeds that reach the target", "steps to the target", "return")
+    return markdown(header, lines) if lines else not_measured("rl_memory")
+
+
+def rl_speed() -> str:
+    """List the CPU time of learning in Pong beside that of other learners."""
+    lines = [
+        (
+            row["learner"],
+            f"{float(row['cpu_s_per_1000_steps']):.2f}",
+            row["steps_per_cpu_s"],
+            f"{row['times_as_fast']} × {row['compared_with']}" if row["compared_with"] else "",
+        )
+        for row in read_if_measured("rl_speed") or ()
+    ]
+    header = ("learner", "CPU s per 1,000 steps", "steps per CPU s", "as fast as")
+    return markdown(header, lines) if lines else not_measured("rl_speed")
+
+
+def _runs(job: str) -> list[tuple[str, dict[str, dict[str, str]]]]:
+    found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in read_if_measured(job) or ():
+        found[row["command"]][row["metric"]] = row
+    return list(found.items())
+
+
+def _outcome(metrics: dict[str, dict[str, str]]) -> tuple[str, str, str]:
+    reached = [float(one) for one in metrics["reached"]["values"].split()]
+    steps = _mean(metrics["steps_to_target"]) if all(reached) else ""
+    return f"{sum(reached):.0f} of {len(reached)}", steps, _mean(metrics["return"])
 
 
 def rl_order() -> str:
@@ -82,4 +133,4 @@ def _spread(values: list[float]) -> str:
     return f"{mean:.3f} ± {deviation:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
-TABLES = (rl_tasks, rl_order, rl_pretraining)
+TABLES = (rl_tasks, rl_gates, rl_memory, rl_speed, rl_order, rl_pretraining)
