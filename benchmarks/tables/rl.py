@@ -65,11 +65,11 @@ def rl_speed() -> str:
             row["learner"],
             f"{float(row['cpu_s_per_1000_steps']):.2f}",
             row["steps_per_cpu_s"],
-            f"{row['times_as_fast']} × {row['compared_with']}" if row["compared_with"] else "",
+            f"{row['times_as_fast']} times {row['compared_with']}" if row["compared_with"] else "",
         )
         for row in read_if_measured("rl_speed") or ()
     ]
-    header = ("learner", "CPU s per 1,000 steps", "steps per CPU s", "as fast as")
+    header = ("learner", "CPU s per 1,000 steps", "steps per CPU s", "speed")
     return markdown(header, lines) if lines else not_measured("rl_speed")
 
 
