@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_bytes(make: Callable[[Path, int], None], t
             make(tmp_path / name, 3)
         found.append(contents(tmp_path / name))
     # these files hold measured times
-    measured = ("report.json", "result.json", "metrics.jsonl", "spent.json")
+    measured = ("report.json", "result.json", "metrics.jsonl", "cpu-seconds.txt")
     one, two = ({n: c for n, c in held.items() if Path(n).name not in measured} for held in found)
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []

@@ -6,7 +6,6 @@ named in a warning, and the checkpoint before it is loaded.
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from manyheads.lab.data.storage import load_tensors, save_tensors
 KEEP = 2
 KIND = "checkpoint"
 # Not part of a checkpoint, whose bytes follow from the seed.
-SPENT = "spent.json"
+SPENT = "cpu-seconds.txt"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -71,14 +70,14 @@ def load_latest(
 
 def save_cpu_seconds(folder: Path, seconds: float) -> None:
     """Write the CPU seconds of the run up to its newest checkpoint, for a run that continues it."""
-    write_atomically(folder / SPENT, json.dumps({"cpu_seconds": round(seconds, 3)}).encode())
+    write_atomically(folder / SPENT, f"{seconds:.3f}\n".encode())
 
 
 def load_cpu_seconds(folder: Path) -> float:
     """Return the CPU seconds of :func:`save_cpu_seconds`; 0 without a readable file."""
     try:
-        return float(json.loads((folder / SPENT).read_text())["cpu_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float((folder / SPENT).read_text())
+    except (OSError, ValueError):
         return 0.0
 
 
