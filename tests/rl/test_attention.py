@@ -28,7 +28,15 @@ from manyheads.rl.evaluation.plots import frame_attention, memory_attention
 from manyheads.rl.training.settings import AgentModel
 
 SEEN, ACTED = spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Discrete(2)
-MEMORY = {"gtrxl": {"memory": 3}, "transformer-xl": {"memory": 3}, "softmax": {"memory": 4}, "lama": {"memory": 4}}
+ROUTING = {"shared_qk": True, "assignment": "latest-w", "block": 2, "clusters": 2}
+# settings, and how many steps before it a step may read; routing looks back by cluster, not by time
+CORES = {
+    "gtrxl": ({"memory": 3}, 3),
+    "transformer-xl": ({"memory": 3}, 3),
+    "softmax": ({"memory": 4}, 3),
+    "lama": ({"memory": 4}, 3),
+    "routing": ({"memory": 4, "options": ROUTING}, 9),
+}
 STEPS = 9
 
 
@@ -123,12 +131,13 @@ def test_weights_are_the_softmax_over_the_memory_of_an_agent_that_streams(gate):
     np.testing.assert_allclose(found.numpy(), _step_by_step(policy, *segment), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("core", MEMORY)
+@pytest.mark.parametrize("core", CORES)
 def test_rows_sum_to_one_and_other_episodes_and_dropped_steps_get_nothing(core):
-    policy, segment = _policy(core, **MEMORY[core]), _segment()
+    settings, memory = CORES[core]
+    policy, segment = _policy(core, **settings), _segment()
     found = memory_weights(policy, *segment).numpy()
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=0, atol=1e-12)
-    hidden = ~_visible(segment[1], 3)
+    hidden = ~_visible(segment[1], memory)
     assert hidden.any()
     assert (found[np.broadcast_to(hidden[:, None, None], found.shape)] == 0).all()
     assert (found >= 0).all()
@@ -143,7 +152,7 @@ def test_cores_without_attention_are_refused_and_those_with_it_named(core):
 
 
 def test_the_cores_with_attention_are_those_that_the_tests_know():
-    assert set(cores_with_attention()) == set(MEMORY) | {"routing"}
+    assert set(cores_with_attention()) == set(CORES)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
