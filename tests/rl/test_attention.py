@@ -278,6 +278,7 @@ def test_play_draws_the_memory_and_says_what_the_last_step_reads(tmp_path, capsy
         ("lstm", ("--attention", "memory.png"), "found a core without attention, expected one of gtrxl"),
         ("gtrxl", ("--attention", "memory.jpg"), "--attention: found memory.jpg, expected a name that ends in .png"),
         ("gtrxl", ("--frame-attention", "frames.png"), "found an agent without images"),
+        ("gtrxl", ("--seed", "-3"), "seed: found -3, expected 0 or more"),
         ("gtrxl", ("--environment", "manyheads/HiddenCartPole-v0"), "observation space: found Box(-2.0"),
     ],
 )
@@ -288,6 +289,28 @@ def test_play_refuses_what_it_cannot_draw_in_one_line(core, arguments, words, tm
     assert (status, document) == (2, None)
     assert words in err
     assert "Traceback" not in err
+
+
+def test_one_episode_has_no_standard_deviation(tmp_path, capsys):
+    _saved(tmp_path / "agent.safetensors", "none")
+    status, document, _ = _play(capsys, str(tmp_path / "agent.safetensors"), "--episodes", "1")
+    assert (status, document["sd"], len(document["returns"])) == (0, None, 1)
+
+
+def test_train_writes_the_agent_to_a_file_and_refuses_a_folder_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["rl", "train", "tmaze10-gtrxl", "--smoke", "model.width=8", "model.depth=1", "--json", "--out"]
+    assert main([*command, str(tmp_path)]) == 2
+    assert "--out: found the folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert main([*command, "agent.safetensors"]) == 0
+    (written,) = json.loads(capsys.readouterr().out)["files"]
+    assert (tmp_path / "agent.safetensors").read_bytes() == (tmp_path / written).read_bytes()
+
+
+def test_an_unknown_core_is_named_before_its_settings(capsys):
+    assert main(["rl", "train", "tmaze10-gtrxl", "--smoke", "model.core=gtrx"]) == 2
+    assert "unknown core 'gtrx': did you mean 'gtrxl'?" in capsys.readouterr().err
 
 
 def test_an_agent_keeps_what_its_file_says_until_it_learns_on(tmp_path):

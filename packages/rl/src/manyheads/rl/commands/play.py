@@ -62,6 +62,8 @@ def play(
     check_suffix("--frame-attention", frame_attention, PICTURES)
     if episodes < 1:
         raise ArgumentError(f"episodes: found {episodes}, expected 1 or more")
+    if seed < 0:
+        raise ArgumentError(f"seed: found {seed}, expected 0 or more")
     chosen = newest(Path("runs"), FILE) if agent is None else agent
     if chosen is None:
         raise DataError(f"runs: found no {FILE}: train an agent (manyheads rl train tmaze10-gtrxl) or name a file")
@@ -98,19 +100,23 @@ def play(
         found = evaluate(loaded.player, environments, episodes, **how)
     finally:
         environments.close()
+    # one episode has no standard deviation
+    sd = None if episodes == 1 else found.sd
     document = {
         "agent": str(chosen),
         "environment": name,
         "episodes": episodes,
         "mean_return": found.mean,
-        "sd": found.sd,
+        "sd": sd,
         "returns": found.returns.tolist(),
         "lengths": found.lengths.tolist(),
         "gif": None if gif is None else str(gif),
         "attention": None if read is None else {"picture": str(attention), "last_step_reads": read.most_read()},
         "frame_attention": None if frame_attention is None else str(frame_attention),
     }
-    rows = [(name, episodes, f"{found.mean:.3f} ± {found.sd:.3f}", f"{found.lengths.mean():.1f}")]
+    rows = [
+        (name, episodes, f"{found.mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"), f"{found.lengths.mean():.1f}")
+    ]
     return Outcome(document, table(("environment", "episodes", "return", "mean length"), rows))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manyheads.core.errors import ArgumentError
 from manyheads.lab.data.files import write_atomically
 from manyheads.lab.training.experiment import Experiment
 from manyheads.lab.training.options import TrainOptions
@@ -26,6 +27,8 @@ class AgentOptions(TrainOptions):
     """Also write the agent (or encoder) of the first seed to this file."""
 
     def trainer(self) -> AbstractContextManager[Fit | None]:
+        if self.out is not None and self.out.is_dir():
+            raise ArgumentError(f"--out: found the folder {self.out}, expected a file")
         return nullcontext(_fit)
 
     def finish(self, report: Report, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
