@@ -125,7 +125,6 @@ def memory_attention(
     grid = figure.subplots(len(heights), across, sharex=True, squeeze=False, height_ratios=heights)
     ticks = MaxNLocator(integer=True)
     top = max(float(matrix[start:, start:].max()) for _, matrix in panels)
-    image = None
     for index, axes in enumerate(grid[:down].flat):
         if index >= len(panels):
             axes.set_axis_off()
@@ -133,7 +132,7 @@ def memory_attention(
         name, matrix = panels[index]
         shown = np.ma.masked_equal(matrix[start:, start:], 0.0)
         extent = (start - 0.5, steps - 0.5, steps - 0.5, start - 0.5)
-        image = axes.imshow(shown, cmap="viridis", vmin=0.0, vmax=top, aspect="auto", extent=extent)
+        axes.imshow(shown, cmap="viridis", vmin=0.0, vmax=top, aspect="auto", extent=extent)
         axes.set_facecolor("0.93")
         most, share = int(matrix[-1].argmax()), float(matrix[-1].max())
         axes.set_title(f"{name}\nthe last step reads step {most} most ({100 * share:.0f} %)", fontsize=9)
@@ -143,7 +142,7 @@ def memory_attention(
         axes.yaxis.set_major_locator(ticks)
         if index % across == 0:
             axes.set_ylabel("step that reads")
-    figure.colorbar(image, ax=list(grid[:down].flat), label="share of its attention", pad=0.01)
+    figure.colorbar(grid[0, 0].images[0], ax=list(grid[:down].flat), label="share of its attention", pad=0.01)
     for column in range(across):
         rest = list(grid[down:, column])
         if parts:
