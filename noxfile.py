@@ -34,13 +34,14 @@ ONNX_TOOLS = ["onnx", "onnxruntime", "onnxscript"]
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run forecasting, keyword spotting and recommendation on real data; write the results to reports/.
+    """Run forecasting, keyword spotting, recommendation and an agent with memory; write the results to reports/.
 
     Forecasting: a summary of the benchmark on the shipped sets, and a forecast with its intervals. Keywords: train a
-    spotter and evaluate it on a stream. Recommenders: fit, explain, export and time one.
+    spotter and evaluate it on a stream. Recommenders: fit, explain, export and time one. Agents: train one in a maze,
+    and draw what it reads from its memory.
     """
     install(session, *ONNX_TOOLS)
-    for command in FORECASTER_DEMO + SPOTTER_DEMO + RANKER_DEMO:
+    for command in FORECASTER_DEMO + SPOTTER_DEMO + RANKER_DEMO + AGENT_DEMO:
         # the table of a forecast is written to a file as well
         quiet = "predict" in command
         # one thread, as two would wait for each other
@@ -76,6 +77,12 @@ RANKER_DEMO = [
     "recsys bench reports/served --candidates 1 100 1000 --repeats 10",
 ]
 
+# The last step of the maze has to know what the first one showed.
+AGENT_DEMO = [
+    "rl train tmaze10-gtrxl --seeds 1 --out reports/agent.safetensors",
+    "rl play reports/agent.safetensors --attention reports/memory.png --gif reports/agent.gif --fps 4",
+]
+
 DEMO_FILES = {
     "forecasting.html": "all test errors of the benchmark, with plots",
     "forecast.png": "a forecast with its 80 % and 95 % intervals",
@@ -88,6 +95,9 @@ DEMO_FILES = {
     "interactions.html": "interactions of the fields in the recommender",
     "recommender": "the fitted recommender",
     "served": "the exported recommender, for manyheads recsys serve",
+    "memory.png": "which earlier steps the agent reads from its memory at each step",
+    "agent.gif": "an episode of the agent in the maze",
+    "agent.safetensors": "the trained agent",
     "ETTh1.csv": "the table of the forecast (transformer temperature)",
     "adult.csv": "the table of the recommender (census income)",
 }

@@ -17,7 +17,7 @@ from manyheads.lab.data.files import write_figure
 from manyheads.rl.environments.episodes import evaluate, play
 from manyheads.rl.environments.t_maze import DOWN, UP
 from manyheads.rl.environments.vector import make
-from manyheads.rl.evaluation.plots import at_common_steps, learning_curves, memory_attention
+from manyheads.rl.evaluation.plots import at_common_steps, learning_curves
 from manyheads.rl.evaluation.recording import record, write_gif
 from manyheads.rl.evaluation.statistics import estimate, interquartile_mean, mean
 
@@ -247,28 +247,6 @@ def test_learning_curves_have_a_line_and_a_band_for_each_agent(tmp_path):
     assert len(axes.collections) == 2
     write_figure(tmp_path / "curves.png", figure)
     assert Image.open(tmp_path / "curves.png").width > 500
-
-
-def test_attention_is_drawn_by_the_age_of_its_slots(tmp_path):
-    weights = np.zeros((6, 4))
-    weights[5, 3] = 1.0
-    weights[0, 0] = np.nan
-    figure = memory_attention(weights, rewards=[0, 0, 0, 0, 0, 1], marks={0: "cue"}, title="episode")
-    shown = figure.axes[0].images[0].get_array()
-    # The newest slot has age 0.
-    assert shown.shape == (4, 6)
-    assert shown[0, 5] == 1.0
-    assert shown.mask[3, 0]
-    write_figure(tmp_path / "attention.png", figure)
-
-
-@pytest.mark.parametrize(
-    ("weights", "rewards", "words"),
-    [(np.zeros(3), None, r"the shape \(3,\)"), (np.zeros((3, 2)), [0.0], "found 1, expected one for each of 3")],
-)
-def test_attention_of_another_form_is_refused(weights, rewards, words):
-    with pytest.raises(DataError, match=words):
-        memory_attention(weights, rewards=rewards)
 
 
 @pytest.mark.parametrize("name", ["manyheads/TMaze-v0", "manyheads/RepeatPrevious-v0", "manyheads/HiddenCartPole-v0"])

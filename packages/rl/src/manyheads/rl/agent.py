@@ -71,12 +71,21 @@ class Agent:
         opened = _opened(environment, environments, environment_options)
         model, chosen, optimiser = _split(algorithm, {**_parts(opened), **settings, "core": core})
         seen, acted = opened.single_observation_space, opened.single_action_space
-        self._take(model.seeded(seen, acted, seed), model, seen, acted)
+        self._take(model.seeded(seen, acted, seed), model, seen, acted, {})
         self._training: Training | None = Training(opened, self.policy, chosen, optimiser, seed=seed, name=opened.name)
 
-    def _take(self, policy: Policy, model: AgentModel, seen: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
+    def _take(
+        self,
+        policy: Policy,
+        model: AgentModel,
+        seen: spaces.Space[Any],
+        acted: spaces.Space[Any],
+        about: Mapping[str, Any],
+    ) -> None:
         self.policy, self.model, self.player = policy, model, PolicyPlayer(policy, seen)
         self.observation_space, self.action_space = seen, acted
+        # experiment, seed and metrics of the training that wrote the file; empty after further learning
+        self.about = about
 
     def learn(self, steps: int, *, progress: bool = True) -> Agent:
         """Learn for so many steps of all environments together; called again, learn on.
@@ -91,6 +100,7 @@ class Agent:
         training = self._training
         if training is None:
             raise ArgumentError("learn: found no environment, expected one: Agent.load(path, environment)")
+        self.about = {}
         start, before = training.steps, time.process_time()
         per_update = training.environments.num_envs * training.algorithm.segment
         every = max(1, math.ceil(steps / per_update) // LINES)
@@ -159,7 +169,7 @@ class Agent:
     def evaluate(self, environment: Environment, episodes: int = 100, *, seed: int = 1, **options: Any) -> list[float]:
         """Return the return of each of so many episodes in new environments, with the most probable actions."""
         environments = _opened(environment, min(32, episodes), options)
-        self._check_spaces(environments, "evaluate")
+        self.check_spaces(environments, "evaluate")
         try:
             return evaluate(self.player, environments, episodes, seed=seed).returns.tolist()
         finally:
@@ -167,7 +177,7 @@ class Agent:
 
     def save(self, path: str | Path) -> None:
         """Write policy, settings and spaces as one safetensors file, atomically."""
-        save_policy(Path(path), self.policy, self.model, self.observation_space, self.action_space, {})
+        save_policy(Path(path), self.policy, self.model, self.observation_space, self.action_space, self.about)
 
     @classmethod
     def load(
@@ -187,9 +197,8 @@ class Agent:
             CheckpointError: a file that is absent, damaged, of another kind, or of other spaces than the environment.
             ArgumentError: a setting of the network, which is that of the file.
         """
-        policy, model, seen, acted, _ = load_policy(path)
         agent = cls.__new__(cls)
-        agent._take(policy, model, seen, acted)
+        agent._take(*load_policy(path))
         agent._training = None
         if environment is None:
             return agent
@@ -198,8 +207,8 @@ class Agent:
                 raise ArgumentError(f"{name}: found {settings[name]!r}, expected none: the network is that of the file")
         opened = _opened(environment, environments, environment_options)
         _, chosen, optimiser = _split(algorithm, {**_parts(opened), **settings})
-        agent._check_spaces(opened, str(path))
-        agent._training = Training(opened, policy, chosen, optimiser, seed=seed, name=opened.name)
+        agent.check_spaces(opened, str(path))
+        agent._training = Training(opened, agent.policy, chosen, optimiser, seed=seed, name=opened.name)
         return agent
 
     def load_weights(self, path: str | Path) -> None:
@@ -209,7 +218,8 @@ class Agent:
         """
         load_tensors_into(self.policy, path)
 
-    def _check_spaces(self, environments: VectorEnv, place: str) -> None:
+    def check_spaces(self, environments: VectorEnv, place: str) -> None:
+        """Raise :class:`CheckpointError`, which begins with ``place``, for environments of other spaces."""
         for name, own in (("observation", self.observation_space), ("action", self.action_space)):
             found = getattr(environments, f"single_{name}_space")
             if found != own:
@@ -219,7 +229,6 @@ class Agent:
 
 
 def _opened(environment: Environment, count: int, options: Mapping[str, Any] | None) -> CheckedVectorEnv:
-
     own = isinstance(environment, VectorEnv | gym.Env)
     return make(environment, None if own else count, **(options or {}))
 

@@ -11,6 +11,7 @@ Differs from the paper: P is recovered from the running layer; the paper derives
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +99,39 @@ def recover(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def mixing_matrices(network: nn.Module, run: Callable[[], object]) -> dict[str, Float[Tensor, "b h t s"]]:
+    """P of every layer of a network that has one, by the name of its module, for the inputs it gets in ``run()``.
+
+    A layer that stands inside another one with a mixing matrix is left out. The sources of a layer with a memory of its
+    inputs (``transformer-xl``) are the slots of the empty memory, which get 0, and then the T tokens.
+
+    Args:
+        network: the network, or the part of it whose layers are wanted.
+        run: a call of the whole network from the initial states.
+    """
+    layers: dict[str, Layer] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Layer) and module.linear_in_value and not any(name.startswith(f"{n}.") for n in layers):
+            layers[name] = module
+    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, options: given.update({name: (inputs, options)})
+
+    hooks = [layer.register_forward_pre_hook(keep(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {}
+    for name, (inputs, options) in given.items():
+        wanted = {key: options[key] for key in ("context", "mask") if key in options}
+        found[name] = mixing_matrix(layers[name], inputs[0], **wanted)
+    return found
 
 
 @checked

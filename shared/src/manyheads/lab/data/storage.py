@@ -209,22 +209,22 @@ def _split(raw: bytes) -> tuple[dict[str, Any], memoryview]:
 def _content(path: str | Path, kind: str, fix: str) -> bytes:
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file, expected a {kind}: {fix}")
+        raise CheckpointError(f"{path}: no such file, expected {_a(kind)}: {fix}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: found a folder or a device, expected the file of a {kind}: {fix}")
+        raise CheckpointError(f"{path}: found a folder or a device, expected the file of {_a(kind)}: {fix}")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected a {kind}: {fix}") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected {_a(kind)}: {fix}") from error
 
 
 def _check_kind(found: Any, path: str | Path, kind: str, fix: str) -> None:
     if found != kind:
-        raise CheckpointError(f"{path}: found the file of a {found}, expected a {kind}: {fix}")
+        raise CheckpointError(f"{path}: found the file of {_a(found)}, expected {_a(kind)}: {fix}")
 
 
 def _damaged(path: str | Path, kind: str, reason: str, fix: str) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged, or not a {kind} ({reason}): {fix}")
+    return CheckpointError(f"{path}: damaged, or not {_a(kind)} ({reason}): {fix}")
 
 
 def _canonical(document: Mapping[str, Any]) -> str:
@@ -239,3 +239,7 @@ def _digest(*parts: str | bytes | memoryview) -> str:
         found.update(struct.pack("<Q", len(content)))
         found.update(content)
     return found.hexdigest()
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

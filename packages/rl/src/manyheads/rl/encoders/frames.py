@@ -8,7 +8,7 @@ Axes: b batch, s frames of a stack, h and w pixels, n patches, d width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,43 @@ from torch import Tensor, nn
 from manyheads.core.backbones.image import Encoded
 from manyheads.core.backbones.vit import ViT
 from manyheads.core.errors import ArgumentError, CheckpointError
+from manyheads.core.methods.mixing_matrix import mixing_matrices
 from manyheads.lab.data.fields import plain
 from manyheads.lab.data.storage import checked_tensors, load_tensors, save_tensors
 
 KIND, FILE = "encoder of frames", "encoder.safetensors"
 _FIX = "train one again (manyheads rl train vicreg-small)"
+
+
+def patch_attention(network: nn.Module, run: Callable[[], object]) -> Tensor:
+    """Return ``(B, heads, rows, columns)``: how much the last block of a ViT reads each patch.
+
+    The reader is the class token, or, without one, the mean of all patches.
+
+    Args:
+        network: the ViT.
+        run: calls it once.
+
+    Raises:
+        ArgumentError: another network, or a ViT around a layer without mixing matrix.
+    """
+    if not isinstance(network, ViT):
+        kind = getattr(getattr(network, "info", None), "name", "a convolutional network")
+        raise ArgumentError(f"attention over frames: found {kind}, expected a vit as encoder (encoder=vit-nano)")
+    grid: list[tuple[int, int]] = []
+    hook = network.patches.register_forward_hook(lambda _, inputs, output: grid.append(tuple(output.shape[1:3])))
+    try:
+        matrices = mixing_matrices(network.stack.residual_blocks[-1], run)
+    finally:
+        hook.remove()
+    if not matrices:
+        raise ArgumentError(
+            f"attention over frames: found a vit around {network.layer!r}, which has no mixing matrix, expected a "
+            "layer with one, such as softmax"
+        )
+    (shares,) = matrices.values()
+    read = shares[:, :, 0, 1:] if network.pool == "token" else shares.mean(2)
+    return read.unflatten(-1, grid[-1])
 
 
 class FrameEncoder(nn.Module):
@@ -85,19 +117,7 @@ class FrameEncoder(nn.Module):
 
         The reader is the class token, or, without one, the mean of all patches.
         """
-        from manyheads.core.methods.mixing_matrix import mixing_matrix
-
-        last = self.network.stack.residual_blocks[-1].layer
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            features = self.encode(frames).levels[0]
-        finally:
-            hook.remove()
-        shares = mixing_matrix(last, seen[0])
-        token = self.network.pool == "token"
-        read = shares[:, :, 0, 1:] if token else shares.mean(2)
-        return read.reshape(*read.shape[:2], *features.shape[1:3])
+        return patch_attention(self.network, lambda: self.encode(frames))
 
     def save(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write the file, atomically; ``facts`` are kept in its header."""

@@ -34,6 +34,7 @@ class HiddenCartPoleVectorEnv(VectorTask):
     """
 
     metadata = VectorTask.metadata | {"render_fps": 50}
+    observation_names = ("position", "angle")
 
     def __init__(
         self, num_envs: int = 1, *, max_episode_steps: int | None = 500, render_mode: str | None = None

@@ -31,6 +31,8 @@ class RepeatPreviousVectorEnv(VectorTask):
         render_mode: ``"rgb_array"`` for pictures.
     """
 
+    observation_names = ("suit 0", "suit 1", "suit 2", "suit 3")
+
     def __init__(self, num_envs: int = 1, *, k: int = 4, decks: int = 1, render_mode: str | None = None) -> None:
         self.k, self.cards = whole("k", k, 1), CARDS * whole("decks", decks, 1)
         if k >= self.cards:

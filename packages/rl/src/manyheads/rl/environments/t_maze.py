@@ -36,6 +36,8 @@ class TMazeVectorEnv(VectorTask):
         render_mode: ``"rgb_array"`` for pictures.
     """
 
+    observation_names = ("cue up", "cue down", "corridor", "junction")
+
     def __init__(
         self,
         num_envs: int = 1,

@@ -29,6 +29,8 @@ class VectorTask(VectorEnv):
     """
 
     metadata = PICTURES | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    observation_names: ClassVar[tuple[str, ...]] = ()
+    """Of the numbers of an observation, or of the choices of a discrete one, for pictures."""
 
     def __init__(
         self, num_envs: int, observation_space: Space, action_space: Space, *, render_mode: str | None = None

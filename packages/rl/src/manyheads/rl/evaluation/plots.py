@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from manyheads.core.errors import DataError
+from manyheads.rl.encoders.frame_picture import draw_shares
+from manyheads.rl.evaluation.attention import MemoryAttention
 from manyheads.rl.evaluation.statistics import estimate, interquartile_mean
 
 # Steps and returns of one seed.
 Curve = tuple[Sequence[float], Sequence[float]]
 POINTS = 200
 SAMPLES = 2000
+# Steps and parts of an observation that a plot of attention has room for.
+DRAWN, PARTS = 100, 12
 
 
 def learning_curves(
@@ -88,44 +94,98 @@ def at_common_steps(curves: Sequence[Curve], label: str = "") -> tuple[np.ndarra
 
 
 def memory_attention(
-    weights: np.ndarray,
-    *,
-    rewards: Sequence[float] | None = None,
-    marks: Mapping[int, str] | None = None,
-    title: str = "",
+    found: MemoryAttention, *, title: str = "What the agent reads from its memory", by_head: bool = False
 ) -> Figure:
-    """Plot the attention to each slot of the memory at each step of an episode.
+    """Plot which earlier steps each step of an episode reads, one panel for each layer (or head), above what was seen.
+
+    Of a long episode the last steps are drawn. Parts of the observation are drawn from their least to their largest
+    value in the episode.
 
     Args:
-        weights: ``(steps, slots)``; the last slot is the newest, NaN is an empty one.
-        rewards: of each step, plotted below.
-        marks: words at steps, for example ``{0: "cue"}``.
+        found: of :func:`~manyheads.rl.evaluation.attention.attention_over_memory`.
         title: above the figure.
-
-    Raises:
-        DataError: for weights that are no matrix, or another number of rewards.
+        by_head: a panel for each head of each layer instead of their mean.
     """
-    if weights.ndim != 2 or not weights.size:
-        raise DataError(f"weights: found the shape {weights.shape}, expected (steps, slots): give a matrix")
-    steps, slots = weights.shape
-    if rewards is not None and len(rewards) != steps:
-        raise DataError(f"rewards: found {len(rewards)}, expected one for each of {steps} steps: correct them")
-    rows = 1 if rewards is None else 2
-    figure = Figure(figsize=(8.0, 3.4 if rows == 1 else 4.4), layout="constrained")
-    panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[:rows])[:, 0]
-    top = panels[0]
-    # Rows are ages: the newest slot has age 0 and is at the bottom.
-    ages = weights.T[::-1]
-    extent = (-0.5, steps - 0.5, -0.5, slots - 0.5)
-    image = top.imshow(ages, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
-    top.set_facecolor("0.9")
-    figure.colorbar(image, ax=top, label="weight", pad=0.01)
-    top.set(ylabel="age in memory (steps)", title=title)
-    for step, words in (marks or {}).items():
-        top.axvline(step, color="tab:red", linestyle=":", linewidth=1)
-        top.annotate(words, (step, slots - 0.5), xytext=(2, -2), textcoords="offset points", va="top", color="tab:red")
-    if rewards is not None:
-        panels[1].bar(np.arange(steps), rewards, width=1.0)
-        panels[1].set(ylabel="reward")
-    panels[-1].set(xlabel="step of the episode")
+    layers, heads, steps, _ = found.weights.shape
+    start = max(0, steps - DRAWN)
+    if by_head:
+        panels = [
+            (f"layer {layer + 1}, head {head + 1}", found.weights[layer, head])
+            for layer in range(layers)
+            for head in range(heads)
+        ]
+    else:
+        panels = [(f"layer {layer + 1}", found.weights[layer].mean(0)) for layer in range(layers)]
+    across = min(len(panels), max(heads if by_head else 3, 1), 4)
+    down = -(-len(panels) // across)
+    parts = min(len(found.parts), PARTS)
+    strips = [0.16 * max(parts, 1) + 0.1] * (parts > 0) + [0.6] * bool(found.rewards.any())
+    heights = [3.3] * down + strips
+    figure = Figure(figsize=(3.6 * across + 1.6, sum(heights) + 1.0), layout="constrained")
+    grid = figure.subplots(len(heights), across, sharex=True, squeeze=False, height_ratios=heights)
+    ticks = MaxNLocator(integer=True)
+    top = max(float(matrix[start:, start:].max()) for _, matrix in panels)
+    for index, axes in enumerate(grid[:down].flat):
+        if index >= len(panels):
+            axes.set_axis_off()
+            continue
+        name, matrix = panels[index]
+        shown = np.ma.masked_equal(matrix[start:, start:], 0.0)
+        extent = (start - 0.5, steps - 0.5, steps - 0.5, start - 0.5)
+        axes.imshow(shown, cmap="viridis", vmin=0.0, vmax=top, aspect="auto", extent=extent)
+        axes.set_facecolor("0.93")
+        most, share = int(matrix[-1].argmax()), float(matrix[-1].max())
+        axes.set_title(f"{name}\nthe last step reads step {most} most ({100 * share:.0f} %)", fontsize=9)
+        if index == 0 and steps > 2:
+            axes.annotate("not yet seen", (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", color="0.5")
+        axes.xaxis.set_major_locator(ticks)
+        axes.yaxis.set_major_locator(ticks)
+        if index % across == 0:
+            axes.set_ylabel("step that reads")
+    figure.colorbar(grid[0, 0].images[0], ax=list(grid[:down].flat), label="share of its attention", pad=0.01)
+    for column in range(across):
+        rest = list(grid[down:, column])
+        if parts:
+            _draw_parts(rest.pop(0), found, start, parts, named=column == 0)
+        if rest:
+            axes = rest.pop(0)
+            axes.bar(np.arange(start, steps), found.rewards[start:], width=0.8, color="tab:green")
+            axes.axhline(0.0, color="0.7", linewidth=0.8)
+            axes.margins(y=0.2)
+            if column == 0:
+                axes.set_ylabel("reward", rotation=0, ha="right", va="center")
+        grid[-1, column].set_xlabel("step that is read")
+        grid[-1, column].set_xlim(start - 0.5, steps - 0.5)
+    cut = f" (the last {DRAWN} of {steps} steps)" if start else ""
+    figure.suptitle(f"{title}{cut}", fontsize=11)
     return figure
+
+
+def _draw_parts(axes: Axes, found: MemoryAttention, start: int, parts: int, *, named: bool) -> None:
+    seen = found.seen[:parts]
+    low, high = seen.min(1, keepdims=True), seen.max(1, keepdims=True)
+    scaled = (seen - low) / np.maximum(high - low, 1e-12)
+    extent = (start - 0.5, seen.shape[1] - 0.5, parts - 0.5, -0.5)
+    axes.imshow(scaled[:, start:], cmap="Oranges", vmin=0.0, vmax=1.3, aspect="auto", extent=extent)
+    axes.set_yticks(range(parts), found.parts[:parts] if named else [""] * parts, fontsize=8)
+    axes.tick_params(length=0, axis="y")
+    for line in range(1, parts):
+        axes.axhline(line - 0.5, color="white", linewidth=0.8)
+    if named:
+        axes.set_ylabel("seen", rotation=0, ha="right", va="center")
+
+
+def frame_attention(
+    frames: np.ndarray, shares: np.ndarray, steps: Sequence[int], *, covered: tuple[int, int]
+) -> Figure:
+    """Draw frames of an episode, and below each how much the encoder reads each patch.
+
+    Args:
+        frames: ``(N, H, W, C)`` bytes: three channels are colours, of any other number the last one is drawn.
+        shares: ``(N, rows, columns)``.
+        steps: of the frames in the episode.
+        covered: height and width of the pixels that the patches cover.
+    """
+    shown = frames if frames.shape[-1] == 3 else frames[..., -1]
+    titles = [f"step {step}" for step in steps]
+    return draw_shares(shown, shares, titles, covered=covered, heading="Frames, and what the encoder reads in them")

@@ -18,8 +18,8 @@ from manyheads.lab.data.files import check_suffix, write_atomically
 from manyheads.rl.environments.episodes import Player, play
 from manyheads.rl.environments.task import whole
 
-# Shorter side of an animation in pixels, if no scale is given.
-SIDE = 160
+# Least longer side of an animation in pixels, if no scale is given.
+SIDE = 320
 # Players of GIF show faster frames slowly.
 FASTEST = 50
 
@@ -81,7 +81,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, fps: float = 15.0, sc
         path: file that ends in ``.gif``.
         frames: pictures of one size.
         fps: pictures a second. GIF keeps hundredths of a second, and at most 50 pictures a second.
-        scale: whole factor of enlargement, by default to at least 160 pixels of height and width.
+        scale: whole factor of enlargement, by default so that the longer side has at least 320 pixels.
     """
     check_suffix("path", path, (".gif",))
     if not 0 < fps <= FASTEST:

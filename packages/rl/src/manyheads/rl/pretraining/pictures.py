@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from manyheads.rl.encoders.frame_picture import draw_shares
 from manyheads.rl.encoders.frames import FrameEncoder
 from manyheads.rl.pretraining.recording import Recording
 
@@ -20,19 +21,8 @@ def attention_over_frames(encoder: FrameEncoder, recording: Recording, *, frames
 
     A share is drawn relative to the largest of its frame.
     """
-    from matplotlib.figure import Figure
-
     centres = recording.centres(stack=encoder.stack)
     at = centres[np.linspace(0, len(centres) - 1, frames + 2).astype(int)[1:-1]]
     seen = encoder.attention(torch.from_numpy(recording.observations(at, stack=encoder.stack))).mean(1).numpy()
-    figure = Figure(figsize=(1.7 * frames, 3.6), layout="constrained")
-    for column, (top, bottom) in enumerate(figure.subplots(2, frames, squeeze=False).T):
-        frame = recording.frames[at[column]]
-        edge = encoder.seen
-        top.imshow(frame, cmap="gray", vmin=0, vmax=255)
-        bottom.imshow(frame[:edge, :edge], cmap="gray", vmin=0, vmax=255, extent=(0, edge, edge, 0))
-        bottom.imshow(seen[column] / seen[column].max(), cmap="magma", alpha=0.6, vmin=0, extent=(0, edge, edge, 0))
-        top.set_title(f"frame {at[column]}", fontsize=8)
-        for axes in (top, bottom):
-            axes.set_axis_off()
-    return figure
+    edge = encoder.seen
+    return draw_shares(recording.frames[at], seen, [f"frame {one}" for one in at], covered=(edge, edge))

@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from manyheads.core.errors import ArgumentError
+from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.registry import LAYERS
 from manyheads.lab.training.experiment import Experiment
-from manyheads.rl.cores import build_core
+from manyheads.rl.cores import build_core, core_names
 from manyheads.rl.encoders import build_encoder
 from manyheads.rl.policies import ActionHead, Policy
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
@@ -82,6 +82,8 @@ class AgentModel:
 
     def core_options(self) -> dict[str, Any]:
         """Arguments of the core. Raises :class:`ArgumentError` for one that the core does not have."""
+        if self.core not in LAYERS and self.core not in core_names():
+            raise UnknownNameError("core", self.core, core_names())
         known = {one.name for one in LAYERS[self.core].arguments} if self.core in LAYERS else set()
         found = dict(self.options)
         for name in ("memory", "gate", "heads"):
