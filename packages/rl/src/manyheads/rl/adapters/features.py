@@ -9,6 +9,7 @@ writes it as a dict of tensors of fixed shapes, which is what the buffers of oth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from manyheads.core import state as trees
-from manyheads.core.errors import ArgumentError, StateError
+from manyheads.core.errors import ArgumentError, DataError, StateError
 from manyheads.core.state import State
 from manyheads.lab.data.fields import from_json
 from manyheads.rl.encoders.observations import to_tensors
@@ -74,7 +75,7 @@ class MemoryFeatures(Remembering):
         found.encoder, found.core = policy.encoder, policy.core
         return found
 
-    @property
+    @cached_property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of :meth:`pack` for one environment, without the batch axis; empty without memory."""
         return {name: tuple(part.shape[1:]) for name, part in self.pack(self.init_state(1)).items()}
@@ -95,6 +96,9 @@ class MemoryFeatures(Remembering):
         batch, steps = is_first.shape
         self._check(state, batch)
         seen = to_tensors(self.observation_space, _flat(observations))
+        for name, one in seen.items():
+            if len(one) != batch * steps:
+                raise DataError(f"{name}: found {len(one)} observations, expected {batch} x {steps}, as in is_first")
         return self.features({name: one.unflatten(0, (batch, steps)) for name, one in seen.items()}, state, is_first)
 
     def pack(self, state: State) -> dict[str, Tensor]:

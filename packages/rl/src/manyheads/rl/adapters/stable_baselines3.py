@@ -102,10 +102,10 @@ class MemoryPolicy(ActorCriticPolicy):
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
-        # the orthogonal weights are for layers and heads above: encoder and core have their own
-        own = {name: one.clone() for name, one in self.features_extractor.state_dict().items()}
+        # Stable-Baselines3 makes the weights of extractor, layers and heads orthogonal: encoder and core have their own
+        extractor, self.features_extractor = self.features_extractor, torch.nn.Identity()  # ty: ignore
         super()._build(lr_schedule)
-        self.features_extractor.load_state_dict(own)
+        self.features_extractor = extractor
 
     def step(self, observations: Any, state: State, is_first: Any) -> Sequences:
         """One step of B environments, observations ``(B, …)`` and ``is_first (B,)``, as sequences."""
@@ -332,6 +332,10 @@ class EncoderFeatures(BaseFeaturesExtractor):
         super().__init__(observation_space, width)
         self.space, self.normalize_images = _preprocessed(observation_space), normalize_images
         self.encoder = build_encoder(encoder, self.space, width, depth=depth, weights=weights, frozen=frozen)
+
+    def apply(self, fn: Any) -> EncoderFeatures:
+        """Keep the weights: a policy of Stable-Baselines3 applies orthogonal ones, over pretrained ones too."""
+        return self
 
     def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """Observations as Stable-Baselines3 has preprocessed them to ``(B, width)``."""
