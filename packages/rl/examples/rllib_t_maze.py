@@ -9,7 +9,7 @@ from ray.tune.registry import register_env
 from manyheads.rl.adapters.rllib import MemoryModule
 from manyheads.rl.environments.t_maze import TMazeEnv
 
-ray.init(num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1")
+ray.init("local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1")
 register_env("t-maze", lambda options: TMazeEnv(**options))
 features = {"core": "gtrxl", "width": 32, "depth": 1, "memory": 8}  # arguments of MemoryFeatures
 module = RLModuleSpec(module_class=MemoryModule, model_config={"max_seq_len": 16, "features": features})

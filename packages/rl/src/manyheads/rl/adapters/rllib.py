@@ -28,11 +28,11 @@ from manyheads.rl.encoders.observations import leaves
 from manyheads.rl.policies import ActionHead
 
 try:
-    import tree  # ty: ignore[import-not-found]
-    from ray.rllib.core.columns import Columns  # ty: ignore[import-not-found]
-    from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical  # ty: ignore[import-not-found]
-    from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI  # ty: ignore[import-not-found]
-    from ray.rllib.core.rl_module.torch import TorchRLModule  # ty: ignore[import-not-found]
+    import tree
+    from ray.rllib.core.columns import Columns
+    from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
+    from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+    from ray.rllib.core.rl_module.torch import TorchRLModule
 except ImportError as error:
     raise MissingPackageError(
         f"RLlib does not import ({error}): pip install -c constraints.txt -e './packages/rl[rllib]'"
