@@ -345,6 +345,13 @@ def torchrec(session: nox.Session) -> None:
 
 
 @nox.session
+def rllib(session: nox.Session) -> None:
+    """Run the tests that need RLlib, and its example with two local workers, which takes a minute."""
+    install(session, "pytest", "hypothesis", packages=["shared[lab]", "packages/rl[rllib]"])
+    session.run("pytest", "tests/rl/test_rllib.py", *session.posargs, env={"RAY_USAGE_STATS_ENABLED": "0"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Make the figures of benchmarks/results again: nox -s bench -- JOB …"""
     install(session)

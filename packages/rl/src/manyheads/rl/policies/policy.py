@@ -13,6 +13,7 @@ from manyheads.rl.cores.core import Core
 from manyheads.rl.encoders.build import Encoder
 from manyheads.rl.policies.actions import ActionHead
 from manyheads.rl.policies.distributions import Distribution
+from manyheads.rl.policies.remembering import Remembering
 
 
 class PolicyOutput(NamedTuple):
@@ -23,7 +24,7 @@ class PolicyOutput(NamedTuple):
     state: State
 
 
-class Policy(nn.Module):
+class Policy(Remembering):
     """Actions and values from observations and a memory.
 
     Args:
@@ -37,25 +38,14 @@ class Policy(nn.Module):
     def __init__(
         self, encoder: Encoder, core: Core, head: ActionHead, *, previous_action: bool, previous_reward: bool
     ) -> None:
-        super().__init__()
-        self.encoder, self.core, self.head = encoder, core, head
+        super().__init__(encoder, core)
+        self.head = head
         self.previous_action, self.previous_reward = previous_action, previous_reward
         inputs = head.code_width * previous_action + previous_reward
         self.previous = nn.Linear(inputs, core.width, bias=False) if inputs else None
         self.value = nn.Linear(core.width, 1)
         nn.init.orthogonal_(self.value.weight)
         nn.init.zeros_(self.value.bias)
-        self.train()
-
-    def train(self, mode: bool = True) -> Policy:
-        """Stay in evaluation mode: with dropout or statistics of the batch the policy that is trained would not be the
-        one that acted."""
-        return super().train(False)
-
-    def init_state(self, batch: int) -> State:
-        """The state before the first step of an episode."""
-        weight = self.value.weight
-        return self.core.init_state(batch, device=weight.device, dtype=weight.dtype)
 
     def forward(
         self,
@@ -74,11 +64,10 @@ class Policy(nn.Module):
             previous_action ``(B, T, …)``: the action that led to each observation; not read where ``is_first``.
             previous_reward ``(B, T)``: the reward that came with each observation; not read where ``is_first``.
         """
-        batch, steps = is_first.shape
-        x = self.encoder({name: one.flatten(0, 1) for name, one in observations.items()}).view(batch, steps, -1)
+        added = None
         if self.previous is not None:
-            x = x + self.previous(self._previous(previous_action, previous_reward, is_first))
-        y, state = self.core(x, state, is_first)
+            added = self.previous(self._previous(previous_action, previous_reward, is_first))
+        y, state = self.features(observations, state, is_first, added)
         return PolicyOutput(self.head(y), self.value(y).squeeze(-1), state)
 
     def _previous(self, action: Tensor, reward: Tensor, is_first: Tensor) -> Tensor:

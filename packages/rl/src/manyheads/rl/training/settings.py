@@ -13,8 +13,8 @@ from gymnasium.vector import VectorEnv
 from manyheads.core.errors import ArgumentError, UnknownNameError
 from manyheads.core.registry import LAYERS
 from manyheads.lab.training.experiment import Experiment
-from manyheads.rl.cores import build_core, core_names
-from manyheads.rl.encoders import build_encoder
+from manyheads.rl.cores import Core, build_core, core_names
+from manyheads.rl.encoders import Encoder, build_encoder
 from manyheads.rl.policies import ActionHead, Policy
 from manyheads.rl.training.learner import AgentOptimiser, Algorithm
 from manyheads.rl.training.ppo import PPO
@@ -96,16 +96,10 @@ class AgentModel:
             found[key] = value
         return found
 
-    def build(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        pretrained: Mapping[str, Any] | None = None,
-    ) -> Policy:
-        """Build the policy for one environment's spaces; torch is seeded before the call.
-
-        ``pretrained`` is the header of a file of pretraining, to build its network without the file.
-        """
+    def parts(
+        self, observation_space: spaces.Space[Any], pretrained: Mapping[str, Any] | None = None
+    ) -> tuple[Encoder, Core]:
+        """Build encoder and core."""
         encoder = build_encoder(
             self.encoder,
             observation_space,
@@ -117,6 +111,19 @@ class AgentModel:
             stored=pretrained,
         )
         core = build_core(self.core, self.width, depth=self.depth, **self.core_options())
+        return encoder, core
+
+    def build(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        pretrained: Mapping[str, Any] | None = None,
+    ) -> Policy:
+        """Build the policy for one environment's spaces; torch is seeded before the call.
+
+        ``pretrained`` is the header of a file of pretraining, to build its network without the file.
+        """
+        encoder, core = self.parts(observation_space, pretrained)
         head = ActionHead(action_space, self.width)
         previous = {"previous_action": self.previous_action, "previous_reward": self.previous_reward}
         return Policy(encoder, core, head, **previous)
