@@ -43,8 +43,16 @@ def experiments() -> list[Experiment]:
         _experiment("tmaze10-gtrxl", _maze(10), _gtrxl(12), 40_000),
         _experiment("tmaze10-none", _maze(10), reactive, 40_000),
         _experiment("tmaze50-gtrxl", _maze(50), _gtrxl(52), 150_000),
-        # 207,400 parameters, as many as the GTrXL
-        _experiment("tmaze50-lstm", _maze(50), AgentModel("lstm", width=160, depth=1), 150_000),
+        # As many parameters as the GTrXL. Of learning rates .0003, .001 and .003 with entropy weights .01 and .03, tried
+        # with another seed, the only setting that reached the target.
+        _experiment(
+            "tmaze50-lstm",
+            _maze(50),
+            AgentModel("lstm", width=160, depth=1),
+            150_000,
+            objective=PPO(entropy_weight=0.03),
+            optimiser=AgentOptimiser(3e-3, decay="constant"),
+        ),
         _experiment(
             "repeat4-gtrxl",
             Task("manyheads/RepeatPrevious-v0", options={"k": 4}, target=0.9),
