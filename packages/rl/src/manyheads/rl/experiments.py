@@ -43,8 +43,8 @@ def experiments() -> list[Experiment]:
         _experiment("tmaze10-gtrxl", _maze(10), _gtrxl(12), 40_000),
         _experiment("tmaze10-none", _maze(10), reactive, 40_000),
         _experiment("tmaze50-gtrxl", _maze(50), _gtrxl(52), 150_000),
-        # As many parameters as the GTrXL. Learning rates .0003, .001 and .003 with entropy weights .01 and .03 were tried
-        # with another seed: no other setting reached the target.
+        # As many parameters as the GTrXL. Learning rates .0003, .001 and .003 with entropy weights .01 and .03 were
+        # tried with another seed: no other setting reached the target.
         _experiment(
             "tmaze50-lstm",
             _maze(50),
