@@ -192,6 +192,7 @@ JOBS: dict[str, list[str]] = {
         ),
         f"manyheads report --root {RUNS}/rl_memory --csv {{csv}}",
     ],
+    "rl_curves": ["python benchmarks/rl_curves.py --csv {csv}"],
     "rl_speed": ["python benchmarks/rl_speed.py --csv {csv}"],
     "rl_order": ["python benchmarks/rl_order.py --csv {csv}"],
     "rl_pretraining": [f"python benchmarks/rl_pretraining.py --root {RUNS}/rl-pretraining --csv {{csv}}"],

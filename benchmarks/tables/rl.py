@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 
 from rows import markdown, not_measured, read_if_measured
+from scipy.stats import ttest_ind
 
 # metrics of a task
 COLUMNS = ("return", "steps_to_target")
@@ -73,6 +74,26 @@ def rl_speed() -> str:
     return markdown(header, lines) if lines else not_measured("rl_speed")
 
 
+def rl_curves() -> str:
+    """List the returns over the training of two learners, and the difference of their means."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read_if_measured("rl_curves") or ():
+        found[row["task"], row["learner"]].append(row)
+    lines = []
+    for (task, learner), seeds in found.items():
+        means, last = ([float(row[name]) for row in seeds] for name in ("mean_return", "last_return"))
+        cost = sum(float(row["cpu_s"]) for row in seeds) / len(seeds)
+        difference = ""
+        if learner != "manyheads":
+            mine = [float(row["mean_return"]) for row in found[task, "manyheads"]]
+            interval = ttest_ind(means, mine, equal_var=False).confidence_interval()
+            gap = sum(means) / len(means) - sum(mine) / len(mine)
+            difference = f"{gap:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+        lines.append((task, learner, _spread(means), _spread(last), difference, str(len(seeds)), f"{cost:.0f}"))
+    header = ("task", "learner", "return over the training", "last return", "difference", "seeds", "CPU s a seed")
+    return markdown(header, lines) if lines else not_measured("rl_curves")
+
+
 def _runs(job: str) -> list[tuple[str, dict[str, dict[str, str]]]]:
     found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for row in read_if_measured(job) or ():
@@ -133,4 +154,4 @@ def _spread(values: list[float]) -> str:
     return f"{mean:.3f} ± {deviation:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
-TABLES = (rl_tasks, rl_gates, rl_memory, rl_speed, rl_order, rl_pretraining)
+TABLES = (rl_tasks, rl_gates, rl_memory, rl_curves, rl_speed, rl_order, rl_pretraining)

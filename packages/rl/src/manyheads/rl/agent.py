@@ -116,6 +116,11 @@ class Agent:
         return self
 
     @property
+    def steps(self) -> int:
+        """Steps of all environments together that it has learnt from since it was made or loaded."""
+        return 0 if self._training is None else self._training.steps
+
+    @property
     def mean_return(self) -> float | None:
         """Mean return of the last 100 training episodes; None before the first ends."""
         return None if self._training is None else self._training.mean_return
