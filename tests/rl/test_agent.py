@@ -140,7 +140,11 @@ def test_environments_with_other_spaces_are_refused(tmp_path: Path):
         Agent.load(path).learn(10)
     with pytest.raises(ArgumentError, match="the network is that of the file"):
         Agent.load(path, Recall(4, 5), width=32)
-    assert Agent.load(path, Recall(4, 5), segment=8).learn(10, progress=False).mean_return is not None
+    loaded = Agent.load(path, Recall(4, 5), segment=8)
+    assert loaded.steps == 0
+    assert loaded.learn(10, progress=False).mean_return is not None
+    # one update of 4 environments; steps that only reset one are not counted
+    assert 10 <= loaded.steps <= 4 * 8
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
