@@ -325,7 +325,7 @@ def peers(session: nox.Session) -> None:
 @nox.session
 def rl_speed(session: nox.Session) -> None:
     """Compare the speed of our agents with Stable-Baselines3: benchmarks/results/rl_speed.csv."""
-    install(session, *AGENT_TOOLS, "sb3-contrib", packages=["shared[lab]", "packages/rl"])
+    install(session, *AGENT_TOOLS, "sb3-contrib", "opencv-python-headless", packages=["shared[lab]", "packages/rl"])
     session.run("python", "benchmarks/rl_speed.py", *session.posargs)
 
 

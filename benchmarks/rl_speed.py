@@ -99,7 +99,7 @@ def main() -> None:
         for name in ROWS:
             command = [sys.executable, __file__, "--row", name]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             seconds = json.loads(told.splitlines()[-1])
             best[name] = min(seconds, best.get(name, seconds))
             print(f"turn {turn + 1}, {name}: {seconds:.2f} CPU s per 1,000 steps", flush=True)
