@@ -168,7 +168,7 @@ def test_a_file_of_pretraining_brings_its_own_backbone(tmp_path: Path):
 def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path: Path):
     path = tmp_path / "encoder.safetensors"
     save_file({name: one.contiguous() for name, one in small(4).state_dict().items()}, path)
-    with pytest.raises(CheckpointError, match=r"0\.weight: found shape \(32, 4, 3, 3\), expected \(32, 3, 3, 3\)"):
+    with pytest.raises(CheckpointError, match=r"0\.weight: found shape \(32, 4, 4, 4\), expected \(32, 3, 4, 4\)"):
         build_encoder("small-cnn", IMAGE, 16, weights=path)
     with pytest.raises(CheckpointError, match=r"patches\.project\.weight: found nothing"):
         build_encoder("vit-nano", spaces.Box(0, 255, (64, 64, 3), **BYTES), 16, weights=path)

@@ -73,11 +73,12 @@ def nature(channels: int) -> nn.Sequential:
 
 
 def small(channels: int) -> nn.Sequential:
-    """Four convolutions of stride 2 with 32 channels, for 42 x 42 pixels: a fifth of the arithmetic of ``nature``."""
-    layers: list[nn.Module] = []
-    for place in range(4):
-        layers += [nn.Conv2d(32 if place else channels, 32, 3, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers)
+    """Three convolutions with 32 channels, for 42 x 42 pixels: an eighth of the arithmetic of ``nature`` on 84 x 84."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 4, stride=3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU()),
+    )
 
 
 class ResidualUnit(nn.Module):
