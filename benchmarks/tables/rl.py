@@ -8,9 +8,6 @@ from collections import defaultdict
 from rows import markdown, not_measured, read_if_measured
 from scipy.stats import ttest_ind
 
-# metrics of a task
-COLUMNS = ("return", "steps_to_target")
-
 
 def rl_tasks() -> str:
     """List steps to the target, return of the evaluation and CPU time of each task."""
@@ -24,17 +21,18 @@ def rl_tasks() -> str:
     for experiment, metrics in found.items():
         first = next(iter(metrics.values()))
         seeds = len(first["seeds"].split())
-        cells = [_mean(metrics.get(name)) for name in COLUMNS]
-        lines.append(
-            (
-                f"`{experiment}`",
-                *cells,
-                str(seeds),
-                f"{int(first['parameters']):,}",
-                f"{float(first['cpu_s']) / seeds:.0f}",
-            )
-        )
-    return markdown(("experiment", "return", "steps to the target", "seeds", "parameters", "CPU s a seed"), lines)
+        reached, steps, mean = _outcome(metrics)
+        cost = f"{float(first['cpu_s']) / seeds:.0f}"
+        lines.append((f"`{experiment}`", mean, reached, steps, f"{int(first['parameters']):,}", cost))
+    header = (
+        "experiment",
+        "return",
+        "seeds that reach the target",
+        "steps to the target",
+        "parameters",
+        "CPU s a seed",
+    )
+    return markdown(header, lines)
 
 
 def rl_gates() -> str:
